@@ -1,0 +1,1 @@
+"""Backend-specific functions."""

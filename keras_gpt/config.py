@@ -1,0 +1,308 @@
+"""`GPTConfig`: every choice that defines a GPT's architecture, checked on creation."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+PositionEmbedding = Literal["learned", "sinusoidal", "rotary", "none"]
+Normalization = Literal["layer_norm", "rms_norm"]
+Activation = Literal["gelu", "gelu_tanh", "relu_squared", "swiglu"]
+
+POSITION_EMBEDDINGS = ("learned", "sinusoidal", "rotary", "none")
+NORMALIZATIONS = ("layer_norm", "rms_norm")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
+
+_GPT2 = {"vocab_size": 50257, "context_length": 1024, "activation": "gelu_tanh"}
+_LLAMA = {
+    "position_embedding": "rotary",
+    "normalization": "rms_norm",
+    "activation": "swiglu",
+    "use_bias": False,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # nanoGPT's two Tiny Shakespeare configurations, characters
+    "char_cpu": {
+        "vocab_size": 65,
+        "context_length": 64,
+        "embedding_dimension": 128,
+        "num_layers": 4,
+        "num_heads": 4,
+        "use_bias": False,
+    },
+    "char_gpu": {
+        "vocab_size": 65,
+        "context_length": 256,
+        "embedding_dimension": 384,
+        "num_layers": 6,
+        "num_heads": 6,
+        "use_bias": False,
+        "dropout_rate": 0.2,
+    },
+    # what `keras-gpt quickstart` trains
+    "quickstart": {
+        "vocab_size": 2048,
+        "context_length": 128,
+        "embedding_dimension": 192,
+        "num_layers": 4,
+        "num_heads": 6,
+        **_LLAMA,
+    },
+    # https://openai.com/research/better-language-models, Table 2 of the paper
+    "gpt2": {
+        **_GPT2,
+        "embedding_dimension": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+    },
+    "gpt2_medium": {
+        **_GPT2,
+        "embedding_dimension": 1024,
+        "num_layers": 24,
+        "num_heads": 16,
+    },
+    "gpt2_large": {
+        **_GPT2,
+        "embedding_dimension": 1280,
+        "num_layers": 36,
+        "num_heads": 20,
+    },
+    "gpt2_xl": {
+        **_GPT2,
+        "embedding_dimension": 1600,
+        "num_layers": 48,
+        "num_heads": 25,
+    },
+    # https://huggingface.co/blog/smollm, SmolLM2's config.json files
+    "smollm2_135m": {
+        "vocab_size": 49152,
+        "context_length": 8192,
+        "embedding_dimension": 576,
+        "num_layers": 30,
+        "num_heads": 9,
+        "num_kv_heads": 3,
+        "feed_forward_dimension": 1536,
+        "rotary_base": 100000.0,
+        **_LLAMA,
+    },
+    "smollm2_360m": {
+        "vocab_size": 49152,
+        "context_length": 8192,
+        "embedding_dimension": 960,
+        "num_layers": 32,
+        "num_heads": 15,
+        "num_kv_heads": 5,
+        "feed_forward_dimension": 2560,
+        "rotary_base": 100000.0,
+        **_LLAMA,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The architecture of a GPT.
+
+    Args:
+        vocab_size: Number of token ids; ids run from 0 to `vocab_size - 1`.
+        context_length: Most tokens that the model sees at once.
+        embedding_dimension: Width of the residual stream.
+        num_layers: Number of transformer blocks.
+        num_heads: Number of query heads; must divide `embedding_dimension`.
+        num_kv_heads: Number of key and value heads (grouped-query attention);
+            must divide `num_heads`. Defaults to `num_heads`.
+        feed_forward_dimension: Hidden width of the feed-forward network.
+            Defaults to 4 times `embedding_dimension`, or, for `"swiglu"` with
+            its third matrix, two thirds of that rounded up to a multiple of 32.
+        dropout_rate: Fraction dropped from embeddings, attention weights and
+            both residual branches while training, in `[0, 1)`. Defaults to 0.
+        position_embedding: `"learned"` (GPT-2), `"sinusoidal"` (the original
+            Transformer), `"rotary"` (Llama) or `"none"`.
+        rotary_base: Base of the rotary frequencies. Defaults to 10,000.
+        normalization: `"layer_norm"` (GPT-2) or `"rms_norm"` (Llama).
+        norm_epsilon: Added to the variance in each normalization.
+        activation: `"gelu"`, `"gelu_tanh"` (GPT-2), `"relu_squared"`, or
+            `"swiglu"` (Llama: a SiLU gate on a third matrix).
+        use_bias: Whether projections (and layer norms) have biases.
+        tie_embeddings: Whether the output projection is the transposed token
+            embedding.
+        qk_norm: Whether each query and key head is RMS-normalized (Qwen3).
+        sliding_window: Each token sees itself and the `sliding_window - 1`
+            before it (Mistral). Defaults to `None`, all of them.
+        document_separator_id: Token id that ends each document of a packed
+            sequence. When set, no token sees another document and positions
+            restart after each separator. Defaults to `None`.
+
+    Raises:
+        ValueError: An argument is out of range, or two don't go together.
+
+    Example:
+
+    >>> from keras_gpt import GPTConfig
+    >>> config = GPTConfig(vocab_size=65, context_length=64, embedding_dimension=128,
+    ...                    num_layers=4, num_heads=4)
+    >>> config.head_dimension
+    32
+    >>> GPTConfig.from_preset("gpt2", dropout_rate=0.1).num_layers
+    12
+    """
+
+    vocab_size: int
+    context_length: int
+    embedding_dimension: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    feed_forward_dimension: int | None = None
+    dropout_rate: float = 0.0
+    position_embedding: PositionEmbedding = "learned"
+    rotary_base: float = 10000.0
+    normalization: Normalization = "layer_norm"
+    norm_epsilon: float = 1e-5
+    activation: Activation = "gelu"
+    use_bias: bool = True
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    document_separator_id: int | None = None
+
+    def __post_init__(self):
+        for name in (
+            "vocab_size",
+            "context_length",
+            "embedding_dimension",
+            "num_layers",
+            "num_heads",
+        ):
+            _check_positive_integer(name, getattr(self, name))
+        for name in ("num_kv_heads", "feed_forward_dimension", "sliding_window"):
+            if getattr(self, name) is not None:
+                _check_positive_integer(name, getattr(self, name))
+        _check_choice(
+            "position_embedding", self.position_embedding, POSITION_EMBEDDINGS
+        )
+        _check_choice("normalization", self.normalization, NORMALIZATIONS)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_dropout_rate(self.dropout_rate)
+        for name in ("rotary_base", "norm_epsilon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"`{name}` must be above 0. Received: {name}={getattr(self, name)}."
+                )
+        check_heads(self.embedding_dimension, self.num_heads, self.num_kv_heads)
+        if self.position_embedding == "rotary" and self.head_dimension % 2:
+            raise ValueError(
+                "Rotary positions rotate pairs, so `embedding_dimension / num_heads` "
+                f"must be even. Received: embedding_dimension="
+                f"{self.embedding_dimension}, num_heads={self.num_heads}."
+            )
+        separator = self.document_separator_id
+        if separator is not None and not 0 <= separator < self.vocab_size:
+            raise ValueError(
+                "`document_separator_id` must be a token id from 0 to "
+                f"{self.vocab_size - 1}. Received: document_separator_id={separator}."
+            )
+
+    @property
+    def head_dimension(self) -> int:
+        """Width of one attention head."""
+        return self.embedding_dimension // self.num_heads
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> "GPTConfig":
+        """Make a configuration from a name in `keras_gpt.PRESETS`.
+
+        Args:
+            preset: For example `"gpt2"` or `"smollm2_135m"`.
+            **overrides: Fields that replace the preset's.
+
+        Returns:
+            A `GPTConfig`.
+
+        Raises:
+            ValueError: The preset or a field is unknown (the nearest is named).
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"Unknown preset. {_suggest('preset', preset, PRESETS)}")
+        return cls.from_dict({**PRESETS[preset], **overrides})
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "GPTConfig":
+        """Make a configuration from what `to_dict` gave."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ValueError(
+                    f"Unknown field of GPTConfig. {_suggest('field', name, known)}"
+                )
+        missing = [
+            field.name
+            for field in dataclasses.fields(cls)
+            if field.default is dataclasses.MISSING and field.name not in fields
+        ]
+        if missing:
+            raise ValueError(
+                f"GPTConfig needs {', '.join(f'`{name}`' for name in missing)}. "
+                f"Received: {', '.join(fields) or 'nothing'}."
+            )
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def default_feed_forward_dimension(embedding_dimension: int, activation: str) -> int:
+    """Hidden width that gives the usual parameter count for the activation."""
+    if activation == "swiglu":
+        return -(-8 * embedding_dimension // 3 // 32) * 32
+    return 4 * embedding_dimension
+
+
+def check_heads(
+    embedding_dimension: int, num_heads: int, num_kv_heads: int | None
+) -> None:
+    """Raise `ValueError` unless the heads divide what they must divide."""
+    if embedding_dimension % num_heads:
+        divisor = next(n for n in range(num_heads, 0, -1) if embedding_dimension % n == 0)
+        raise ValueError(
+            "`num_heads` must divide `embedding_dimension`. Received: "
+            f"num_heads={num_heads}, embedding_dimension={embedding_dimension}. "
+            f"Try num_heads={divisor}."
+        )
+    if num_kv_heads is not None and num_heads % num_kv_heads:
+        divisor = next(n for n in range(num_kv_heads, 0, -1) if num_heads % n == 0)
+        raise ValueError(
+            "`num_kv_heads` must divide `num_heads`. Received: "
+            f"num_kv_heads={num_kv_heads}, num_heads={num_heads}. "
+            f"Try num_kv_heads={divisor}."
+        )
+
+
+def check_dropout_rate(dropout_rate: float) -> None:
+    """Raise `ValueError` unless the rate is a fraction below 1."""
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(
+            "`dropout_rate` must be at least 0 and below 1. Received: "
+            f"dropout_rate={dropout_rate}."
+        )
+
+
+def _check_positive_integer(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r}."
+        )
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"Unknown `{name}`. {_suggest(name, value, choices)}")
+
+
+def _suggest(kind, value, choices):
+    """Say what came, what was nearest, and what there is."""
+    nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"Received: {kind}={value!r}.{hint} One of: {', '.join(choices)}."

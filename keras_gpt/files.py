@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` and rename it to `path` at the end.
+
+    The temporary name keeps the suffix, because Keras chooses a format by it.
+    When the block raises (a full disk, Ctrl-C), the temporary file or folder is
+    removed and what was at `path` before stays as it was.
+
+    Args:
+        path: Where the file or folder shall be; an existing file is replaced,
+            an existing folder is refused.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        FileExistsError: `path` is an existing folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileExistsError(
+            f"{path} is an existing folder. Remove it or choose another name."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON, naming the file when it is not JSON.
+
+    Raises:
+        ValueError: The file is not valid JSON.
+        FileNotFoundError: There is no such file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}). It may be truncated: write it again."
+        ) from error
