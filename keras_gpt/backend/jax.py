@@ -1,0 +1,39 @@
+"""The backend functions on JAX."""
+
+# Axes: b batch, k key-value head, s cache position, h head dimension
+
+import jax
+import jax.numpy as jnp
+import keras
+
+FUSED_ATTENTION = jax.default_backend() != "cpu"
+
+
+def causal_attention(query, key, value):
+    """Attention `(b, n, t, h)` over `(b, k, t, h)`; cuDNN's kernel where it serves."""
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    context = keras.ops.dot_product_attention(query, key, value, is_causal=True)
+    return context.transpose(0, 2, 1, 3)
+
+
+def default_jit_compile(dtype):
+    """Whether `fit` should compile: always."""
+    del dtype
+    return True
+
+
+def compile_function(function, variables):
+    """Compile `function(state, inputs)`, which reads `variables`."""
+
+    def stateless(state, values, inputs):
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            return function(state, inputs)
+
+    compiled = jax.jit(stateless, donate_argnums=0)
+    return lambda state, inputs: compiled(state, [v.value for v in variables], inputs)
+
+
+def write_cache(cache, new, position):
+    """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
+    return cache.at[jnp.arange(cache.shape[0]), :, position].set(new[:, :, 0])

@@ -1,0 +1,37 @@
+"""The backend functions on TensorFlow."""
+
+# Axes: b batch, k key-value head, s cache position, h head dimension
+
+import tensorflow as tf
+
+FUSED_ATTENTION = False
+
+
+def causal_attention(query, key, value):
+    """TensorFlow has no fused kernel; see `FUSED_ATTENTION`."""
+    raise ValueError("TensorFlow has no fused attention.")
+
+
+def default_jit_compile(dtype):
+    """Whether `fit` should compile with XLA.
+
+    On CPUs XLA is faster in float32 and slower in half precision, where it doesn't
+    use oneDNN's matrix kernels.
+    """
+    return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
+
+
+def compile_function(function, variables):
+    """Compile `function(state, inputs)`, which reads `variables`."""
+    del variables  # a tf.function captures them
+    return tf.function(function, jit_compile=True)
+
+
+def write_cache(cache, new, position):
+    """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
+    b, k = tf.shape(cache)[0], cache.shape[1]
+    rows = tf.repeat(tf.range(b), k)
+    heads = tf.tile(tf.range(k), [b])
+    indices = tf.stack([rows, heads, tf.repeat(position, k)], axis=1)  # (bk, 3)
+    updates = tf.reshape(new, (b * k, cache.shape[3]))
+    return tf.tensor_scatter_nd_update(cache, indices, updates)

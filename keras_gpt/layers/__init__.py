@@ -1,0 +1,14 @@
+"""The layers that a GPT is made of."""
+
+from keras_gpt.layers.attention import CausalSelfAttention
+from keras_gpt.layers.block import TransformerBlock
+from keras_gpt.layers.embedding import DocumentPositions, TokenAndPositionEmbedding
+from keras_gpt.layers.feed_forward import FeedForward
+
+__all__ = [
+    "CausalSelfAttention",
+    "DocumentPositions",
+    "FeedForward",
+    "TokenAndPositionEmbedding",
+    "TransformerBlock",
+]

@@ -1,0 +1,236 @@
+"""From token ids to vectors: token and position embeddings."""
+
+# Axes: b batch, t position, e embedding
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gpt.config import POSITION_EMBEDDINGS
+
+
+def sinusoidal_positions(positions, embedding_dimension):
+    """Sine and cosine positions.
+
+    Args:
+        positions: Integers `(..., sequence)`.
+        embedding_dimension: Width of the result.
+
+    Returns:
+        float32 `(..., sequence, embedding_dimension)`: sines at even indices and
+        cosines at odd ones, wavelengths from `2 * pi` to `10000 * 2 * pi`.
+
+    References:
+        - [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), section 3.5
+    """
+    indices = np.arange(embedding_dimension)
+    frequencies = 10000.0 ** -(2 * (indices // 2) / embedding_dimension)
+    # cosine is sine a quarter turn later
+    phases = np.where(indices % 2, np.pi / 2, 0.0)
+    positions = ops.cast(positions, "float32")[..., None]
+    return ops.sin(
+        positions * ops.convert_to_tensor(frequencies, "float32")
+        + ops.convert_to_tensor(phases, "float32")
+    )
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class TokenAndPositionEmbedding(keras.layers.Layer):
+    """Token embedding plus position embedding, and the projection back to logits.
+
+    Args:
+        vocab_size: Number of token ids.
+        context_length: Longest sequence.
+        embedding_dimension: Width of the output.
+        position_embedding: `"learned"`, `"sinusoidal"`, or `"none"` for models that
+            have no positions or rotate them inside attention.
+        tie_embeddings: Whether `project` uses the transposed token embedding.
+        dropout_rate: Fraction of the sum dropped in training. Defaults to 0.
+        embeddings_initializer: Of both matrices. Defaults to N(0, 0.02).
+        **kwargs: `name`, `dtype`, `trainable` of `keras.layers.Layer`.
+
+    Call arguments:
+        token_ids: Integers `(batch, sequence)`.
+        positions: Integers `(sequence,)` or `(batch, sequence)`. Defaults to
+            0, 1, 2, ...
+
+    Returns:
+        `(batch, sequence, embedding)` in the compute dtype.
+
+    Raises:
+        ValueError: The sequence is longer than `context_length`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_gpt.layers import TokenAndPositionEmbedding
+    >>> embedding = TokenAndPositionEmbedding(
+    ...     vocab_size=65, context_length=16, embedding_dimension=8)
+    >>> tuple(embedding(np.array([[1, 2, 3]])).shape)
+    (1, 3, 8)
+    >>> tuple(embedding.embedding_matrix.shape)
+    (65, 8)
+    """
+
+    def __init__(
+        self,
+        vocab_size,
+        context_length,
+        embedding_dimension,
+        *,
+        position_embedding="learned",
+        tie_embeddings=True,
+        dropout_rate=0.0,
+        embeddings_initializer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if position_embedding not in POSITION_EMBEDDINGS:
+            raise ValueError(
+                f"`position_embedding` must be one of {POSITION_EMBEDDINGS}. "
+                f"Received: position_embedding={position_embedding!r}."
+            )
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.embedding_dimension = embedding_dimension
+        self.position_embedding = position_embedding
+        self.tie_embeddings = tie_embeddings
+        self.dropout_rate = dropout_rate
+        self.embeddings_initializer = keras.initializers.get(
+            embeddings_initializer or keras.initializers.RandomNormal(stddev=0.02)
+        )
+        self.supports_masking = True
+        self.tokens = keras.layers.ReversibleEmbedding(
+            vocab_size,
+            embedding_dimension,
+            tie_weights=tie_embeddings,
+            embeddings_initializer=_copy(self.embeddings_initializer),
+            dtype=self.dtype_policy,
+            name="tokens",
+        )
+        if position_embedding == "learned":
+            self.positions = keras.layers.Embedding(
+                context_length,
+                embedding_dimension,
+                embeddings_initializer=_copy(self.embeddings_initializer),
+                dtype=self.dtype_policy,
+                name="positions",
+            )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
+
+    def build(self, token_ids_shape):
+        self.tokens.build(token_ids_shape)
+        if self.position_embedding == "learned":
+            self.positions.build(token_ids_shape)
+        self.dropout.build((*token_ids_shape, self.embedding_dimension))
+        self.built = True
+
+    @property
+    def embedding_matrix(self):
+        """The token embedding, a variable `(vocab_size, embedding_dimension)`."""
+        return self.tokens.embeddings
+
+    def call(self, token_ids, positions=None, training=None):
+        length = token_ids.shape[1]
+        # while exporting, a length may be a symbol
+        if isinstance(length, int) and length > self.context_length:
+            raise ValueError(
+                "The sequence is longer than the model's context. Received: "
+                f"{length} tokens, context_length={self.context_length}. Shorten "
+                "the input or build the model with a larger context_length."
+            )
+        x = self.tokens(token_ids)  # (b, t, e)
+        if self.position_embedding in ("learned", "sinusoidal"):
+            if positions is None:
+                positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+            if self.position_embedding == "learned":
+                x = x + self.positions(positions)
+            else:
+                sinusoids = sinusoidal_positions(positions, self.embedding_dimension)
+                x = x + ops.cast(sinusoids, x.dtype)
+        return self.dropout(x, training=training)
+
+    def compute_output_spec(self, token_ids, positions=None, training=None):
+        return keras.KerasTensor(
+            (*token_ids.shape, self.embedding_dimension), dtype=self.compute_dtype
+        )
+
+    def project(self, x):
+        """Logits `(..., vocab_size)`, float32, of `x` `(..., embedding)`.
+
+        The product runs in the compute dtype, as in a mixed-precision `Dense`: a
+        float32 product would cost half precision most of its speed, this being
+        the largest matrix of a small GPT.
+        """
+        return ops.cast(self.tokens(x, reverse=True), "float32")
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+            "embedding_dimension": self.embedding_dimension,
+            "position_embedding": self.position_embedding,
+            "tie_embeddings": self.tie_embeddings,
+            "dropout_rate": self.dropout_rate,
+            "embeddings_initializer": keras.initializers.serialize(
+                self.embeddings_initializer
+            ),
+        }
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class DocumentPositions(keras.layers.Layer):
+    """Tell packed documents apart: which document each token is in, and where.
+
+    Args:
+        separator_id: The token id that ends each document.
+        **kwargs: `name` and so on of `keras.layers.Layer`.
+
+    Call arguments:
+        token_ids: Integers `(batch, sequence)`.
+
+    Returns:
+        `segment_ids` and `positions`, both int32 `(batch, sequence)`: the number of
+        separators before each token, and the distance to the document's first.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_gpt.layers import DocumentPositions
+    >>> segments, positions = DocumentPositions(0)(np.array([[5, 6, 0, 7, 8, 9]]))
+    >>> print([int(i) for i in segments[0]], [int(i) for i in positions[0]])
+    [0, 0, 0, 1, 1, 1] [0, 1, 2, 0, 1, 2]
+    """
+
+    def __init__(self, separator_id, **kwargs):
+        super().__init__(**kwargs)
+        self.separator_id = separator_id
+        self.supports_masking = True
+
+    def build(self, token_ids_shape):
+        self.built = True
+
+    def call(self, token_ids):
+        is_separator = ops.cast(ops.equal(token_ids, self.separator_id), "int32")
+        # the separator belongs to the document that it ends
+        segment_ids = ops.cumsum(is_separator, axis=1) - is_separator  # (b, t)
+        # a document starts after as many tokens as the earlier ones hold
+        is_earlier = segment_ids[:, None, :] < segment_ids[:, :, None]  # (b, t, t)
+        starts = ops.sum(ops.cast(is_earlier, "int32"), axis=-1)  # (b, t)
+        index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        return segment_ids, index - starts
+
+    def compute_output_spec(self, token_ids):
+        return (
+            keras.KerasTensor(token_ids.shape, dtype="int32"),
+            keras.KerasTensor(token_ids.shape, dtype="int32"),
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "separator_id": self.separator_id}
+
+
+def _copy(initializer):
+    """An equal initializer that draws anew; Keras warns when one is used twice."""
+    return initializer.__class__.from_config(initializer.get_config())

@@ -1,0 +1,320 @@
+"""`GPT`: the layers composed into a functional Keras model."""
+
+# Axes: b batch, t position, e embedding, v vocabulary
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gpt import backend
+from keras_gpt.config import GPTConfig
+from keras_gpt.layers import (
+    DocumentPositions,
+    TokenAndPositionEmbedding,
+    TransformerBlock,
+)
+from keras_gpt.layers.block import make_normalization
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class GPT(keras.Model):
+    """A GPT: token ids in, logits of each next token out.
+
+    Args:
+        config: The architecture, a `GPTConfig`.
+        dtype: A dtype or dtype policy, for example `"mixed_bfloat16"`. Defaults to
+            Keras's global one.
+        name: Name of the model. Defaults to `"gpt"`.
+
+    Call arguments:
+        token_ids: Integers `(batch, sequence)`, each from 0 to `vocab_size - 1`.
+
+    Returns:
+        Logits, float32 `(batch, sequence, vocab_size)`.
+
+    Raises:
+        ValueError: A sequence is longer than `context_length`, or token ids given as
+            NumPy or Python numbers are out of range.
+
+    References:
+        - [Radford et al., 2019](https://openai.com/research/better-language-models)
+        - [Touvron et al., 2023](https://arxiv.org/abs/2302.13971)
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_gpt
+    >>> config = keras_gpt.GPTConfig(vocab_size=65, context_length=16,
+    ...                              embedding_dimension=32, num_layers=2, num_heads=4)
+    >>> model = keras_gpt.GPT(config)
+    >>> tuple(model(np.array([[1, 2, 3]])).shape)
+    (1, 3, 65)
+    >>> model.compile()
+    >>> ids = np.random.randint(65, size=(4, 9))
+    >>> history = model.fit(ids[:, :-1], ids[:, 1:], verbose=0)
+    """
+
+    def __init__(self, config, *, dtype=None, name="gpt", **kwargs):
+        if not isinstance(config, GPTConfig):
+            raise ValueError(
+                f"`config` must be a GPTConfig. Received: {type(config).__name__}."
+            )
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        normal = keras.initializers.RandomNormal
+        embedding = TokenAndPositionEmbedding(
+            config.vocab_size,
+            config.context_length,
+            config.embedding_dimension,
+            position_embedding=config.position_embedding.replace("rotary", "none"),
+            tie_embeddings=config.tie_embeddings,
+            dropout_rate=config.dropout_rate,
+            dtype=policy,
+            name="embedding",
+        )
+        blocks = [
+            TransformerBlock(
+                config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                feed_forward_dimension=config.feed_forward_dimension,
+                dropout_rate=config.dropout_rate,
+                normalization=config.normalization,
+                norm_epsilon=config.norm_epsilon,
+                activation=config.activation,
+                use_bias=config.use_bias,
+                rotary_base=(
+                    config.rotary_base
+                    if config.position_embedding == "rotary"
+                    else None
+                ),
+                qk_norm=config.qk_norm,
+                sliding_window=config.sliding_window,
+                # each block adds twice to the residual stream: keep its variance
+                residual_initializer=normal(stddev=0.02 / (2 * config.num_layers) ** 0.5),
+                dtype=policy,
+                name=f"block_{i}",
+            )
+            for i in range(config.num_layers)
+        ]
+        final_norm = make_normalization(
+            config.normalization,
+            epsilon=config.norm_epsilon,
+            use_bias=config.use_bias,
+            dtype=policy,
+            name="final_norm",
+        )
+
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        documents = None
+        segment_ids = positions = None
+        if config.document_separator_id is not None:
+            documents = DocumentPositions(config.document_separator_id, name="documents")
+            segment_ids, positions = documents(token_ids)
+        x = embedding(token_ids, positions=positions)  # (b, t, e)
+        for block in blocks:
+            x = block(x, segment_ids=segment_ids, positions=positions)
+        logits = Logits(embedding, dtype=policy, name="logits")(final_norm(x))
+
+        super().__init__(inputs=token_ids, outputs=logits, name=name, **kwargs)
+        self.config = config
+        self.embedding = embedding
+        self.blocks = blocks
+        self.final_norm = final_norm
+        self.documents = documents
+        self._policy = policy
+
+    def __call__(self, token_ids, *args, **kwargs):
+        if isinstance(token_ids, np.ndarray | list | tuple):
+            token_ids = check_token_ids(token_ids, self.config.vocab_size)
+        return super().__call__(token_ids, *args, **kwargs)
+
+    def compile(self, optimizer=None, loss=None, *, jit_compile=None, **kwargs):
+        """Configure training; without arguments AdamW and sparse cross-entropy.
+
+        Args:
+            optimizer: Defaults to AdamW with learning rate 1e-3 and Keras's other
+                defaults; `keras_gpt.training.compile_model` knows more.
+            loss: Defaults to `SparseCategoricalCrossentropy(from_logits=True)`,
+                averaged over the tokens whose sample weight isn't 0.
+            jit_compile: Defaults to what is fastest on the backend and device.
+            **kwargs: Other arguments of `keras.Model.compile`.
+        """
+        if jit_compile is None:
+            jit_compile = backend.default_jit_compile(self._policy.compute_dtype)
+        super().compile(
+            optimizer=optimizer or keras.optimizers.AdamW(1e-3),
+            loss=loss
+            or keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, reduction="mean_with_sample_weight"
+            ),
+            jit_compile=jit_compile,
+            **kwargs,
+        )
+
+    def prefill(self, token_ids, lengths, cache_length):
+        """Read the prompts and keep what `decode` needs.
+
+        Args:
+            token_ids: Integers `(batch, sequence)`, padded on the right.
+            lengths: Integers `(batch,)`, how many are a prompt's own.
+            cache_length: Tokens that the cache has room for.
+
+        Returns:
+            Logits of the token after each prompt, `(batch, vocab_size)`, and the
+            cache.
+        """
+        segment_ids = positions = None
+        cache = {}
+        if self.documents is not None:
+            segment_ids, positions = self.documents(token_ids)
+            is_separator = ops.equal(token_ids, self.config.document_separator_id)
+            index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+            ends = ops.logical_and(is_separator, index < lengths[:, None])
+            cache["document_start"] = ops.max(ops.where(ends, index + 1, 0), axis=1)
+        x = self.embedding(token_ids, positions=positions)
+        layers = []
+        for block in self.blocks:
+            x, layer = block.prefill(x, cache_length, segment_ids, positions)
+            layers.append(layer)
+        cache["layers"] = tuple(layers)
+        last = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)  # (b, 1, e)
+        return self.embedding.project(self.final_norm(last))[:, 0], cache
+
+    def decode(self, token_ids, cache, position):
+        """Read one more token a row.
+
+        Args:
+            token_ids: Integers `(batch,)`.
+            cache: What `prefill` or `decode` returned; it may be written in place.
+            position: Integers `(batch,)`, the place of each token in its row.
+
+        Returns:
+            Logits of the next token, `(batch, vocab_size)`, and the new cache.
+        """
+        start = cache.get("document_start")
+        in_document = position if start is None else position - start
+        x = self.embedding(token_ids[:, None], positions=in_document[:, None])
+        layers = []
+        for block, layer in zip(self.blocks, cache["layers"], strict=True):
+            x, layer = block.decode(x, layer, position, start)
+            layers.append(layer)
+        cache = {**cache, "layers": tuple(layers)}
+        if start is not None:
+            is_separator = ops.equal(token_ids, self.config.document_separator_id)
+            cache["document_start"] = ops.where(is_separator, position + 1, start)
+        return self.embedding.project(self.final_norm(x))[:, 0], cache
+
+    def attention_scores(self, token_ids):
+        """Attention weights of every layer, for plots.
+
+        Args:
+            token_ids: Integers `(batch, sequence)`.
+
+        Returns:
+            NumPy float32 `(layers, batch, heads, query, key)`.
+        """
+        token_ids = ops.convert_to_tensor(
+            check_token_ids(token_ids, self.config.vocab_size)
+        )
+        segment_ids = positions = None
+        if self.documents is not None:
+            segment_ids, positions = self.documents(token_ids)
+        x = self.embedding(token_ids, positions=positions)
+        all_scores = []
+        for block in self.blocks:
+            x, scores = block(
+                x,
+                segment_ids=segment_ids,
+                positions=positions,
+                return_attention_scores=True,
+            )
+            scores = ops.cast(ops.stop_gradient(scores), "float32")
+            all_scores.append(ops.convert_to_numpy(scores))
+        return np.stack(all_scores)
+
+    def count_flops_per_token(self, sequence_length=None, *, training=True):
+        """Floating-point operations for each token, for utilisation figures.
+
+        Args:
+            sequence_length: Length of the sequences. Defaults to `context_length`.
+            training: Whether to count the backward pass, twice the forward one.
+
+        Returns:
+            An integer: 2 for each weight of a matrix product, and 4 for each pair of
+            positions and channel in attention, times 3 in training. The causal half
+            of attention is counted too, as is usual.
+
+        References:
+            - [Chowdhery et al., 2022](https://arxiv.org/abs/2204.02311), appendix B
+        """
+        config = self.config
+        length = sequence_length or config.context_length
+        kernels = sum(
+            int(np.prod(weight.shape))
+            for block in self.blocks
+            for weight in block.weights
+            if len(weight.shape) == 2
+        )
+        kernels += config.vocab_size * config.embedding_dimension
+        attention = 4 * config.num_layers * config.embedding_dimension * length
+        return (2 * kernels + attention) * (3 if training else 1)
+
+    def get_config(self):
+        return {
+            "config": self.config.to_dict(),
+            "dtype": keras.dtype_policies.serialize(self._policy),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["config"] = GPTConfig.from_dict(config["config"])
+        config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class Logits(keras.layers.Layer):
+    """The output projection, over the matrices that the embedding holds.
+
+    Args:
+        embedding: The model's `TokenAndPositionEmbedding`.
+        **kwargs: `name`, `dtype` of `keras.layers.Layer`.
+    """
+
+    def __init__(self, embedding, **kwargs):
+        super().__init__(**kwargs)
+        self.embedding = embedding
+
+    def build(self, x_shape):
+        self.built = True
+
+    def call(self, x):
+        return self.embedding.project(x)
+
+    def compute_output_spec(self, x):
+        shape = (*x.shape[:-1], self.embedding.vocab_size)
+        return keras.KerasTensor(shape, dtype="float32")
+
+
+def check_token_ids(token_ids, vocab_size):
+    """Return integer NumPy ids, or raise `ValueError` naming the first out of range."""
+    try:
+        token_ids = np.asarray(token_ids)
+    except ValueError as error:
+        raise ValueError(
+            "`token_ids` must be a rectangle `(batch, sequence)`; pad shorter rows on "
+            f"the right. {error}"
+        ) from error
+    if not np.issubdtype(token_ids.dtype, np.integer):
+        raise ValueError(
+            f"`token_ids` must be integers. Received: dtype={token_ids.dtype}."
+        )
+    outside = (token_ids < 0) | (token_ids >= vocab_size)
+    if outside.any():
+        raise ValueError(
+            f"`token_ids` must be from 0 to {vocab_size - 1} (vocab_size={vocab_size}). "
+            f"Received: {int(token_ids[outside][0])}. Was the text encoded with "
+            "another tokenizer?"
+        )
+    return token_ids
