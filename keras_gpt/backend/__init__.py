@@ -5,6 +5,7 @@ import keras
 if keras.backend.backend() == "tensorflow":
     from keras_gpt.backend.tensorflow import (
         FUSED_ATTENTION,
+        bucket,
         causal_attention,
         compile_function,
         default_jit_compile,
@@ -13,6 +14,7 @@ if keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "jax":
     from keras_gpt.backend.jax import (
         FUSED_ATTENTION,
+        bucket,
         causal_attention,
         compile_function,
         default_jit_compile,
@@ -21,6 +23,7 @@ elif keras.backend.backend() == "jax":
 elif keras.backend.backend() == "torch":
     from keras_gpt.backend.torch import (
         FUSED_ATTENTION,
+        bucket,
         causal_attention,
         compile_function,
         default_jit_compile,
@@ -35,6 +38,7 @@ else:
 
 __all__ = [
     "FUSED_ATTENTION",
+    "bucket",
     "causal_attention",
     "compile_function",
     "default_jit_compile",

@@ -22,6 +22,11 @@ def default_jit_compile(dtype):
     return True
 
 
+def bucket(size):
+    """The size to pad to, so that few shapes are compiled: a power of two."""
+    return 1 << (size - 1).bit_length()
+
+
 def compile_function(function, variables):
     """Compile `function(state, inputs)`, which reads `variables`."""
 

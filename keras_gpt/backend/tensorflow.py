@@ -21,6 +21,11 @@ def default_jit_compile(dtype):
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
 
 
+def bucket(size):
+    """The size to pad to, so that few shapes are compiled: a power of two."""
+    return 1 << (size - 1).bit_length()
+
+
 def compile_function(function, variables):
     """Compile `function(state, inputs)`, which reads `variables`."""
     del variables  # a tf.function captures them

@@ -269,7 +269,9 @@ class CausalSelfAttention(keras.layers.Layer):
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, gt, s)
         scores = ops.cast(ops.reshape(scores, (b, k, g, t, s)), "float32")
         scores = ops.where(mask, scores, -1e30)
-        attention_scores = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        # Keras warns of a softmax over one value, which one token's is
+        scores = ops.softmax(scores, axis=-1) if s != 1 else ops.ones_like(scores)
+        attention_scores = ops.cast(scores, value.dtype)
         weights = attention_scores
         if training and self.dropout_rate > 0:
             weights = self.scores_dropout(weights, training=training)

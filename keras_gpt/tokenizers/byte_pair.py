@@ -1,0 +1,170 @@
+"""`BytePairTokenizer`: byte-level byte-pair encoding, as in GPT-2."""
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from keras_gpt.tokenizers.base import END_OF_TEXT, Tokenizer
+from keras_gpt.tokenizers.inputs import (
+    check_special_tokens,
+    check_vocab_size,
+    read_corpus,
+)
+
+
+class BytePairTokenizer(Tokenizer):
+    """Byte-level byte-pair encoding over the `tokenizers` library.
+
+    Text is cut into words by GPT-2's regular expression, and the bytes of each word
+    are merged pair by pair. Every byte is a token, so any text can be encoded and
+    decodes to itself.
+
+    Args:
+        tokenizer_json: The text of a `tokenizer.json` file in Hugging Face's format,
+            with a byte-level decoder: GPT-2's, Llama 3's, SmolLM2's, Qwen's.
+
+    Raises:
+        ValueError: `tokenizer_json` is no such text.
+
+    References:
+        - [Language Models are Unsupervised Multitask Learners](
+          https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf)
+        - [tokenizers](https://huggingface.co/docs/tokenizers)
+
+    Example:
+
+    >>> from keras_gpt.tokenizers import BytePairTokenizer
+    >>> texts = ["the cat sat", "the cat ran"]
+    >>> tokenizer = BytePairTokenizer.train(texts, vocab_size=300, progress=False)
+    >>> [tokenizer.token(i) for i in tokenizer.encode("the cats")]
+    ['the', ' cat', 's']
+    >>> tokenizer.decode(tokenizer.encode("any text: 你好"))
+    'any text: 你好'
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, tokenizer_json: str):
+        from tokenizers import decoders
+
+        tokenizer = _parse(tokenizer_json)
+        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+            raise ValueError(
+                "`tokenizer_json` must have a ByteLevel decoder. Received: "
+                f"decoder={type(tokenizer.decoder).__name__}. For a SentencePiece "
+                "model use SentencePieceTokenizer."
+            )
+        # Text never matches special tokens; neither the file nor a pickle keeps this
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        super().__init__(
+            tokenizer_json.encode("utf-8"),
+            _token_bytes(tokenizer.get_vocab(), added),
+            {token.content: i for i, token in sorted(added.items()) if token.special},
+        )
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        special_tokens: Sequence[str] = (END_OF_TEXT,),
+        min_frequency: int = 2,
+        progress: bool = True,
+    ) -> Self:
+        """Learn the merges from a corpus.
+
+        Args:
+            texts: Any iterable of texts, read once; one `str` is one text.
+            vocab_size: Number of tokens: 256 bytes, special tokens, and merges. A
+                small corpus may give fewer.
+            special_tokens: Names of special tokens; they get the last ids.
+            min_frequency: How often a pair must occur to be merged.
+            progress: Whether to show progress on stderr.
+
+        Returns:
+            A `BytePairTokenizer`.
+
+        Raises:
+            ValueError: The corpus is empty, `vocab_size` is too small, or a special
+                token is also a word of the corpus.
+        """
+        from tokenizers import AddedToken, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+        from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+
+        names = check_special_tokens(special_tokens)
+        reason = f"256 bytes and {len(names)} special tokens"
+        check_vocab_size(vocab_size, 256 + len(names), reason)
+        tokenizer = HuggingFaceTokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = ByteLevelDecoder()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(names),
+            min_frequency=min_frequency,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        with read_corpus(texts, progress) as corpus:
+            tokenizer.train_from_iterator(corpus, trainer=trainer)
+        # Added last: given to the trainer, a name that is also a word of the corpus
+        # would share its id with that word, and text could forge it
+        for name in names:
+            if tokenizer.token_to_id(name) is not None:
+                raise ValueError(
+                    f"{name!r} in `special_tokens` is also a token that the corpus "
+                    "gave. Choose a name that is no word, like '<|name|>'."
+                )
+            token = AddedToken(name, special=True, normalized=False)
+            tokenizer.add_special_tokens([token])
+        return cls(tokenizer.to_str())
+
+    @classmethod
+    def _from_content(cls, content):
+        return cls(content.decode("utf-8"))
+
+    def _encode(self, text):
+        return self._encode_batch([text])[0]
+
+    def _encode_batch(self, texts):
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def _parse(tokenizer_json):
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+    try:
+        return HuggingFaceTokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            "`tokenizer_json` must be the text of a tokenizer.json file. Received: "
+            f"{str(tokenizer_json)[:80]!r} ({error})."
+        ) from error
+
+
+def _token_bytes(vocabulary, added):
+    """What each id decodes to; added tokens are plain text, the others byte-level."""
+    byte_of = _byte_of_character()
+    token_bytes = [b""] * (max(vocabulary.values()) + 1)
+    for token, token_id in vocabulary.items():
+        if token_id in added or not all(character in byte_of for character in token):
+            token_bytes[token_id] = token.encode("utf-8")
+        else:
+            token_bytes[token_id] = bytes(byte_of[character] for character in token)
+    return token_bytes
+
+
+def _byte_of_character():
+    """GPT-2's alphabet: a printable character stands for each of the 256 bytes.
+
+    Bytes that print in Latin-1 stand for themselves, the others are moved past 255.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    moved = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + index): byte for index, byte in enumerate(moved)
+    }
