@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import check_heads
+from keras_gpt.layers.dropout import make_dropout
 from keras_gpt.layers.rotary import apply_rotary, rotary_cos_sin
 
 
@@ -125,10 +126,10 @@ class CausalSelfAttention(keras.layers.Layer):
             )
             self.query_norm.build((None, None, None, self._head_dimension))
             self.key_norm.build((None, None, None, self._head_dimension))
-        self.scores_dropout = keras.layers.Dropout(
+        self.scores_dropout = make_dropout(
             self.dropout_rate, dtype=self.dtype_policy, name="scores_dropout"
         )
-        self.output_dropout = keras.layers.Dropout(
+        self.output_dropout = make_dropout(
             self.dropout_rate, dtype=self.dtype_policy, name="output_dropout"
         )
         self.scores_dropout.build((None, self.num_heads, None, None))

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_gpt.config import POSITION_EMBEDDINGS
+from keras_gpt.layers.dropout import make_dropout
 
 
 def sinusoidal_positions(positions, embedding_dimension):
@@ -116,7 +117,9 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name="positions",
             )
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
+        self.dropout = make_dropout(
+            dropout_rate, dtype=self.dtype_policy, name="dropout"
+        )
 
     def build(self, token_ids_shape):
         self.tokens.build(token_ids_shape)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_gpt.config import ACTIVATIONS, default_feed_forward_dimension
+from keras_gpt.layers.dropout import make_dropout
 
 
 def _gelu(x):
@@ -108,7 +109,9 @@ class FeedForward(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="down_projection",
         )
-        self.dropout = keras.layers.Dropout(self.dropout_rate, dtype=self.dtype_policy)
+        self.dropout = make_dropout(
+            self.dropout_rate, dtype=self.dtype_policy, name="dropout"
+        )
         self.up_projection.build(x_shape)
         self.down_projection.build((*x_shape[:-1], hidden))
         self.dropout.build(x_shape)

@@ -1,0 +1,193 @@
+"""How a GPT is compiled for training: optimizer, weight decay, learning rate."""
+
+import math
+
+import keras
+from keras import ops
+
+SCHEDULES = ("cosine", "wsd", "constant")
+OPTIMIZERS = ("adamw", "muon")
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then cosine decay, a plateau and linear decay, or no decay.
+
+    Args:
+        learning_rate: The highest.
+        total_steps: Optimizer steps of the whole run.
+        warmup_steps: Steps until the highest. Step 0 already learns.
+        schedule: `"cosine"`; `"wsd"`, warm-up, stable, decay over the last
+            `decay_fraction` of the steps; or `"constant"`.
+        final_learning_rate: The last. Defaults to a tenth of the highest.
+        decay_fraction: Of `"wsd"`. Defaults to 0.2.
+
+    References:
+        - [Loshchilov and Hutter, 2016](https://arxiv.org/abs/1608.03983), cosine
+        - [Hu et al., 2024](https://arxiv.org/abs/2404.06395), WSD
+
+    Example:
+
+    >>> from keras_gpt.training import WarmupSchedule
+    >>> schedule = WarmupSchedule(1.0, total_steps=100, warmup_steps=9)
+    >>> [round(float(schedule(step)), 2) for step in (0, 9, 100)]
+    [0.1, 1.0, 0.1]
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        total_steps,
+        *,
+        warmup_steps=0,
+        schedule="cosine",
+        final_learning_rate=None,
+        decay_fraction=0.2,
+        name="WarmupSchedule",
+    ):
+        super().__init__()
+        if schedule not in SCHEDULES:
+            raise ValueError(
+                f"`schedule` must be one of {SCHEDULES}. Received: {schedule!r}."
+            )
+        if not 0 <= warmup_steps < total_steps:
+            raise ValueError(
+                "`warmup_steps` must be at least 0 and below `total_steps`. Received: "
+                f"warmup_steps={warmup_steps}, total_steps={total_steps}."
+            )
+        self.learning_rate = learning_rate
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.schedule = schedule
+        self.final_learning_rate = final_learning_rate
+        self.decay_fraction = decay_fraction
+        self.name = name
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        highest, final = self.learning_rate, self.final_learning_rate
+        if final is None:
+            final = highest / 10
+        warmup = ops.minimum((step + 1) / (self.warmup_steps + 1), 1.0)
+        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        progress = ops.clip(progress, 0.0, 1.0)
+        if self.schedule == "cosine":
+            remaining = 0.5 * (1 + ops.cos(math.pi * progress))
+        elif self.schedule == "wsd":
+            remaining = ops.minimum((1 - progress) / self.decay_fraction, 1.0)
+        else:
+            remaining = ops.ones_like(progress)
+        return warmup * (final + (highest - final) * remaining)
+
+    def get_config(self):
+        return {
+            "learning_rate": self.learning_rate,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "schedule": self.schedule,
+            "final_learning_rate": self.final_learning_rate,
+            "decay_fraction": self.decay_fraction,
+            "name": self.name,
+        }
+
+
+def compile_model(
+    model,
+    learning_rate: float = 1e-3,
+    *,
+    total_steps: int | None = None,
+    warmup_steps: int = 0,
+    schedule: str = "cosine",
+    final_learning_rate: float | None = None,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.1,
+    beta_1: float = 0.9,
+    beta_2: float = 0.95,
+    clip_norm: float | None = 1.0,
+    accumulation_steps: int = 1,
+    ema_momentum: float | None = None,
+    jit_compile: bool | None = None,
+    **kwargs,
+) -> None:
+    """Compile a GPT as GPTs are trained.
+
+    Args:
+        model: A `GPT`.
+        learning_rate: The highest learning rate.
+        total_steps: Optimizer steps of the whole run, which the schedule needs.
+            Defaults to `None`: no schedule.
+        warmup_steps: Steps of linear warm-up.
+        schedule: `"cosine"`, `"wsd"` or `"constant"`; see `WarmupSchedule`.
+        final_learning_rate: Of the schedule. Defaults to a tenth of the highest.
+        optimizer: `"adamw"`, or `"muon"` with AdamW for all but the matrices inside
+            the blocks.
+        weight_decay: Decoupled; on matrices only, not on biases and norms.
+        beta_1: Of AdamW.
+        beta_2: Of AdamW.
+        clip_norm: Largest global norm of the gradients, or `None`.
+        accumulation_steps: Batches whose gradients are averaged for one step.
+        ema_momentum: Keep an exponential moving average of the weights with this
+            momentum; `fit` puts it in place at its end. `None` for none.
+        jit_compile: Defaults to what is fastest on the backend and device.
+        **kwargs: Other arguments of `GPT.compile`.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        - [Loshchilov and Hutter, 2017](https://arxiv.org/abs/1711.05101), AdamW
+        - [Jordan et al., 2024](https://kellerjordan.github.io/posts/muon/), Muon
+
+    Example:
+
+    >>> import keras_gpt
+    >>> config = keras_gpt.GPTConfig(vocab_size=65, context_length=16,
+    ...                              embedding_dimension=32, num_layers=1, num_heads=2)
+    >>> model = keras_gpt.GPT(config)
+    >>> keras_gpt.training.compile_model(model, 1e-3, total_steps=100, warmup_steps=10)
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"`optimizer` must be one of {OPTIMIZERS}. Received: {optimizer!r}."
+        )
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"`learning_rate` must be above 0. Received: {learning_rate}.")
+    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+        raise ValueError(
+            "`accumulation_steps` must be a positive integer. Received: "
+            f"{accumulation_steps!r}."
+        )
+    rate = learning_rate
+    if total_steps is not None:
+        rate = WarmupSchedule(
+            learning_rate,
+            total_steps,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            final_learning_rate=final_learning_rate,
+        )
+    arguments = {
+        "learning_rate": rate,
+        "weight_decay": weight_decay or None,
+        "global_clipnorm": clip_norm,
+        # Keras calls 1 an error
+        "gradient_accumulation_steps": None if accumulation_steps == 1 else accumulation_steps,
+        "use_ema": ema_momentum is not None,
+        "ema_momentum": 0.99 if ema_momentum is None else ema_momentum,
+    }
+    if optimizer == "adamw":
+        made = keras.optimizers.AdamW(
+            beta_1=beta_1, beta_2=beta_2, epsilon=1e-8, **arguments
+        )
+    else:
+        made = keras.optimizers.Muon(
+            adam_beta_1=beta_1,
+            adam_beta_2=beta_2,
+            exclude_layers=["embedding"],
+            **arguments,
+        )
+    if weight_decay:
+        made.exclude_from_weight_decay(
+            var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
+        )
+    model.compile(optimizer=made, jit_compile=jit_compile, **kwargs)

@@ -1,0 +1,70 @@
+"""The state of a run on disk, from which it goes on as if never stopped."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+
+from keras_gpt.files import atomic_path
+
+
+def save_state(model, path: str | Path, step: int) -> None:
+    """Write weights, optimizer state, dropout seeds and the step, whole or not at all.
+
+    Args:
+        model: A compiled, built `GPT`.
+        path: The `.npz` file.
+        step: Batches done, from which the data goes on.
+    """
+    arrays = {"step": np.array(step)}
+    for key, variable in _variables(model):
+        value = ops.convert_to_numpy(variable)
+        # NumPy files have no bfloat16
+        wide = str(variable.dtype) == "bfloat16"
+        arrays[key] = value.astype("float32") if wide else value
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_state(model, path: str | Path) -> int:
+    """Put back what `save_state` wrote.
+
+    Args:
+        model: The same architecture, compiled alike.
+        path: The `.npz` file.
+
+    Returns:
+        The number of batches done.
+
+    Raises:
+        ValueError: The file is damaged or of another model or optimizer.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    try:
+        with np.load(path) as arrays:
+            variables = _variables(model)
+            names = {key for key, _ in variables}
+            if names != set(arrays.files) - {"step"} or any(
+                tuple(variable.shape) != arrays[key].shape for key, variable in variables
+            ):
+                raise ValueError(
+                    f"{path} is the state of another model or optimizer. Start the "
+                    "run with the arguments that it had, or in a new folder."
+                )
+            for key, variable in variables:
+                variable.assign(arrays[key])
+            return int(arrays["step"])
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} can't be read ({error}). It may be truncated: remove it and start "
+            "the run anew."
+        ) from error
+
+
+def _variables(model):
+    """Each variable that a step reads or writes, by number: Keras counts its names up."""
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    variables += model.optimizer.variables
+    return [(f"{i:05d}", v) for i, v in enumerate(variables)]
