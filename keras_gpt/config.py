@@ -265,7 +265,9 @@ def check_heads(
 ) -> None:
     """Raise `ValueError` unless the heads divide what they must divide."""
     if embedding_dimension % num_heads:
-        divisor = next(n for n in range(num_heads, 0, -1) if embedding_dimension % n == 0)
+        divisor = next(
+            n for n in range(num_heads, 0, -1) if embedding_dimension % n == 0
+        )
         raise ValueError(
             "`num_heads` must divide `embedding_dimension`. Received: "
             f"num_heads={num_heads}, embedding_dimension={embedding_dimension}. "

@@ -13,7 +13,7 @@ from typing import Any
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` and rename it to `path` at the end.
 
-    The temporary name keeps the suffix, because Keras chooses a format by it.
+    The temporary name keeps the ending, because Keras chooses a format by it.
     When the block raises (a full disk, Ctrl-C), the temporary file or folder is
     removed and what was at `path` before stays as it was.
 
@@ -33,7 +33,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"{path} is an existing folder. Remove it or choose another name."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
         if temporary.is_file():

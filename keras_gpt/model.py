@@ -89,7 +89,9 @@ class GPT(keras.Model):
                 qk_norm=config.qk_norm,
                 sliding_window=config.sliding_window,
                 # each block adds twice to the residual stream: keep its variance
-                residual_initializer=normal(stddev=0.02 / (2 * config.num_layers) ** 0.5),
+                residual_initializer=normal(
+                    stddev=0.02 / (2 * config.num_layers) ** 0.5
+                ),
                 dtype=policy,
                 name=f"block_{i}",
             )
@@ -107,7 +109,9 @@ class GPT(keras.Model):
         documents = None
         segment_ids = positions = None
         if config.document_separator_id is not None:
-            documents = DocumentPositions(config.document_separator_id, name="documents")
+            documents = DocumentPositions(
+                config.document_separator_id, name="documents"
+            )
             segment_ids, positions = documents(token_ids)
         x = embedding(token_ids, positions=positions)  # (b, t, e)
         for block in blocks:

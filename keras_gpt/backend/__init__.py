@@ -4,43 +4,47 @@ import keras
 
 if keras.backend.backend() == "tensorflow":
     from keras_gpt.backend.tensorflow import (
-        FUSED_ATTENTION,
         bucket,
         causal_attention,
         compile_function,
         default_jit_compile,
+        has_fused_attention,
         write_cache,
     )
 elif keras.backend.backend() == "jax":
     from keras_gpt.backend.jax import (
-        FUSED_ATTENTION,
         bucket,
         causal_attention,
         compile_function,
         default_jit_compile,
+        has_fused_attention,
         write_cache,
     )
 elif keras.backend.backend() == "torch":
     from keras_gpt.backend.torch import (
-        FUSED_ATTENTION,
         bucket,
         causal_attention,
         compile_function,
         default_jit_compile,
+        has_fused_attention,
         write_cache,
     )
 else:
-    raise ImportError(
-        "keras_gpt runs on TensorFlow, JAX and PyTorch. Received: "
-        f"KERAS_BACKEND={keras.backend.backend()}. Set it to one of tensorflow, jax, "
-        "torch before Python starts."
-    )
+
+    def __getattr__(name):
+        # raised on use, not on import: tokenizers and data need no backend
+        raise ImportError(
+            "keras_gpt models run on TensorFlow, JAX and PyTorch. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}. Set it to tensorflow, jax or "
+            "torch before Python starts."
+        )
+
 
 __all__ = [
-    "FUSED_ATTENTION",
     "bucket",
     "causal_attention",
     "compile_function",
     "default_jit_compile",
+    "has_fused_attention",
     "write_cache",
 ]

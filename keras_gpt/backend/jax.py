@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import keras
 
-FUSED_ATTENTION = jax.default_backend() != "cpu"
+
+def has_fused_attention():
+    """Whether `causal_attention` is worth calling; XLA on CPU has no kernel."""
+    return jax.default_backend() != "cpu"
 
 
 def causal_attention(query, key, value):

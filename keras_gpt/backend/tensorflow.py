@@ -4,11 +4,14 @@
 
 import tensorflow as tf
 
-FUSED_ATTENTION = False
+
+def has_fused_attention():
+    """Whether `causal_attention` is worth calling: no, there is none."""
+    return False
 
 
 def causal_attention(query, key, value):
-    """TensorFlow has no fused kernel; see `FUSED_ATTENTION`."""
+    """TensorFlow has no fused kernel; see `has_fused_attention`."""
     raise ValueError("TensorFlow has no fused attention.")
 
 

@@ -2,5 +2,7 @@
 
 from keras_gpt.generation.beam import beam_search
 from keras_gpt.generation.generate import Generation, generate
+from keras_gpt.generation.scoring import score
+from keras_gpt.generation.text import TextAssembler
 
-__all__ = ["Generation", "beam_search", "generate"]
+__all__ = ["Generation", "TextAssembler", "beam_search", "generate", "score"]

@@ -54,7 +54,9 @@ class Controls:
         rows = len(prompts)
 
         def spread(name, value, default, is_valid, wanted, dtype="float32"):
-            values = value if isinstance(value, Sequence | np.ndarray) else [value] * rows
+            values = (
+                value if isinstance(value, Sequence | np.ndarray) else [value] * rows
+            )
             if len(values) != rows:
                 raise ValueError(
                     f"`{name}` must be one value or one for each of the {rows} "
@@ -62,7 +64,9 @@ class Controls:
                 )
             values = [default if item is None else item for item in values]
             for item in values:
-                if isinstance(item, str) or not (math.isfinite(item) and is_valid(item)):
+                if isinstance(item, str) or not (
+                    math.isfinite(item) and is_valid(item)
+                ):
                     raise ValueError(f"`{name}` must be {wanted}. Received: {item!r}.")
             return np.repeat(np.array(values, dtype), num_return_sequences)
 
@@ -146,8 +150,17 @@ class Controls:
         return seen
 
 
-def check_prompts(prompts, config: GPTConfig) -> list[list[int]]:
-    """Return the prompts as lists, or raise `ValueError` naming the wrong one."""
+def check_prompts(
+    prompts, config: GPTConfig, *, most: int | None = None
+) -> list[list[int]]:
+    """Return the prompts as lists, or raise `ValueError` naming the wrong one.
+
+    Args:
+        prompts: Lists of token ids.
+        config: The model's.
+        most: Longest prompt. Defaults to `context_length`.
+    """
+    most = most or config.context_length
     if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray):
         raise ValueError(
             "`ids` must be a list of prompts, each a list of token ids. Received: "
@@ -165,11 +178,11 @@ def check_prompts(prompts, config: GPTConfig) -> list[list[int]]:
                 f"Prompt {row} is empty. Give at least one token, for example the "
                 "end-of-text token."
             )
-        if len(prompt) > config.context_length:
+        if len(prompt) > most:
             raise ValueError(
                 f"Prompt {row} is longer than the model's context. Received: "
                 f"{len(prompt)} tokens, context_length={config.context_length}. Keep "
-                "the last of them."
+                f"the last {most} of them."
             )
         checked.append(check_token_ids(prompt, config.vocab_size).tolist())
     return checked
@@ -213,7 +226,7 @@ def pad_prompts(
         Token ids `(padded rows, padded length)` and lengths `(padded rows,)`, int32.
         Rows that only fill the bucket hold one token.
     """
-    longest = max(len(prompt) for prompt in prompts)
+    longest = max(1, *map(len, prompts))
     length = min(max(backend.bucket(longest), 16), config.context_length)
     token_ids = np.zeros((backend.bucket(len(prompts)), length), "int32")
     lengths = np.ones(len(token_ids), "int32")

@@ -219,7 +219,9 @@ class Generation:
         else:
             state = {name: self._state[name] for name in _CARRIED}
             state["done"] = self._with_stopped(state["done"])
-        prefill = compiled(self._model, prefill_program, cache_length=self._cache_length)
+        prefill = compiled(
+            self._model, prefill_program, cache_length=self._cache_length
+        )
         inputs = {
             **self._inputs,
             "token_ids": ops.convert_to_tensor(token_ids),

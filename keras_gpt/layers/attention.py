@@ -237,7 +237,8 @@ class CausalSelfAttention(keras.layers.Layer):
         """Attend within one sequence, with the backend's fused kernel if it serves."""
         drops = bool(training) and self.dropout_rate > 0
         plain = segment_ids is None and self.sliding_window is None
-        if plain and not drops and not need_scores and backend.FUSED_ATTENTION:
+        plain = plain and not drops and not need_scores
+        if plain and backend.has_fused_attention():
             return backend.causal_attention(query, key, value), None
         s = ops.arange(ops.shape(query)[2], dtype="int32")
         distance = s[:, None] - s  # (t, s)

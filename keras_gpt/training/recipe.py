@@ -171,7 +171,9 @@ def compile_model(
         "weight_decay": weight_decay or None,
         "global_clipnorm": clip_norm,
         # Keras calls 1 an error
-        "gradient_accumulation_steps": None if accumulation_steps == 1 else accumulation_steps,
+        "gradient_accumulation_steps": None
+        if accumulation_steps == 1
+        else accumulation_steps,
         "use_ema": ema_momentum is not None,
         "ema_momentum": 0.99 if ema_momentum is None else ema_momentum,
     }

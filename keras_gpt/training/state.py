@@ -47,7 +47,8 @@ def load_state(model, path: str | Path) -> int:
             variables = _variables(model)
             names = {key for key, _ in variables}
             if names != set(arrays.files) - {"step"} or any(
-                tuple(variable.shape) != arrays[key].shape for key, variable in variables
+                tuple(variable.shape) != arrays[key].shape
+                for key, variable in variables
             ):
                 raise ValueError(
                     f"{path} is the state of another model or optimizer. Start the "

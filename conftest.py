@@ -1,0 +1,79 @@
+"""What every test starts from: quiet backends, one thread per worker, seeds, examples.
+
+The examples in docstrings, README.md and docs/ are tests too, collected by sybil.
+"""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread for each worker, or two workers on two cores wait for each other.
+    # Backends read these when they are imported.
+    for name in (
+        "NPROC",  # XLA on CPU
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "RAYON_NUM_THREADS",  # tokenizers
+        "TF_NUM_INTEROP_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+    ):
+        os.environ.setdefault(name, "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import doctest
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import keras
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil.parsers.rest import DocTestParser
+
+# No deadline, as a first example may compile. In CI the same examples every time.
+hypothesis.settings.register_profile(
+    "keras_gpt",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("keras_gpt")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Start Python, NumPy, Keras and the backend from one seed before each test."""
+    keras.utils.set_random_seed(0)
+
+
+def enter_temporary_folder(namespace):
+    """Seed once for each document and run its examples where they may write."""
+    keras.utils.set_random_seed(0)
+    folder = tempfile.TemporaryDirectory()
+    namespace["_leave"] = (folder, Path.cwd())
+    os.chdir(folder.name)
+
+
+def leave_temporary_folder(namespace):
+    """Undo `enter_temporary_folder`."""
+    folder, before = namespace["_leave"]
+    os.chdir(before)
+    folder.cleanup()
+
+
+docstrings = Sybil(
+    parsers=[DocTestParser(optionflags=doctest.ELLIPSIS)],
+    path="keras_gpt",
+    pattern="*.py",
+    setup=enter_temporary_folder,
+    teardown=leave_temporary_folder,
+)
+pages = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/*.md"],
+    setup=enter_temporary_folder,
+    teardown=leave_temporary_folder,
+)
+pytest_collect_file = (docstrings + pages).pytest()

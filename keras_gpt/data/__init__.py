@@ -1,0 +1,17 @@
+"""From documents to token files to training batches."""
+
+from keras_gpt.data.batches import load_batches
+from keras_gpt.data.corpus import Corpus, read_documents
+from keras_gpt.data.embedded import embedded_corpus
+from keras_gpt.data.preparation import prepare
+from keras_gpt.data.shards import TokenDataset, read_metadata
+
+__all__ = [
+    "Corpus",
+    "TokenDataset",
+    "embedded_corpus",
+    "load_batches",
+    "prepare",
+    "read_documents",
+    "read_metadata",
+]

@@ -1,0 +1,298 @@
+"""Training batches from token files, for `fit` on every backend.
+
+A batch is a pure function of the seed and the step: it is gathered from the memory
+map when asked for, so a run can start at any step, and each of many processes can
+take its rows, without reading what came before.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_gpt.data.packing import plan_packing
+from keras_gpt.data.shards import TokenDataset
+
+if TYPE_CHECKING:
+    import grain
+
+
+def load_batches(
+    directory: str | Path,
+    split: str,
+    batch_size: int,
+    sequence_length: int,
+    seed: int = 0,
+    *,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    order: str = "random",
+    packing: str = "windows",
+    drop_remainder: bool = False,
+    vocab_size: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "grain.IterDataset":
+    """Load batches of token ids as a grain dataset that `fit` takes as it is.
+
+    Pass `fit` the number of steps, and `shuffle=False`, or Keras warns: batches at
+    random have no end.
+
+    Args:
+        directory: A directory that `keras_gpt.data.prepare` wrote.
+        split: `"train"` or `"val"`.
+        batch_size: Rows in a batch, those of all processes together.
+        sequence_length: Tokens in a row.
+        seed: Chooses the random order.
+        start_step: The step to start at, as if the steps before had been taken.
+        num_steps: How many steps the dataset has. None for no end in random order,
+            and to the end of the split in sequential order.
+        order: `"random"`, or `"sequential"` for one pass from start to end, whose
+            last batch may be smaller.
+        packing: `"windows"`: rows are cut from the stream of tokens, in random
+            order at any place, in sequential order without overlap.
+            `"documents"`: rows are whole documents, padded on the right; only those
+            longer than a row are cut. Random order then visits every row once in
+            each epoch. The tokenizer needs an end-of-text token, and
+            `GPTConfig.document_separator_id` set to it keeps documents from seeing
+            each other.
+        drop_remainder: Whether a smaller last batch is left out; always so with
+            several processes.
+        vocab_size: The model's, to check that it covers the token ids.
+        process_index: Which of the processes this is.
+        process_count: How many processes share each batch; each gets
+            `batch_size // process_count` rows of it.
+
+    Returns:
+        A `grain.IterDataset` with `len`. Its items are `(token_ids, targets)`, int32
+        of shape `(batch_size, sequence_length)`, the targets one token ahead; with
+        `packing="documents"` float32 `sample_weight`s of the same shape come third,
+        0 on padding and where the next token is another document's.
+
+    Raises:
+        FileNotFoundError: The directory is not prepared.
+        ValueError: A bad argument, or a split that is shorter than a row.
+
+    Example:
+
+    ```python
+    batches = keras_gpt.data.load_batches("data/docs", "train", 12, 64)
+    validation = keras_gpt.data.load_batches("data/docs", "val", 12, 64,
+                                             order="sequential")
+    model.fit(batches, steps_per_epoch=100, epochs=20, shuffle=False,
+              validation_data=validation, validation_steps=len(validation))
+    ```
+    """
+    _check_arguments(
+        batch_size=(batch_size, 1),
+        sequence_length=(sequence_length, 1),
+        seed=(seed, 0),
+        start_step=(start_step, 0),
+        num_steps=(1 if num_steps is None else num_steps, 1),
+        process_count=(process_count, 1),
+    )
+    if not 0 <= process_index < process_count or batch_size % process_count:
+        raise ValueError(
+            "`process_count` must divide `batch_size` and `process_index` be below "
+            f"it. Received: batch_size={batch_size}, process_count={process_count}, "
+            f"process_index={process_index}."
+        )
+    if order not in ("random", "sequential"):
+        raise ValueError(
+            f"`order` must be 'random' or 'sequential'. Received: order={order!r}."
+        )
+    tokens = TokenDataset(directory, split)
+    _check_vocabulary(tokens, vocab_size)
+    rows = _choose_rows(tokens, order, packing, sequence_length, seed)
+    source = _BatchSource(
+        rows,
+        batch_size,
+        drop_remainder=drop_remainder or process_count > 1,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    if not len(source):
+        raise ValueError(
+            f"`batch_size` must be at most {rows.num_rows}, the rows in the split "
+            f"{split!r}, where a smaller batch is left out. "
+            f"Received: batch_size={batch_size}."
+        )
+    if start_step >= len(source):
+        raise ValueError(
+            f"`start_step` must be below the {len(source)} batches of the split "
+            f"{split!r}. Received: start_step={start_step}, batch_size={batch_size}."
+        )
+    stop_step = len(source)
+    if num_steps is not None:
+        stop_step = min(stop_step, start_step + num_steps)
+    from keras_gpt.data.step_dataset import StepDataset
+
+    return StepDataset(source, start_step, stop_step)
+
+
+class _BatchSource:
+    """Batches by step."""
+
+    def __init__(
+        self,
+        rows: Any,
+        batch_size: int,
+        *,
+        drop_remainder: bool,
+        process_index: int,
+        process_count: int,
+    ):
+        self._rows = rows
+        self._batch_size = batch_size
+        num_rows = batch_size // process_count
+        self._process_rows = slice(
+            process_index * num_rows, (process_index + 1) * num_rows
+        )
+        if rows.num_rows is None:
+            self._num_steps = sys.maxsize
+        else:
+            extra = 0 if drop_remainder else batch_size - 1
+            self._num_steps = (rows.num_rows + extra) // batch_size
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, ...]:
+        return self._rows.gather(step, self._batch_size, self._process_rows)
+
+
+class _RandomWindows:
+    """Windows at random places, with replacement, without end."""
+
+    num_rows = None
+
+    def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int):
+        self._tokens = tokens
+        self._length = sequence_length
+        self._seed = seed
+
+    def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
+        generator = _generator(self._seed, step)
+        limit = len(self._tokens) - self._length
+        starts = generator.integers(0, limit, size=batch_size)[part]
+        return _shift(self._tokens.gather(starts, self._length + 1))
+
+
+class _SequentialWindows:
+    """All windows that do not overlap, once."""
+
+    def __init__(self, tokens: TokenDataset, sequence_length: int):
+        self._tokens = tokens
+        self._length = sequence_length
+        self.num_rows = (len(tokens) - 1) // sequence_length
+
+    def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
+        first = step * batch_size
+        rows = np.arange(first, min(first + batch_size, self.num_rows))[part]
+        return _shift(self._tokens.gather(rows * self._length, self._length + 1))
+
+
+class _PackedDocuments:
+    """Rows of whole documents: once in order, or epoch after epoch in random order."""
+
+    def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int | None):
+        self._tokens = tokens
+        self._length = sequence_length
+        self._seed = seed
+        self._separator_id = tokens.metadata["end_of_text_id"]
+        self._plan = plan_packing(tokens.document_ends, sequence_length)
+        self._epoch_order = (-1, np.empty(0, np.int64))
+        self.num_rows = self._plan.num_rows if seed is None else None
+
+    def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
+        first = step * batch_size
+        rows = range(first, first + batch_size)[part]
+        if self._seed is None:
+            rows = range(rows.start, min(rows.stop, self._plan.num_rows))
+        shape = (len(rows), self._length)
+        token_ids = np.full(shape, self._separator_id, np.int32)
+        targets = np.full(shape, self._separator_id, np.int32)
+        weights = np.zeros(shape, np.float32)
+        for index, row in enumerate(rows):
+            self._fill(self._choose(row), token_ids[index], targets[index])
+            # A separator ends its document: what follows it is not to be learned.
+            weights[index] = token_ids[index] != self._separator_id
+        return token_ids, targets, weights
+
+    def _choose(self, row: int) -> int:
+        """Give the plan's row that is the `row`-th of all epochs."""
+        if self._seed is None:
+            return row
+        epoch, place = divmod(row, self._plan.num_rows)
+        if self._epoch_order[0] != epoch:
+            generator = _generator(self._seed, epoch)
+            self._epoch_order = (epoch, generator.permutation(self._plan.num_rows))
+        return int(self._epoch_order[1][place])
+
+    def _fill(self, row: int, token_ids: np.ndarray, targets: np.ndarray) -> None:
+        plan, place = self._plan, 0
+        for part in range(plan.row_splits[row], plan.row_splits[row + 1]):
+            start, length = int(plan.starts[part]), int(plan.lengths[part])
+            window = self._tokens[start : start + length + 1]
+            token_ids[place : place + length] = window[:length]
+            targets[place : place + len(window) - 1] = window[1:]
+            place += length
+
+
+def _choose_rows(
+    tokens: TokenDataset, order: str, packing: str, sequence_length: int, seed: int
+) -> Any:
+    if packing == "documents":
+        if tokens.metadata["end_of_text_id"] is None:
+            raise ValueError(
+                "`packing='documents'` needs documents that end with a separator, "
+                "but the data was prepared with a tokenizer without an end-of-text "
+                "token. Prepare it with one that has it, or take packing='windows'."
+            )
+        return _PackedDocuments(
+            tokens, sequence_length, None if order == "sequential" else seed
+        )
+    if packing != "windows":
+        raise ValueError(
+            "`packing` must be 'windows' or 'documents'. "
+            f"Received: packing={packing!r}."
+        )
+    if len(tokens) <= sequence_length:
+        raise ValueError(
+            "`sequence_length` must be below the number of tokens in the split, "
+            f"{len(tokens)}. Received: sequence_length={sequence_length}. Prepare "
+            f"more text or take sequence_length={len(tokens) - 1} or less."
+        )
+    if order == "sequential":
+        return _SequentialWindows(tokens, sequence_length)
+    return _RandomWindows(tokens, sequence_length, seed)
+
+
+def _shift(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return windows[:, :-1], windows[:, 1:]
+
+
+def _generator(seed: int, step: int) -> np.random.Generator:
+    # The step goes into a high word of the counter: Philox counts in the lowest, so
+    # the streams of neighbouring steps would overlap there.
+    return np.random.Generator(np.random.Philox(key=seed, counter=step << 128))
+
+
+def _check_arguments(**bounds: tuple[int, int]) -> None:
+    for name, (value, minimum) in bounds.items():
+        if value < minimum:
+            raise ValueError(
+                f"`{name}` must be at least {minimum}. Received: {name}={value}."
+            )
+
+
+def _check_vocabulary(tokens: TokenDataset, vocab_size: int | None) -> None:
+    prepared = tokens.metadata["vocab_size"]
+    if vocab_size is not None and prepared > vocab_size:
+        raise ValueError(
+            f"`vocab_size` must be at least {prepared}, that of the tokenizer which "
+            f"the data was prepared with. Received: vocab_size={vocab_size}. Prepare "
+            f"the data with the model's tokenizer, or build a model with "
+            f"vocab_size={prepared}."
+        )

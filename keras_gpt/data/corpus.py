@@ -1,0 +1,388 @@
+"""Documents from text files, JSON Lines, Parquet, folders or Python strings."""
+
+import codecs
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from keras_gpt.data.embedded import embedded_corpus
+
+EMBEDDED = "embedded"
+# Tokenizers are some 20% faster on pieces of this size than on a megabyte.
+PIECE_CHARACTERS = 100_000
+_BLOCK_BYTES = 1_000_000
+_TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
+_JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
+# Neither one text nor many: reading them as text would train on their syntax.
+_REFUSED_SUFFIXES = (".json", ".csv", ".tsv", ".html", ".pdf", ".docx", ".gz", ".zip")
+_SUFFIXES = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES, ".parquet")
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one: the parts join without separator.
+
+    Attributes:
+        text: The text, never empty.
+        ends_document: Whether the document ends with this piece.
+        num_source_bytes: How much of the source it took to read, for progress bars.
+    """
+
+    text: str
+    ends_document: bool
+    num_source_bytes: int
+
+
+class Corpus:
+    """Documents of one source or several, read as a stream in flat memory.
+
+    Args:
+        source: `"embedded"` (`keras_gpt.data.embedded_corpus`); the path of a text
+            file (`.txt`, `.md`, `.txt.gz`, no suffix: one document), of JSON Lines
+            (`.jsonl`, `.jsonl.gz`), of a Parquet file, or of a folder (all such
+            files in it, sorted); an iterable of documents; or a list that mixes
+            `pathlib.Path`s and documents. In an iterable a `str` is always a
+            document.
+        text_field: The field of JSON Lines and the column of Parquet files that
+            hold the text.
+        encoding: The encoding of text and JSON Lines files.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: A folder without documents; later, while reading, a file that
+            is binary, in another encoding or malformed.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Iterable[str | Path],
+        *,
+        text_field: str = "text",
+        encoding: str = "utf-8",
+    ):
+        codecs.lookup(encoding)
+        self._text_field = text_field
+        # A byte order mark is dropped; files without one read the same.
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        self._encoding = "utf-8-sig" if is_utf8 else encoding
+        if isinstance(source, str | Path):
+            source = _expand(source)
+        elif isinstance(source, list | tuple):
+            _check_items(source)
+            source = [
+                part
+                for item in source
+                for part in (_expand(item) if isinstance(item, Path) else [item])
+            ]
+        elif not isinstance(source, Iterable) or isinstance(source, bytes):
+            raise ValueError(
+                "`source` must be a path, 'embedded' or an iterable of texts. "
+                f"Received: {type(source).__name__}."
+            )
+        self._items = source
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Size of the files, or None when the source is not made of files alone."""
+        if not self._is_list or not all(isinstance(i, Path) for i in self._items):
+            return None
+        return sum(path.stat().st_size for path in self._items)
+
+    @property
+    def num_documents(self) -> int | None:
+        """How many documents there are, or None where only reading would tell."""
+        if not self._is_list:
+            return None
+        if any(isinstance(i, Path) and not _is_text_file(i) for i in self._items):
+            return None
+        return len(self._items)
+
+    def describe(self) -> list[dict[str, Any]] | None:
+        """Say what the source is, to tell later whether another is the same.
+
+        Returns:
+            Paths with sizes and modification times, and the hash of the texts; None
+            for an iterable other than a list, which cannot be read twice.
+        """
+        if not self._is_list:
+            return None
+        described, texts = [], hashlib.sha256()
+        num_texts = 0
+        for item in self._items:
+            if isinstance(item, Path):
+                status = item.stat()
+                described.append(
+                    {
+                        "path": str(item.resolve()),
+                        "num_bytes": status.st_size,
+                        "modified_ns": status.st_mtime_ns,
+                    }
+                )
+            else:
+                encoded = item.encode("utf-8", "surrogatepass")
+                texts.update(len(encoded).to_bytes(8, "little") + encoded)
+                num_texts += 1
+        if num_texts:
+            described.append({"num_texts": num_texts, "sha256": texts.hexdigest()})
+        return described
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the documents in order, long ones in pieces of about 100 kB."""
+        for item in self._items:
+            if isinstance(item, Path):
+                yield from self._read_file(item)
+            elif isinstance(item, str):
+                yield from _document_pieces(_without_surrogates(item), len(item))
+            else:
+                raise ValueError(
+                    "`source` must yield documents as `str`. "
+                    f"Received: an item of type {type(item).__name__}."
+                )
+
+    @property
+    def _is_list(self) -> bool:
+        return isinstance(self._items, list)
+
+    def _read_file(self, path: Path) -> Iterator[Piece]:
+        if path.name.endswith(_JSON_SUFFIXES):
+            return _read_json_lines(path, self._text_field, self._encoding)
+        if path.suffix == ".parquet":
+            return _read_parquet(path, self._text_field)
+        return _split(_decode(path, self._encoding))
+
+
+def read_documents(
+    source: str | Path | Iterable[str | Path],
+    *,
+    text_field: str = "text",
+    encoding: str = "utf-8",
+) -> Iterator[str]:
+    """Yield whole documents from files, folders or the embedded corpus.
+
+    Args:
+        source: As for `keras_gpt.data.Corpus`, whose `pieces` keep memory flat where
+            a single document is large.
+        text_field: The field that holds the text in JSON Lines and Parquet.
+        encoding: The encoding of text and JSON Lines files.
+
+    Yields:
+        Documents, none of them empty.
+
+    Raises:
+        FileNotFoundError: A path does not exist.
+        ValueError: There is no text at all, or a file cannot be read as text.
+
+    Example:
+
+    >>> list(read_documents(["To be", "", "or not to be"]))
+    ['To be', 'or not to be']
+    """
+    parts: list[str] = []
+    is_empty = True
+    corpus = Corpus(source, text_field=text_field, encoding=encoding)
+    for piece in corpus.pieces():
+        is_empty = False
+        parts.append(piece.text)
+        if piece.ends_document:
+            yield "".join(parts)
+            parts.clear()
+    if is_empty:
+        raise ValueError("The corpus is empty: `source` holds no text.")
+
+
+def _is_text_file(path: Path) -> bool:
+    return not path.name.endswith(_JSON_SUFFIXES) and path.suffix != ".parquet"
+
+
+def _expand(path: str | Path) -> list[Any]:
+    """Turn a path into the files that it stands for."""
+    if path == EMBEDDED:
+        return list(embedded_corpus())
+    if isinstance(path, str) and ("\n" in path or len(path) > 4000):
+        raise ValueError(
+            "`source` must be a path. Received: what looks like a text, "
+            f"{path[:40]!r}... Pass a list, [text], to use the text itself."
+        )
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no file or folder {str(path)!r}. Pass an existing path, "
+            "'embedded' for the corpus that comes with Python, or a list of texts."
+        )
+    if path.is_file():
+        if path.suffix in _REFUSED_SUFFIXES and not path.name.endswith(_SUFFIXES):
+            raise ValueError(
+                f"{path} has an unsupported suffix, {path.suffix!r}. "
+                f"Convert it to one of {', '.join(_SUFFIXES)}."
+            )
+        return [path]
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.name.endswith(_SUFFIXES)
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise ValueError(
+            f"The folder {str(path)!r} holds no documents. "
+            f"Files that are read end with {', '.join(_SUFFIXES)}."
+        )
+    return files
+
+
+def _check_items(items: Iterable[Any]) -> None:
+    for item in items:
+        if not isinstance(item, str | Path):
+            raise ValueError(
+                "`source` must hold texts (`str`) or `pathlib.Path`s. "
+                f"Received: an item of type {type(item).__name__}."
+            )
+    first = next(iter(items), None)
+    is_short = isinstance(first, str) and len(first) < 250 and "\n" not in first
+    if is_short and "\0" not in first and Path(first).is_file():
+        raise ValueError(
+            f"In a list a `str` is a document, but {first!r} names a file. "
+            "Wrap paths: [pathlib.Path(name), ...]."
+        )
+
+
+def _decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
+    return gzip.open(raw) if path.suffix == ".gz" else raw
+
+
+def _decode(path: Path, encoding: str) -> Iterator[tuple[str, int]]:
+    """Yield the text of a file in blocks, each with its size in the file."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    num_read, position = 0, 0
+    with path.open("rb") as raw, _decompress(raw, path) as file:
+        while True:
+            try:
+                block = file.read(_BLOCK_BYTES)
+            except (EOFError, gzip.BadGzipFile) as error:
+                raise ValueError(
+                    f"{path} is damaged or cut off ({error}). Fetch it again."
+                ) from error
+            num_read += len(block)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                _refuse_binary(path, block)
+                offset = num_read - len(error.object) + error.start
+                raise ValueError(
+                    f"{path} is not {encoding.removesuffix('-sig')}: {error.reason} "
+                    f"at byte {offset}. Pass the encoding that it was written in, "
+                    "for example `encoding='latin-1'`."
+                ) from error
+            if "\0" in text:
+                _refuse_binary(path, b"\0")
+            yield text, raw.tell() - position
+            position = raw.tell()
+            if not block:
+                return
+
+
+def _refuse_binary(path: Path, block: bytes) -> None:
+    if b"\0" in block:
+        raise ValueError(
+            f"{path} is a binary file (it holds NUL bytes), not text. Remove it from "
+            "`source`, or pass `encoding='utf-16'` if it is UTF-16."
+        )
+
+
+def _document_pieces(document: str, num_source_bytes: int) -> Iterator[Piece]:
+    blocks = range(0, len(document), _BLOCK_BYTES)
+    sizes = chain([num_source_bytes], repeat(0))
+    return _split(
+        (document[start : start + _BLOCK_BYTES], size)
+        for start, size in zip(blocks, sizes, strict=False)
+    )
+
+
+def _split(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
+    """Cut one document, which comes in blocks, into pieces."""
+    rest, num_source_bytes = "", 0
+    for block, block_bytes in blocks:
+        rest += block
+        num_source_bytes += block_bytes
+        while len(rest) > PIECE_CHARACTERS:
+            cut = _cut_position(rest, PIECE_CHARACTERS)
+            yield Piece(rest[:cut], False, num_source_bytes)
+            rest, num_source_bytes = rest[cut:], 0
+    if rest:
+        yield Piece(rest, True, num_source_bytes)
+
+
+def _cut_position(text: str, limit: int) -> int:
+    """Find where to cut so that tokens stay the same as without a cut.
+
+    After a newline that stands alone, or else before a space that stands alone:
+    the split patterns of byte-pair tokenizers never join across either.
+    """
+    for mark, length in (("\n", 1), (" ", 0)):
+        position = text.rfind(mark, limit // 2, limit)
+        while position > 0:
+            if not text[position - 1].isspace() and not text[position + 1].isspace():
+                return position + length
+            position = text.rfind(mark, limit // 2, position)
+    return limit
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON allows and no UTF-8 text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _read_json_lines(path: Path, text_field: str, encoding: str) -> Iterator[Piece]:
+    with path.open("rb") as raw, _decompress(raw, path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line.decode(encoding))[text_field]
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                reason = repr(error) if isinstance(error, KeyError) else error
+                raise ValueError(
+                    f"{path}, line {number}, is not a JSON object with a field "
+                    f"{text_field!r} ({reason}). Correct the line or pass the name "
+                    "of the field as `text_field`."
+                ) from error
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{path}, line {number}: the field {text_field!r} must be a "
+                    f"string. Received: {type(text).__name__}."
+                )
+            yield from _document_pieces(_without_surrogates(text), len(line))
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[Piece]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path} needs pyarrow: `pip install pyarrow`."
+        ) from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file ({error}).") from error
+    with file:
+        columns = file.schema_arrow.names
+        if text_field not in columns:
+            raise ValueError(
+                f"{path} has no column {text_field!r}. Pass one of its columns as "
+                f"`text_field`: {', '.join(columns)}."
+            )
+        num_row_bytes = path.stat().st_size // max(file.metadata.num_rows, 1)
+        for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+            for text in batch.column(0).to_pylist():
+                if isinstance(text, str):
+                    yield from _document_pieces(text, num_row_bytes)

@@ -1,0 +1,352 @@
+"""From documents to token files."""
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from keras_gpt.data.corpus import Corpus, Piece
+from keras_gpt.data.shards import METADATA_NAME, PROGRESS_NAME, SplitWriter
+from keras_gpt.data.tokenizing import Task, token_dtype, tokenize_tasks
+from keras_gpt.files import read_json, write_json
+
+_FORMAT_VERSION = 1
+_TASK_CHARACTERS = 400_000
+_TASK_PIECES = 1000
+_FEW_DOCUMENTS = 20
+
+
+def prepare(
+    source: str | Path | Iterable[str | Path],
+    directory: str | Path,
+    tokenizer: Any,
+    *,
+    validation_fraction: float = 0.1,
+    split: str = "auto",
+    text_field: str = "text",
+    encoding: str = "utf-8",
+    shard_size: int = 2**26,
+    num_workers: int | None = None,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Tokenize a corpus into `train` and `val` token files.
+
+    Memory stays flat however large the corpus is. Killed and started again with the
+    same arguments it goes on where it was, and the files come out the same to the
+    byte; on a directory that is complete it returns at once.
+
+    Args:
+        source: Where the documents are: `"embedded"`, a path or an iterable; see
+            `keras_gpt.data.Corpus`.
+        directory: Where the token files go.
+        tokenizer: A tokenizer of `keras_gpt`, or any object that can be pickled and
+            has `encode_batch(texts)`, `vocab_size`, `end_of_text_id` and
+            `fingerprint`. Its end-of-text token, if it has one, is added after each
+            document.
+        validation_fraction: How much of the corpus becomes `val`; 0 for none.
+        split: `"tail"`: the last characters of the corpus are for validation.
+            `"documents"`: whole documents are, chosen by a hash of their text, so
+            that adding documents moves none to the other side, and equal documents
+            are on the same. `"auto"`: `"tail"` where the source is known to have
+            fewer than 20 documents, such as one text file, else `"documents"`.
+        text_field: The field that holds the text in JSON Lines and Parquet files.
+        encoding: The encoding of text and JSON Lines files.
+        shard_size: Tokens in one file.
+        num_workers: How many processes tokenize; None for one on each core. The
+            first 4 MB never need any. The result does not depend on it.
+        progress: Whether to show a progress bar on stderr.
+        overwrite: Whether to replace what another `prepare` left in `directory`.
+
+    Returns:
+        The metadata, also in `metadata.json`: counts of tokens, documents,
+        characters and UTF-8 bytes for each split, vocabulary, source, checksums.
+
+    Raises:
+        FileNotFoundError: The source does not exist.
+        ValueError: A bad argument; an empty corpus or split; a file that is not
+            text; a directory that holds other data.
+        OSError: Writing failed, for example on a full disk. Nothing is lost: the
+            same call goes on from there.
+
+    Example:
+
+    ```python
+    tokenizer = keras_gpt.CharacterTokenizer.train(["To be, or not to be"])
+    metadata = keras_gpt.data.prepare("hamlet.txt", "data/hamlet", tokenizer)
+    metadata["splits"]["train"]["num_tokens"]
+    ```
+    """
+    _check_arguments(validation_fraction, split, shard_size, num_workers)
+    directory = Path(directory)
+    corpus = Corpus(source, text_field=text_field, encoding=encoding)
+    if split == "auto":
+        is_small = (corpus.num_documents or _FEW_DOCUMENTS) < _FEW_DOCUMENTS
+        split = "tail" if is_small else "documents"
+    if split == "tail" and corpus.describe() is None:
+        raise ValueError(
+            "`split='tail'` reads the source twice, so it must be a list or files. "
+            "Received: an iterator. Pass a list, or `split='documents'`."
+        )
+    recipe = {
+        "format_version": _FORMAT_VERSION,
+        "source": corpus.describe(),
+        "text_field": text_field,
+        "encoding": encoding,
+        "split": split,
+        "validation_fraction": validation_fraction,
+        "shard_size": shard_size,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text_id": tokenizer.end_of_text_id,
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+    }
+    if overwrite:
+        _remove(directory)
+    found = _find_earlier(directory, recipe)
+    if found and "splits" in found:
+        (directory / PROGRESS_NAME).unlink(missing_ok=True)
+        return found
+    directory.mkdir(parents=True, exist_ok=True)
+    with _explain_write_errors(directory):
+        return _write(
+            directory,
+            recipe,
+            corpus,
+            tokenizer,
+            states=found["states"] if found else {},
+            num_workers=num_workers or os.cpu_count() or 1,
+            progress=progress,
+        )
+
+
+def _write(
+    directory: Path,
+    recipe: dict[str, Any],
+    corpus: Corpus,
+    tokenizer: Any,
+    *,
+    states: dict[str, Any],
+    num_workers: int,
+    progress: bool,
+) -> dict[str, Any]:
+    shard_size, fraction = recipe["shard_size"], recipe["validation_fraction"]
+    pieces = _assign_splits(corpus, recipe["split"], fraction)
+    with ExitStack() as stack:
+        writers = {
+            name: SplitWriter(
+                directory,
+                name,
+                token_dtype(tokenizer.vocab_size),
+                shard_size,
+                states.get(name),
+            )
+            for name in ("train", "val")[: 2 if fraction else 1]
+        }
+        for writer in writers.values():
+            stack.callback(writer.close)
+        advance = stack.enter_context(_progress_bar(corpus.num_bytes, progress))
+        done = {name: writer.counts["num_pieces"] for name, writer in writers.items()}
+        tasks = _group(pieces, done, advance)
+        num_unsaved = 0
+        for task, tokens in tokenize_tasks(tasks, tokenizer, num_workers):
+            if num_unsaved >= min(shard_size, 2**24):
+                _save(directory, recipe, writers)
+                num_unsaved = 0
+            writers[task.split].append(
+                tokens.token_ids,
+                tokens.document_ends,
+                num_documents=len(tokens.document_ends),
+                num_characters=tokens.num_characters,
+                num_bytes=tokens.num_bytes,
+                num_pieces=len(task.pieces),
+            )
+            num_unsaved += len(tokens.token_ids)
+            num_source_bytes = sum(piece.num_source_bytes for piece in task.pieces)
+            advance(num_source_bytes, len(tokens.token_ids))
+        _check_not_empty(directory, writers, recipe)
+        splits = {name: writer.finish() for name, writer in writers.items()}
+    metadata = {**recipe, "splits": splits}
+    write_json(directory / METADATA_NAME, metadata)
+    (directory / PROGRESS_NAME).unlink(missing_ok=True)
+    return metadata
+
+
+def _save(
+    directory: Path, recipe: dict[str, Any], writers: dict[str, SplitWriter]
+) -> None:
+    states = {name: writer.save() for name, writer in writers.items()}
+    write_json(directory / PROGRESS_NAME, {**recipe, "states": states})
+
+
+def _assign_splits(
+    corpus: Corpus, rule: str, fraction: float
+) -> Iterator[tuple[str, Piece]]:
+    """Yield the pieces with the names of their splits."""
+    if not fraction:
+        yield from (("train", piece) for piece in corpus.pieces())
+    elif rule == "tail":
+        num_characters = sum(len(piece.text) for piece in corpus.pieces())
+        num_left = int((1 - fraction) * num_characters)
+        for piece in corpus.pieces():
+            train, val = piece.text[:num_left], piece.text[num_left:]
+            num_left -= len(train)
+            if train:
+                ends = piece.ends_document or num_left == 0
+                yield "train", Piece(train, ends, piece.num_source_bytes)
+            if val:
+                num_source_bytes = 0 if train else piece.num_source_bytes
+                yield "val", Piece(val, piece.ends_document, num_source_bytes)
+    else:
+        starts_document = True
+        name = "train"
+        for piece in corpus.pieces():
+            if starts_document:
+                digest = hashlib.sha256(piece.text.encode("utf-8")).digest()
+                is_val = int.from_bytes(digest[:8], "big") < fraction * 2**64
+                name = "val" if is_val else "train"
+            starts_document = piece.ends_document
+            yield name, piece
+
+
+def _group(
+    pieces: Iterable[tuple[str, Piece]], done: dict[str, int], advance: Any
+) -> Iterator[Task]:
+    """Group the pieces of each split into tasks, leaving out the first, done ones."""
+    groups: dict[str, list[Piece]] = {name: [] for name in done}
+    sizes = dict.fromkeys(done, 0)
+    done = dict(done)
+    for name, piece in pieces:
+        if done[name]:
+            done[name] -= 1
+            advance(piece.num_source_bytes, 0)
+            continue
+        groups[name].append(piece)
+        sizes[name] += len(piece.text)
+        if sizes[name] >= _TASK_CHARACTERS or len(groups[name]) >= _TASK_PIECES:
+            yield Task(name, groups[name])
+            groups[name], sizes[name] = [], 0
+    for name, group in groups.items():
+        if group:
+            yield Task(name, group)
+
+
+def _find_earlier(directory: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Read what an earlier run left, or clear what it left before it could save."""
+    for name in (METADATA_NAME, PROGRESS_NAME):
+        path = directory / name
+        if not path.is_file():
+            continue
+        found = read_json(path)
+        different = [key for key in recipe if found.get(key) != recipe[key]]
+        if recipe["source"] is None:
+            different = ["source (an iterator cannot be compared)"]
+        if different:
+            raise ValueError(
+                f"{directory} holds data prepared with another "
+                f"{', '.join(different)}. Choose another `directory`, or pass "
+                "`overwrite=True` to replace it."
+            )
+        return found
+    _remove(directory)
+    return None
+
+
+def _remove(directory: Path) -> None:
+    """Remove what `prepare` writes, `metadata.json` first, and nothing else."""
+    paths = [directory / METADATA_NAME, directory / PROGRESS_NAME]
+    for name in ("train", "val"):
+        paths += [directory / f"{name}-documents.bin"]
+        paths += sorted(directory.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].bin"))
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _check_arguments(
+    validation_fraction: float, split: str, shard_size: int, num_workers: int | None
+) -> None:
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(
+            "`validation_fraction` must be at least 0 and below 1. "
+            f"Received: validation_fraction={validation_fraction}."
+        )
+    if split not in ("auto", "tail", "documents"):
+        raise ValueError(
+            f"`split` must be 'auto', 'tail' or 'documents'. Received: split={split!r}."
+        )
+    if shard_size < 1:
+        raise ValueError(
+            f"`shard_size` must be at least 1. Received: shard_size={shard_size}."
+        )
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(
+            "`num_workers` must be at least 1, or None for one on each core. "
+            f"Received: num_workers={num_workers}."
+        )
+
+
+def _check_not_empty(
+    directory: Path, writers: dict[str, SplitWriter], recipe: dict[str, Any]
+) -> None:
+    empty = [name for name, w in writers.items() if not w.counts["num_tokens"]]
+    if not empty:
+        return
+    for writer in writers.values():
+        writer.close()
+    _remove(directory)
+    if len(empty) == len(writers):
+        raise ValueError("The corpus is empty: `source` holds no text.")
+    fraction = recipe["validation_fraction"]
+    raise ValueError(
+        f"The split {empty[0]!r} got no text with validation_fraction={fraction} and "
+        f"split={recipe['split']!r}. Prepare more text, take `split='tail'`, or "
+        "`validation_fraction=0` for no validation."
+    )
+
+
+@contextmanager
+def _explain_write_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"Writing to {directory} failed: {error.strerror}. Make room and run the "
+            "same again: it goes on from there",
+        ) from error
+
+
+@contextmanager
+def _progress_bar(num_bytes: int | None, is_shown: bool) -> Iterator[Any]:
+    """Give a function that advances the bar by bytes of source and by tokens."""
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("Tokenizing"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TextColumn("{task.fields[num_tokens]:,} tokens"),
+        progress.TextColumn("{task.fields[rate]:,.0f}/s"),
+        progress.TimeRemainingColumn(),
+    )
+    bar = progress.Progress(
+        *columns, console=Console(stderr=True), disable=not is_shown
+    )
+    num_tokens, start = 0, time.monotonic()
+
+    def advance(num_source_bytes: int, num_new_tokens: int) -> None:
+        nonlocal num_tokens
+        num_tokens += num_new_tokens
+        rate = num_tokens / max(time.monotonic() - start, 1e-3)
+        bar.update(task, advance=num_source_bytes, num_tokens=num_tokens, rate=rate)
+
+    with bar:
+        task = bar.add_task("", total=num_bytes, num_tokens=0, rate=0.0)
+        yield advance

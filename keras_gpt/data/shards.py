@@ -1,0 +1,269 @@
+"""Token files: written in shards, read through memory maps.
+
+A prepared directory holds, for each split, `<split>-00000.bin`, ... (token ids),
+`<split>-documents.bin` (int64: where each document ends), and one `metadata.json`,
+which is written last: a directory without it is unfinished.
+"""
+
+import hashlib
+import os
+from bisect import bisect_right
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from keras_gpt.files import read_json
+
+METADATA_NAME = "metadata.json"
+PROGRESS_NAME = "progress.json"
+_END_DTYPE = np.dtype("<i8")
+
+
+class SplitWriter:
+    """Write the token files of one split, and go on from a saved state.
+
+    Args:
+        directory: The prepared directory.
+        split: Name of the split.
+        dtype: Integer type of the token ids.
+        shard_size: Tokens in each shard but the last.
+        state: What `save` gave, to go on from there; what was written after it is
+            cut off.
+
+    Raises:
+        ValueError: The files are shorter than `state` says.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        dtype: np.dtype,
+        shard_size: int,
+        state: dict[str, Any] | None = None,
+    ):
+        self._directory = directory
+        self._split = split
+        self._dtype = dtype
+        self._shard_size = shard_size
+        self.counts = {
+            "num_tokens": 0,
+            "num_documents": 0,
+            "num_characters": 0,
+            "num_bytes": 0,
+            "num_pieces": 0,
+        }
+        self._shards: list[dict[str, Any]] = []
+        if state:
+            self.counts = dict(state["counts"])
+            self._shards = list(state["shards"])
+        num_ends = self.counts["num_documents"]
+        self._ends = self._open(f"{split}-documents.bin", num_ends * 8)
+        self._shard = self._open_shard()
+
+    def append(
+        self, token_ids: np.ndarray, document_ends: np.ndarray, **counts: int
+    ) -> None:
+        """Append ids and the offsets into them after which a document ends."""
+        ends = document_ends.astype(_END_DTYPE) + self.counts["num_tokens"]
+        self._ends.write(ends.tobytes())
+        while len(token_ids):
+            room = self._shard_size - self._num_in_shard
+            written, token_ids = token_ids[:room], token_ids[room:]
+            self._shard.write(written.tobytes())
+            self.counts["num_tokens"] += len(written)
+            if len(written) == room:
+                self._finish_shard()
+                self._shard = self._open_shard()
+        for name, count in counts.items():
+            self.counts[name] += count
+
+    def save(self) -> dict[str, Any]:
+        """Force what was written to the disk and give the state to go on from."""
+        for file in (self._shard, self._ends):
+            file.flush()
+            os.fsync(file.fileno())
+        return {"counts": self.counts, "shards": self._shards}
+
+    def finish(self) -> dict[str, Any]:
+        """Finish the files and give the split's part of the metadata."""
+        self.save()
+        if self._num_in_shard:
+            self._finish_shard()
+        else:
+            Path(self._shard.name).unlink()
+        self.close()
+        ends = Path(self._ends.name)
+        counts = {key: n for key, n in self.counts.items() if key != "num_pieces"}
+        documents = {"file": ends.name, "sha256": _sha256(ends)}
+        return {**counts, "shards": self._shards, "documents": documents}
+
+    def close(self) -> None:
+        """Close the files as they are."""
+        self._shard.close()
+        self._ends.close()
+
+    @property
+    def _num_in_shard(self) -> int:
+        return self.counts["num_tokens"] - len(self._shards) * self._shard_size
+
+    def _open_shard(self) -> IO[bytes]:
+        name = f"{self._split}-{len(self._shards):05d}.bin"
+        return self._open(name, self._num_in_shard * self._dtype.itemsize)
+
+    def _open(self, name: str, num_bytes: int) -> IO[bytes]:
+        path = self._directory / name
+        path.touch()
+        if path.stat().st_size < num_bytes:
+            raise ValueError(
+                f"{path} is shorter than when preparing was interrupted. "
+                "Start afresh with `overwrite=True`."
+            )
+        os.truncate(path, num_bytes)
+        return path.open("ab")
+
+    def _finish_shard(self) -> None:
+        self._shard.close()
+        path = Path(self._shard.name)
+        self._shards.append(
+            {
+                "file": path.name,
+                "num_tokens": self._num_in_shard,
+                "sha256": _sha256(path),
+            }
+        )
+
+
+class TokenDataset:
+    """The tokens of one split, memory-mapped: shards look like one long array.
+
+    Args:
+        directory: A directory that `keras_gpt.data.prepare` wrote.
+        split: `"train"` or `"val"`.
+        verify: Whether to read all files and compare their checksums, too.
+
+    Raises:
+        FileNotFoundError: The directory is not prepared, or a file is missing.
+        ValueError: There is no such split, or a file is damaged.
+
+    Example:
+
+    ```python
+    tokens = keras_gpt.data.TokenDataset("data/docs", "val")
+    len(tokens)          # How many tokens.
+    tokens[1000:1064]    # An array of ids, across shards.
+    tokens.document_ends # Where each document ends.
+    ```
+    """
+
+    def __init__(self, directory: str | Path, split: str, *, verify: bool = False):
+        self._directory = Path(directory)
+        self._split = split
+        self.metadata = read_metadata(directory)
+        splits = self.metadata["splits"]
+        if split not in splits:
+            raise ValueError(
+                f"`split` must be one of those in {directory}: {', '.join(splits)}. "
+                f"Received: split={split!r}."
+            )
+        self.dtype = np.dtype(self.metadata["dtype"])
+        description = splits[split]
+        self._starts = [0]
+        self._shards = []
+        for shard in description["shards"]:
+            self._shards.append(
+                self._map(shard, self.dtype, shard["num_tokens"], verify)
+            )
+            self._starts.append(self._starts[-1] + shard["num_tokens"])
+        self.document_ends = self._map(
+            description["documents"], _END_DTYPE, description["num_documents"], verify
+        )
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        """Give the ids of a slice with step 1, in the type of the files."""
+        start, stop, _ = window.indices(len(self))
+        index = bisect_right(self._starts, start) - 1
+        if start < stop <= self._starts[index + 1]:
+            offset = self._starts[index]
+            return self._shards[index][start - offset : stop - offset]
+        parts = [np.empty(0, self.dtype)]
+        while start < stop:
+            offset = self._starts[index]
+            parts.append(self._shards[index][start - offset : stop - offset])
+            start += len(parts[-1])
+            index += 1
+        return np.concatenate(parts)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Read windows of equal length.
+
+        Args:
+            starts: Where each window starts.
+            length: How many ids each has.
+
+        Returns:
+            int32 array of shape `(len(starts), length)`.
+        """
+        windows = np.empty((len(starts), length), np.int32)
+        for row, start in enumerate(starts.tolist()):
+            windows[row] = self[start : start + length]
+        return windows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without it, pickling would copy the tokens themselves.
+        return TokenDataset, (self._directory, self._split)
+
+    def _map(
+        self, file: dict[str, Any], dtype: np.dtype, length: int, verify: bool
+    ) -> np.ndarray:
+        path = self._directory / file["file"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing. {_PREPARE_AGAIN}")
+        num_bytes = length * dtype.itemsize
+        if path.stat().st_size != num_bytes:
+            raise ValueError(
+                f"{path} must have {num_bytes} bytes but has {path.stat().st_size}: "
+                f"it is damaged. {_PREPARE_AGAIN}"
+            )
+        if verify and _sha256(path) != file["sha256"]:
+            raise ValueError(f"{path} has another checksum. {_PREPARE_AGAIN}")
+        # A plain array over the map: slicing `np.memmap` costs four times as much.
+        return np.asarray(np.memmap(path, dtype, mode="r", shape=(length,)))
+
+
+_PREPARE_AGAIN = "Prepare the directory again with `overwrite=True`."
+
+
+def read_metadata(directory: str | Path) -> dict[str, Any]:
+    """Read what `prepare` noted about a directory.
+
+    Args:
+        directory: A directory that `keras_gpt.data.prepare` wrote.
+
+    Returns:
+        The metadata: counts for each split, vocabulary, source, checksums.
+
+    Raises:
+        FileNotFoundError: The directory is not prepared, or not to the end.
+    """
+    path = Path(directory) / METADATA_NAME
+    if path.is_file():
+        return read_json(path)
+    if (Path(directory) / PROGRESS_NAME).is_file():
+        raise FileNotFoundError(
+            f"{directory} is prepared only in part. Run the same `keras-gpt prepare` "
+            "again: it continues."
+        )
+    raise FileNotFoundError(
+        f"{directory} is not a prepared directory. Run `keras-gpt prepare` or "
+        "`keras_gpt.data.prepare(source, directory, tokenizer)` first."
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

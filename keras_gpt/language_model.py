@@ -1,0 +1,441 @@
+"""`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_gpt import tokenizers
+from keras_gpt.config import GPTConfig
+from keras_gpt.files import atomic_path, read_json, write_json
+from keras_gpt.generation import Generation, TextAssembler, beam_search, score
+from keras_gpt.model import GPT
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.weights.h5"
+TOKENIZER_FOLDER = "tokenizer"
+_FORMAT = 1
+_WINDOWS_AT_ONCE = 64
+_STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model added to a prompt.
+
+    Attributes:
+        text: The new text alone.
+        ids: The new token ids, which may go beyond a stop string.
+        log_probs: Log-probability in nats of each id under the model.
+        finish_reason: `"stop"` (a stop id or string) or `"length"`.
+    """
+
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts text.
+
+    Attributes:
+        loss: Mean negative log-probability of a token, in nats.
+        perplexity: `exp(loss)`.
+        bits_per_byte: Bits that the model needs for each byte of UTF-8 text, which
+            compares models with different tokenizers.
+        num_tokens: Tokens that were predicted.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    num_tokens: int
+
+
+class LanguageModel:
+    """A GPT with its tokenizer: text in, text out.
+
+    Args:
+        model: A `GPT`.
+        tokenizer: A tokenizer of `keras_gpt.tokenizers`.
+
+    Raises:
+        ValueError: The tokenizer has more ids than the model.
+
+    Example:
+
+    >>> import keras_gpt
+    >>> tokenizer = keras_gpt.CharacterTokenizer.train(["hello world"])
+    >>> config = keras_gpt.GPTConfig(vocab_size=tokenizer.vocab_size, context_length=16,
+    ...                              embedding_dimension=32, num_layers=1, num_heads=2)
+    >>> lm = keras_gpt.LanguageModel(keras_gpt.GPT(config), tokenizer)
+    >>> len(lm.generate("hell", max_new_tokens=5))
+    5
+    >>> lm.save("greeter")
+    >>> lm = keras_gpt.LanguageModel.load("greeter")
+    """
+
+    def __init__(self, model: GPT, tokenizer):
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                "The tokenizer has more ids than the model. Received: tokenizer "
+                f"vocab_size={tokenizer.vocab_size}, model "
+                f"vocab_size={model.config.vocab_size}. Use the tokenizer that the "
+                "model was trained with."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def save(self, directory: str | Path) -> None:
+        """Write model and tokenizer into a folder, from which any backend reads them.
+
+        Args:
+            directory: Made if there is none. Each file is written whole or not at
+                all, `config.json` last.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(directory / TOKENIZER_FOLDER)
+        save_weights(self.model, directory / WEIGHTS_FILE)
+        write_json(
+            directory / CONFIG_FILE,
+            {
+                "format": _FORMAT,
+                "model": self.model.config.to_dict(),
+                "dtype": self.model.dtype_policy.name,
+                "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            },
+        )
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, dtype: str | None = None
+    ) -> "LanguageModel":
+        """Read what `save` wrote.
+
+        Args:
+            directory: The folder.
+            dtype: A dtype or dtype policy for the model. Defaults to the one saved.
+
+        Raises:
+            FileNotFoundError: There is no model in the folder.
+            ValueError: A file is damaged or doesn't fit the others.
+        """
+        directory = Path(directory)
+        if not (directory / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"There is no model in {directory}: {CONFIG_FILE} is missing. Train one "
+                "with `keras-gpt train`, or name the folder of a run."
+            )
+        description = read_json(directory / CONFIG_FILE)
+        if description.get("format") != _FORMAT:
+            raise ValueError(
+                f"{directory / CONFIG_FILE} has format {description.get('format')!r}; "
+                f"this keras_gpt reads format {_FORMAT}. Install the version that "
+                "wrote it."
+            )
+        config = GPTConfig.from_dict(description["model"])
+        tokenizer = tokenizers.load(directory / TOKENIZER_FOLDER)
+        if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
+            raise ValueError(
+                f"The tokenizer in {directory} isn't the one that the model was saved "
+                "with. Put the original back."
+            )
+        model = GPT(config, dtype=dtype or description["dtype"])
+        load_weights(model, directory / WEIGHTS_FILE)
+        return cls(model, tokenizer)
+
+    def complete(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        **controls,
+    ) -> list[Completion]:
+        """Continue prompts, with everything that is known about the result.
+
+        Args:
+            prompts: One prompt or several.
+            max_new_tokens: Most tokens to add.
+            stop: Strings that end the text; they are not part of it.
+            stop_ids: Token ids that do. Defaults to the end-of-text token, if the
+                tokenizer has one.
+            **controls: Others of `keras_gpt.generate`: `temperature`, `top_k`,
+                `top_p`, `min_p`, `repetition_penalty`, `seed`,
+                `num_return_sequences`.
+
+        Returns:
+            A `Completion` for each prompt, or `num_return_sequences` for each.
+
+        Raises:
+            ValueError: A prompt or control is out of its range.
+        """
+        ids = self._encode_prompts([prompts] if isinstance(prompts, str) else prompts)
+        run = Generation(
+            self.model,
+            ids,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids(stop_ids),
+            **controls,
+        )
+        stop = _check_stop(stop)
+        texts = [TextAssembler(self.tokenizer, stop) for _ in run.ids]
+        while not run.finished:
+            self._assemble(
+                run, texts, run.advance(_STEPS_BETWEEN_LOOKS if stop else None)
+            )
+        for row, text in enumerate(texts):
+            text.finish()
+            if text.stopped:
+                run.stop(row)
+        return [
+            Completion(*fields)
+            for fields in zip(
+                (text.text for text in texts),
+                run.ids,
+                run.log_probs,
+                run.finish_reasons,
+                strict=True,
+            )
+        ]
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        **controls,
+    ) -> str | list[str]:
+        """Continue prompts.
+
+        Args:
+            prompts: One prompt or several.
+            max_new_tokens: Most tokens to add.
+            stop: Strings that end the text; they are not part of it.
+            stop_ids: Token ids that do. Defaults to the end-of-text token, if the
+                tokenizer has one.
+            num_beams: Above 1, beam search.
+            num_return_sequences: Continuations for each prompt.
+            **controls: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`,
+                `repetition_penalty`, `seed` as in `keras_gpt.generate`.
+
+        Returns:
+            The new text alone: a string for one prompt, else a list.
+
+        Raises:
+            ValueError: A prompt or control is out of its range.
+        """
+        if num_beams == 1:
+            completions = self.complete(
+                prompts,
+                max_new_tokens,
+                stop=stop,
+                stop_ids=stop_ids,
+                num_return_sequences=num_return_sequences,
+                **controls,
+            )
+            texts = [completion.text for completion in completions]
+        else:
+            ids = self._encode_prompts(
+                [prompts] if isinstance(prompts, str) else prompts
+            )
+            taken = {"repetition_penalty", "length_penalty"} & set(controls)
+            rows = beam_search(
+                self.model,
+                ids,
+                num_beams=num_beams,
+                max_new_tokens=max_new_tokens,
+                stop_ids=self._stop_ids(stop_ids),
+                num_return_sequences=num_return_sequences,
+                **{name: controls[name] for name in taken},
+            )
+            texts = []
+            for row in rows:
+                text = TextAssembler(self.tokenizer, _check_stop(stop))
+                text.add(row)
+                text.finish()
+                texts.append(text.text)
+        return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
+
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        *,
+        stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        **controls,
+    ) -> Iterator[str]:
+        """Continue a prompt, giving text as soon as it is certain.
+
+        Args:
+            prompt: One prompt.
+            max_new_tokens: Most tokens to add.
+            stop: Strings that end the text; they are not part of it.
+            stop_ids: Token ids that do. Defaults to the end-of-text token, if the
+                tokenizer has one.
+            **controls: As of `generate`, but for beams.
+
+        Yields:
+            Pieces that together are what `generate` returns. None ends inside a
+            character.
+        """
+        run = Generation(
+            self.model,
+            self._encode_prompts([prompt]),
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids(stop_ids),
+            **controls,
+        )
+        text = TextAssembler(self.tokenizer, _check_stop(stop))
+        while not run.finished:
+            piece = self._assemble(run, [text], run.advance(1))[0]
+            if piece:
+                yield piece
+        piece = text.finish()
+        if piece:
+            yield piece
+
+    def score(self, text: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
+        """Log-probability in nats of each token given those before it.
+
+        Args:
+            text: One text or several, each within the model's context.
+
+        Returns:
+            For each text float32 `(tokens - 1,)`: the first token has none before it.
+
+        Example:
+
+        >>> import keras_gpt
+        >>> tokenizer = keras_gpt.CharacterTokenizer.train(["abc"])
+        >>> config = keras_gpt.GPTConfig(vocab_size=3, context_length=8, num_heads=1,
+        ...                              embedding_dimension=8, num_layers=1)
+        >>> lm = keras_gpt.LanguageModel(keras_gpt.GPT(config), tokenizer)
+        >>> lm.score("abcab").shape
+        (4,)
+        """
+        texts = [text] if isinstance(text, str) else text
+        scores = score(self.model, self._encode_prompts(texts))
+        return scores[0] if isinstance(text, str) else scores
+
+    def evaluate(self, documents: str | Iterable[str]) -> Evaluation:
+        """Measure how well the model predicts documents.
+
+        They are read as in training: one after the other, each followed by the
+        end-of-text token if there is one, in windows that don't overlap.
+
+        Args:
+            documents: Texts.
+
+        Returns:
+            An `Evaluation`.
+
+        Raises:
+            ValueError: There are fewer than two tokens.
+        """
+        documents = [documents] if isinstance(documents, str) else documents
+        windows = self._windows(documents)
+        num_bytes, num_tokens, loss = 0, 0, 0.0
+        while batch := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
+            for window, log_probs in zip(batch, score(self.model, batch), strict=True):
+                num_bytes += len(
+                    self.tokenizer.decode_bytes(window[1:], skip_special_tokens=True)
+                )
+                num_tokens += len(log_probs)
+                loss -= float(log_probs.sum(dtype="float64"))
+        if num_tokens == 0:
+            raise ValueError("`documents` must hold at least two tokens.")
+        return Evaluation(
+            loss=loss / num_tokens,
+            perplexity=math.exp(loss / num_tokens),
+            bits_per_byte=loss / math.log(2) / max(num_bytes, 1),
+            num_tokens=num_tokens,
+        )
+
+    def _windows(self, documents):
+        """Windows of up to `context_length + 1` ids; each starts with the last's end."""
+        length = self.model.config.context_length
+        end = self.tokenizer.end_of_text_id
+        ids: list[int] = []
+        for document in documents:
+            ids += self.tokenizer.encode(document)
+            if end is not None:
+                ids.append(end)
+            for start in range(0, len(ids) - length - 1, length):
+                yield ids[start : start + length + 1]
+            # the id that starts the next window, and what there is behind it
+            ids = ids[max(0, len(ids) - 2) // length * length :]
+        if len(ids) > 1:
+            yield ids
+
+    def _assemble(self, run, texts, new_ids):
+        pieces = []
+        for row, (text, ids) in enumerate(zip(texts, new_ids, strict=True)):
+            pieces.append(text.add(ids))
+            if text.stopped:
+                run.stop(row)
+        return pieces
+
+    def _encode_prompts(self, prompts):
+        end = self.tokenizer.end_of_text_id
+        rows = self.tokenizer.encode_batch(list(prompts))
+        for row, ids in enumerate(rows):
+            if not ids and end is None:
+                raise ValueError(
+                    f"Prompt {row} is empty, and the tokenizer has no end-of-text "
+                    "token to start from. Give at least one character."
+                )
+        return [ids or [end] for ids in rows]
+
+    def _stop_ids(self, stop_ids):
+        if stop_ids is not None:
+            return stop_ids
+        end = self.tokenizer.end_of_text_id
+        return () if end is None else (end,)
+
+
+def save_weights(model: GPT, path: str | Path) -> None:
+    """Write the weights alone, whole or not at all."""
+    with atomic_path(path) as temporary:
+        model.save_weights(temporary)
+
+
+def load_weights(model: GPT, path: str | Path) -> None:
+    """Read what `save_weights` wrote, on any backend.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or of another architecture.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"The weights {path} are missing.")
+    try:
+        model.load_weights(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds the weights of another architecture than the model's. "
+            "Build the GPT with the configuration that they were trained with."
+        ) from error
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} can't be read ({error}). It may be truncated: copy it again."
+        ) from error
+
+
+def _check_stop(stop):
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stop or not all(isinstance(item, str) for item in stop):
+        raise ValueError(f"`stop` must be non-empty strings. Received: {stop!r}.")
+    return stop

@@ -1,0 +1,291 @@
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_gpt.data import TokenDataset, load_batches, prepare
+from keras_gpt.tokenizers import CharacterTokenizer
+
+END = "<|endoftext|>"
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+END_ID = len(ALPHABET)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Documents of rising length over several shards; `val` has no separators."""
+    directory = tmp_path_factory.mktemp("data")
+    documents = [(ALPHABET * 3)[n : 2 * n + 2] for n in range(25)]
+    tokenizer = CharacterTokenizer(ALPHABET, [END])
+    prepare(
+        documents,
+        directory / "documents",
+        tokenizer,
+        validation_fraction=0,
+        shard_size=50,
+        progress=False,
+    )
+    tokenizer = CharacterTokenizer(ALPHABET)
+    prepare(
+        [ALPHABET * 10], directory / "stream", tokenizer, shard_size=99, progress=False
+    )
+    return directory
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+MODES = [
+    ("stream", {}),
+    ("stream", {"order": "sequential"}),
+    ("documents", {"packing": "documents"}),
+    ("documents", {"packing": "documents", "order": "sequential"}),
+]
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(("name", "options"), MODES)
+def test_start_step_equals_skipping_the_steps_before(data, name, options):
+    path = data / name
+    batches = take(load_batches(path, "train", 2, 8, seed=5, **options), 9)
+    for start in (0, 1, 8):
+        started = load_batches(path, "train", 2, 8, 5, start_step=start, **options)
+        assert_equal(take(started, 9 - start), batches[start:])
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(("name", "options"), MODES)
+def test_processes_share_each_batch(data, name, options):
+    path = data / name
+    whole = take(load_batches(path, "train", 4, 8, drop_remainder=True, **options), 4)
+    parts = [
+        take(
+            load_batches(
+                path, "train", 4, 8, process_index=index, process_count=2, **options
+            ),
+            4,
+        )
+        for index in range(2)
+    ]
+    joined = [
+        tuple(np.concatenate(pair) for pair in zip(*two, strict=True))
+        for two in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, whole)
+
+
+@pytest.mark.any_backend
+@given(seed=st.integers(0, 2**64), step=st.integers(0, 2**40))
+def test_random_windows_depend_on_seed_and_step_alone(data, seed, step):
+    path = data / "stream"
+    batches = load_batches(path, "train", 3, 8, seed, start_step=step, num_steps=2)
+    assert len(batches) == 2
+    first, second = list(batches)
+    assert_equal(list(batches), [first, second])
+    x, y = first
+    assert x.dtype == y.dtype == np.int32
+    assert x.shape == y.shape == (3, 8)
+    np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+    # The text is the alphabet over and over: each target is the letter after.
+    np.testing.assert_array_equal((x + 1) % 26, y)
+
+
+@pytest.mark.any_backend
+def test_random_windows_start_everywhere_equally_often_and_steps_are_independent(data):
+    batches = take(load_batches(data / "stream", "val", 50, 20, seed=1), 200)
+    firsts = np.stack([x[:, 0] for x, _ in batches])
+    # 26 tokens and windows of 21: starts 0 to 5, 10000 draws; 5 sigma is 186.
+    counts = np.bincount(firsts.ravel(), minlength=26)
+    assert np.flatnonzero(counts).tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.abs(counts[:6] - 10_000 / 6).max() < 190
+    # Overlapping streams would repeat a batch's draws, shifted, in the next.
+    for one, other in itertools.pairwise(firsts):
+        for shift in range(1, 17):
+            assert (one[shift:] != other[:-shift]).any()
+    other_seed = take(load_batches(data / "stream", "val", 50, 20, seed=2), 1)
+    assert (other_seed[0][0][:, 0] != firsts[0]).any()
+
+
+@pytest.mark.any_backend
+@given(batch_size=st.integers(1, 40), length=st.integers(1, 60))
+def test_sequential_pass_has_every_token_once_up_to_the_last_window(
+    data, batch_size, length
+):
+    path = data / "stream"
+    tokens = TokenDataset(path, "train")
+    batches = load_batches(path, "train", batch_size, length, order="sequential")
+    items = list(batches)
+    num_rows = (len(tokens) - 1) // length
+    assert len(batches) == len(items) == -(-num_rows // batch_size)
+    assert all(len(x) == batch_size for x, _ in items[:-1])
+    covered = num_rows * length
+    inputs = np.concatenate([x.ravel() for x, _ in items])
+    targets = np.concatenate([y.ravel() for _, y in items])
+    np.testing.assert_array_equal(inputs, tokens[:covered])
+    np.testing.assert_array_equal(targets, tokens[1 : covered + 1])
+
+
+@pytest.mark.any_backend
+@given(batch_size=st.integers(1, 8), length=st.integers(2, 40))
+def test_packing_trains_each_token_of_each_document_once_and_mixes_none(
+    data, batch_size, length
+):
+    path = data / "documents"
+    tokens = TokenDataset(path, "train")
+    batches = load_batches(
+        path, "train", batch_size, length, order="sequential", packing="documents"
+    )
+    pairs = []
+    for x, y, weight in batches:
+        assert x.dtype == y.dtype == np.int32
+        assert weight.dtype == np.float32
+        trained = weight == 1
+        assert ((weight == 0) == (x == END_ID)).all()
+        pairs += zip(x[trained].tolist(), y[trained].tolist(), strict=True)
+        inside = trained[:, :-1] & (y[:, :-1] != END_ID)
+        np.testing.assert_array_equal(x[:, 1:][inside], y[:, :-1][inside])
+    stream = tokens[:].tolist()
+    expected = [pair for pair in itertools.pairwise(stream) if pair[0] != END_ID]
+    assert sorted(pairs) == sorted(expected)
+
+
+@pytest.mark.any_backend
+def test_each_epoch_of_packed_documents_has_every_row_once_in_new_order(data):
+    path = data / "documents"
+    in_order = load_batches(
+        path, "train", 1, 16, order="sequential", packing="documents"
+    )
+    rows = [x.tobytes() for x, _, _ in in_order]
+    random = load_batches(path, "train", 1, 16, packing="documents")
+    taken = [x.tobytes() for x, _, _ in take(random, 2 * len(rows))]
+    first, second = taken[: len(rows)], taken[len(rows) :]
+    assert sorted(first) == sorted(second) == sorted(rows)
+    assert first != second
+
+
+@pytest.mark.any_backend
+def test_tokens_pickle_by_name_and_read_the_same(data):
+    tokens = TokenDataset(data / "stream", "train")
+    pickled = pickle.dumps(tokens)
+    assert len(pickled) < 1000
+    np.testing.assert_array_equal(pickle.loads(pickled)[90:110], tokens[90:110])
+    assert len(tokens[5:3]) == len(tokens[len(tokens) :]) == 0
+
+
+@pytest.mark.any_backend
+def test_iterator_state_restores(data):
+    iterator = iter(load_batches(data / "stream", "train", 2, 8))
+    next(iterator)
+    state = iterator.get_state()
+    expected = next(iterator)
+    iterator.set_state(state)
+    assert_equal([next(iterator)], [expected])
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be at least 1. Received: batch_size=0"),
+        ({"sequence_length": -1}, "`sequence_length` must be at least 1"),
+        ({"sequence_length": 234}, "the split, 234.*take sequence_length=233 or less"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"start_step": -1}, "`start_step` must be at least 0"),
+        ({"num_steps": 0}, "`num_steps` must be at least 1"),
+        ({"order": "sorted"}, "`order` must be 'random' or 'sequential'"),
+        ({"packing": "bins"}, "`packing` must be 'windows' or 'documents'"),
+        ({"packing": "documents"}, "without an end-of-text token"),
+        ({"split": "test"}, "`split` must be one of those in .*: train, val"),
+        ({"vocab_size": 20}, "`vocab_size` must be at least 26"),
+        ({"process_count": 3}, "`process_count` must divide `batch_size`"),
+        ({"process_index": 1}, "`process_index` be below"),
+        ({"order": "sequential", "start_step": 15}, "below the 15 batches"),
+        (
+            {"order": "sequential", "batch_size": 64, "drop_remainder": True},
+            "`batch_size` must be at most 29",
+        ),
+    ],
+)
+def test_bad_argument_says_the_way_out(data, options, message):
+    arguments = {"split": "train", "batch_size": 2, "sequence_length": 8, **options}
+    with pytest.raises(ValueError, match=message):
+        load_batches(data / "stream", **arguments)
+
+
+@pytest.mark.any_backend
+def test_directory_that_is_not_prepared_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Run `keras-gpt prepare`"):
+        load_batches(tmp_path, "train", 2, 8)
+
+
+def make_model():
+    model = keras.Sequential(
+        [
+            keras.Input((8,), dtype="int32"),
+            keras.layers.Embedding(END_ID + 1, 32),
+            keras.layers.Dense(END_ID + 1),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.05), loss)
+    return model
+
+
+def test_fit_learns_from_batches_and_validates_in_full(data):
+    path = data / "stream"
+    validation = load_batches(path, "val", 2, 8, order="sequential")
+    model = make_model()
+    history = model.fit(
+        load_batches(path, "train", 4, 8),
+        steps_per_epoch=30,
+        epochs=3,
+        shuffle=False,
+        validation_data=validation,
+        validation_steps=len(validation),
+        verbose=0,
+    ).history
+    assert history["val_loss"][-1] < 0.1
+    x, y = (np.concatenate(parts) for parts in zip(*validation, strict=True))
+    # The last batch is smaller, and still every window counts the same.
+    assert len(x) == 3
+    whole = model.evaluate(x, y, verbose=0)
+    assert whole == pytest.approx(history["val_loss"][-1], rel=1e-5)
+
+
+def test_fit_takes_packed_documents_with_weights(data):
+    batches = load_batches(data / "documents", "train", 4, 8, packing="documents")
+    history = (
+        make_model()
+        .fit(batches, steps_per_epoch=30, epochs=2, shuffle=False, verbose=0)
+        .history
+    )
+    assert history["loss"][1] < history["loss"][0] / 2
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_loading_batches_loads_no_tensorflow(data, backend):
+    program = (
+        "import sys\n"
+        "from keras_gpt.data import load_batches\n"
+        "assert 'grain' not in sys.modules\n"
+        f"next(iter(load_batches({str(data / 'stream')!r}, 'train', 2, 8)))\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

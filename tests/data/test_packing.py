@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_gpt.data.packing import plan_packing
+
+pytestmark = pytest.mark.any_backend
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 16))
+def test_rows_hold_every_token_once_but_for_separators_left_alone(lengths, size):
+    ends = np.cumsum(lengths)
+    plan = plan_packing(ends, size)
+    held = np.zeros(ends[-1], int)
+    for start, length in zip(plan.starts, plan.lengths, strict=True):
+        assert np.searchsorted(ends, start, "right") == np.searchsorted(
+            ends, start + length - 1, "right"
+        )
+        held[start : start + length] += 1
+    assert held.max(initial=0) <= 1
+    missing = set(np.flatnonzero(held == 0).tolist())
+    assert missing <= set((ends - 1).tolist())
+
+
+@given(LENGTHS, st.integers(1, 16))
+def test_no_row_is_empty_or_overfull_and_only_long_documents_are_cut(lengths, size):
+    ends = np.cumsum(lengths)
+    plan = plan_packing(ends, size)
+    starts = set((ends - lengths).tolist())
+    for row in range(plan.num_rows):
+        parts = slice(plan.row_splits[row], plan.row_splits[row + 1])
+        assert 0 < plan.lengths[parts].sum() <= size
+        for start, length in zip(plan.starts[parts], plan.lengths[parts], strict=True):
+            document = np.searchsorted(ends, start, "right")
+            is_whole = start in starts and start + length == ends[document]
+            assert is_whole or lengths[document] > size
+
+
+def test_packing_wastes_little():
+    lengths = np.random.default_rng(0).integers(2, 200, size=2000)
+    plan = plan_packing(np.cumsum(lengths), 256)
+    assert plan.num_rows <= 1.02 * lengths.sum() / 256

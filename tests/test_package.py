@@ -1,0 +1,90 @@
+import ast
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_gpt
+
+pytestmark = pytest.mark.any_backend
+
+PACKAGE = Path(keras_gpt.__file__).parent
+
+
+def modules_loaded_by(statement, backend):
+    """Top-level names in `sys.modules` of a new Python after `statement`."""
+    program = (
+        f"import json, sys\n{statement}\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return set(json.loads(process.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_import_loads_no_heavy_library_that_keras_does_not(backend):
+    heavy = {
+        "fastapi",
+        "grain",
+        "keras_hub",
+        "matplotlib",
+        "pyarrow",
+        "rich",
+        "sentencepiece",
+        "tensorboard",
+        "tensorflow",
+        "tensorflow_text",
+        "tokenizers",
+        "typer",
+        "yaml",
+    }
+    keras_loads = modules_loaded_by("import keras", backend)
+    keras_gpt_loads = modules_loaded_by("import keras_gpt", backend)
+    assert "tensorflow" not in keras_loads
+    assert not heavy & (keras_gpt_loads - keras_loads)
+
+
+def test_version_is_that_of_the_installed_package():
+    assert keras_gpt.__version__ == importlib.metadata.version("keras-gpt")
+
+
+def test_public_names_exist():
+    for name in keras_gpt.__all__:
+        assert hasattr(keras_gpt, name), name
+
+
+def test_type_checkers_find_py_typed():
+    assert importlib.resources.files("keras_gpt").joinpath("py.typed").is_file()
+
+
+def test_no_module_imports_the_private_src_of_another_package():
+    private = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in imported_names(node)
+        if "src" in name.split(".")
+    ]
+    assert private == []
+
+
+def imported_names(node):
+    """What an import statement names, as dotted names; of other nodes nothing."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    return []
