@@ -408,8 +408,14 @@ class LanguageModel:
 
 def save_weights(model: GPT, path: str | Path) -> None:
     """Write the weights alone, whole or not at all."""
-    with atomic_path(path) as temporary:
-        model.save_weights(temporary)
+    # Keras would write the optimizer's variables too, twice the size of the weights
+    optimizer = getattr(model, "optimizer", None)
+    model.optimizer = None
+    try:
+        with atomic_path(path) as temporary:
+            model.save_weights(temporary)
+    finally:
+        model.optimizer = optimizer
 
 
 def load_weights(model: GPT, path: str | Path) -> None:

@@ -1,8 +1,11 @@
 """Training with `model.fit`: how to compile, what to watch, where to resume."""
 
 from keras_gpt.training.callbacks import (
+    BitsPerByte,
     EventLog,
     ProgressBar,
+    SaveBest,
+    SaveState,
     StopOnNonFiniteLoss,
     Throughput,
     measure_peak_flops,
@@ -11,8 +14,11 @@ from keras_gpt.training.recipe import WarmupSchedule, compile_model
 from keras_gpt.training.state import load_state, save_state
 
 __all__ = [
+    "BitsPerByte",
     "EventLog",
     "ProgressBar",
+    "SaveBest",
+    "SaveState",
     "StopOnNonFiniteLoss",
     "Throughput",
     "WarmupSchedule",

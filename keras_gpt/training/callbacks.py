@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gpt.training.state import save_state
+
 
 def measure_peak_flops(dtype: str = "float32") -> float:
     """Floating-point operations a second that the device reaches in a large product.
@@ -30,7 +32,10 @@ def measure_peak_flops(dtype: str = "float32") -> float:
 
 
 class Throughput(keras.callbacks.Callback):
-    """Add to each epoch's logs `tokens_per_second`, `utilisation` and the rate.
+    """Add to each epoch's logs `step`, `learning_rate` and, in training, the speed.
+
+    The speed is `tokens_per_second` and `utilisation`, the part of the peak that the
+    model's own arithmetic makes up.
 
     Put it before the callbacks that write logs. Time spent on validation and in
     other callbacks at the end of an epoch doesn't count, nor does the first batch of
@@ -74,7 +79,11 @@ class Throughput(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:
             return
-        logs["learning_rate"] = current_learning_rate(self.model)
+        optimizer = self.model.optimizer
+        # float16's loss scaling wraps the optimizer that counts
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        logs["step"] = int(ops.convert_to_numpy(optimizer.iterations))
+        logs["learning_rate"] = float(ops.convert_to_numpy(optimizer.learning_rate))
         speed = self.tokens_per_second
         if speed is None:
             return
@@ -83,10 +92,63 @@ class Throughput(keras.callbacks.Callback):
             logs["utilisation"] = speed * self.flops_per_token / self.peak_flops
 
 
-def current_learning_rate(model) -> float:
-    """The learning rate of the next step."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return float(ops.convert_to_numpy(optimizer.learning_rate))
+class BitsPerByte(keras.callbacks.Callback):
+    """Add `bits_per_byte` to each epoch's logs, and `val_bits_per_byte`.
+
+    The loss of a token depends on how much text a token holds; bits for each byte of
+    text compare models with different tokenizers.
+
+    Args:
+        tokens_per_byte: Of the corpus.
+    """
+
+    def __init__(self, tokens_per_byte):
+        super().__init__()
+        self.bits_per_nat = tokens_per_byte / np.log(2)
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name in ("loss", "val_loss"):
+            if logs and name in logs:
+                bits = float(logs[name]) * self.bits_per_nat
+                logs[name.replace("loss", "bits_per_byte")] = bits
+
+
+class SaveState(keras.callbacks.Callback):
+    """Call `save_state` after each epoch with a finite loss.
+
+    Args:
+        path: The `.npz` file.
+        steps_per_epoch: To count the steps.
+    """
+
+    def __init__(self, path, steps_per_epoch):
+        super().__init__()
+        self.path = path
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.model.stop_training:
+            save_state(self.model, self.path, (epoch + 1) * self.steps_per_epoch)
+
+
+class SaveBest(keras.callbacks.Callback):
+    """Save whenever the validation loss is the lowest so far.
+
+    Args:
+        save: A function without arguments.
+        best: The lowest so far, when a run goes on.
+    """
+
+    def __init__(self, save, *, best=float("inf")):
+        super().__init__()
+        self.save = save
+        self.best = best
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = (logs or {}).get("val_loss", float("nan"))
+        if loss < self.best:
+            self.best = loss
+            self.save()
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -109,11 +171,11 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """A bar over all steps of the run, with loss, speed and the time that remains.
+    """A bar over all batches of the run, with loss, speed and the time that remains.
 
     Args:
-        total_steps: Of the run.
-        start_step: The first, when a run goes on.
+        total_batches: Of the run.
+        first_batch: Not 0 when a run goes on.
         throughput: The run's `Throughput` callback.
         console: A `rich.console.Console`. Defaults to standard error.
         refresh_seconds: Least time between two readings of the loss.
@@ -121,16 +183,16 @@ class ProgressBar(keras.callbacks.Callback):
 
     def __init__(
         self,
-        total_steps,
+        total_batches,
         *,
-        start_step=0,
+        first_batch=0,
         throughput=None,
         console=None,
         refresh_seconds=0.5,
     ):
         super().__init__()
-        self.total_steps = total_steps
-        self.start_step = start_step
+        self.total_batches = total_batches
+        self.first_batch = first_batch
         self.throughput = throughput
         self.console = console
         self.refresh_seconds = refresh_seconds
@@ -140,29 +202,27 @@ class ProgressBar(keras.callbacks.Callback):
         from rich.console import Console
 
         self.console = self.console or Console(stderr=True)
-        self._step = self.start_step
+        self._batch = self.first_batch
         self._last_update = 0.0
-        self._validation_loss = None
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
+            progress.BarColumn(bar_width=16),
+            progress.TextColumn("{task.completed}/{task.total}"),
             progress.TextColumn("{task.fields[figures]}"),
-            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(compact=True),
             progress.TextColumn("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
         )
         self._task = self._progress.add_task(
             "training",
-            total=self.total_steps,
-            completed=self.start_step,
+            total=self.total_batches,
+            completed=self.first_batch,
             figures="compiling ...",
         )
         self._progress.start()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
+        self._batch += 1
         now = time.perf_counter()
         if now - self._last_update < self.refresh_seconds:
             return
@@ -171,18 +231,17 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
-        self._validation_loss = logs.get("val_loss", self._validation_loss)
         self._show(logs.get("loss"))
-        figures = [f"step {self._step:>6}"]
-        for name, label in (("loss", "loss"), ("val_loss", "validation loss")):
-            if name in logs:
-                figures.append(f"{label} {float(logs[name]):.4f}")
-        if "val_bits_per_byte" in logs:
-            figures.append(f"{logs['val_bits_per_byte']:.3f} bits/byte")
-        if logs.get("tokens_per_second"):
-            figures.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
-        if logs.get("utilisation"):
-            figures.append(f"{logs['utilisation']:.0%} of peak")
+        formats = {
+            "step": "step {:>6}",
+            "loss": "train {:.4f}",
+            "val_loss": "validation {:.4f}",
+            "val_bits_per_byte": "{:.3f} bits/byte",
+            "tokens_per_second": "{:,.0f} tokens/s",
+        }
+        figures = [
+            text.format(logs[name]) for name, text in formats.items() if name in logs
+        ]
         self._progress.console.print("  ".join(figures), highlight=False)
 
     def on_train_end(self, logs=None):
@@ -190,25 +249,23 @@ class ProgressBar(keras.callbacks.Callback):
 
     def _show(self, loss):
         figures = [] if loss is None else [f"loss {float(loss):.3f}"]
-        if self._validation_loss is not None:
-            figures.append(f"validation {self._validation_loss:.3f}")
         if self.throughput is not None and self.throughput.tokens_per_second:
             figures.append(f"{self.throughput.tokens_per_second:,.0f} tokens/s")
         self._progress.update(
-            self._task, completed=self._step, figures="  ".join(figures)
+            self._task, completed=self._batch, figures="  ".join(figures)
         )
 
 
 class EventLog(keras.callbacks.Callback):
     """Write each epoch's logs, and sample texts, for TensorBoard.
 
+    Put it behind `Throughput`, whose `step` it counts by.
+
     Keras's own TensorBoard callback loads TensorFlow; this one doesn't, and so
     serves all backends alike.
 
     Args:
         directory: Folder of the events.
-        steps_per_epoch: To count in steps.
-        start_step: The first, when a run goes on.
         sample: A function without arguments that returns a text to note after each
             epoch, or `None`.
     """
@@ -223,11 +280,9 @@ class EventLog(keras.callbacks.Callback):
         "utilisation": "speed/utilisation",
     }
 
-    def __init__(self, directory, *, steps_per_epoch, start_step=0, sample=None):
+    def __init__(self, directory, *, sample=None):
         super().__init__()
         self.directory = Path(directory)
-        self.steps_per_epoch = steps_per_epoch
-        self.start_step = start_step
         self.sample = sample
 
     def on_train_begin(self, logs=None):
@@ -237,22 +292,20 @@ class EventLog(keras.callbacks.Callback):
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._writer = RecordWriter((self.directory / name).open("wb"))
         self._write(file_version="brain.Event:2")
-        self._step = self.start_step
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
 
     def on_epoch_end(self, epoch, logs=None):
         from tensorboard.plugins.scalar.summary_v2 import scalar_pb
         from tensorboard.plugins.text.summary_v2 import text_pb
 
-        for name, value in (logs or {}).items():
+        logs = dict(logs or {})
+        step = int(logs.pop("step", epoch + 1))
+        for name, value in logs.items():
             summary = scalar_pb(self._TAGS.get(name, name), float(value))
-            self._write(step=self._step, summary=summary)
+            self._write(step=step, summary=summary)
         if self.sample is not None:
             # TensorBoard renders Markdown: a code block keeps the text as it is
             text = "\n".join(f"    {line}" for line in self.sample().splitlines())
-            self._write(step=self._step, summary=text_pb("sample", text))
+            self._write(step=step, summary=text_pb("sample", text))
         self._writer.flush()
 
     def on_train_end(self, logs=None):
