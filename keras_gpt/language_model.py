@@ -129,8 +129,8 @@ class LanguageModel:
         directory = Path(directory)
         if not (directory / CONFIG_FILE).is_file():
             raise FileNotFoundError(
-                f"There is no model in {directory}: {CONFIG_FILE} is missing. Train one "
-                "with `keras-gpt train`, or name the folder of a run."
+                f"There is no model in {directory}: {CONFIG_FILE} is missing. Train "
+                "one with `keras-gpt train`, or name the folder of a run."
             )
         description = read_json(directory / CONFIG_FILE)
         if description.get("format") != _FORMAT:
@@ -346,7 +346,25 @@ class LanguageModel:
             ValueError: There are fewer than two tokens.
         """
         documents = [documents] if isinstance(documents, str) else documents
-        windows = self._windows(documents)
+        end = self.tokenizer.end_of_text_id
+        ending = [] if end is None else [end]
+        return self.evaluate_ids(
+            self.tokenizer.encode(document) + ending for document in documents
+        )
+
+    def evaluate_ids(self, pieces: Iterable[list[int]]) -> Evaluation:
+        """Measure how well the model predicts a stream of token ids.
+
+        Args:
+            pieces: Token ids, in pieces of any length.
+
+        Returns:
+            An `Evaluation`, over windows that don't overlap.
+
+        Raises:
+            ValueError: There are fewer than two tokens.
+        """
+        windows = self._windows(pieces)
         num_bytes, num_tokens, loss = 0, 0, 0.0
         while batch := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
             for window, log_probs in zip(batch, score(self.model, batch), strict=True):
@@ -356,7 +374,7 @@ class LanguageModel:
                 num_tokens += len(log_probs)
                 loss -= float(log_probs.sum(dtype="float64"))
         if num_tokens == 0:
-            raise ValueError("`documents` must hold at least two tokens.")
+            raise ValueError("The text to evaluate must hold at least two tokens.")
         return Evaluation(
             loss=loss / num_tokens,
             perplexity=math.exp(loss / num_tokens),
@@ -364,15 +382,12 @@ class LanguageModel:
             num_tokens=num_tokens,
         )
 
-    def _windows(self, documents):
-        """Windows of up to `context_length + 1` ids; each starts with the last's end."""
+    def _windows(self, pieces):
+        """Windows of up to `context_length + 1` ids, each from the last's end."""
         length = self.model.config.context_length
-        end = self.tokenizer.end_of_text_id
         ids: list[int] = []
-        for document in documents:
-            ids += self.tokenizer.encode(document)
-            if end is not None:
-                ids.append(end)
+        for piece in pieces:
+            ids += piece
             for start in range(0, len(ids) - length - 1, length):
                 yield ids[start : start + length + 1]
             # the id that starts the next window, and what there is behind it

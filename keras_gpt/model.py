@@ -317,7 +317,7 @@ def check_token_ids(token_ids, vocab_size):
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if outside.any():
         raise ValueError(
-            f"`token_ids` must be from 0 to {vocab_size - 1} (vocab_size={vocab_size}). "
+            f"`token_ids` must be from 0 to {vocab_size - 1}, by vocab_size={vocab_size}. "
             f"Received: {int(token_ids[outside][0])}. Was the text encoded with "
             "another tokenizer?"
         )

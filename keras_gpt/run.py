@@ -19,7 +19,7 @@ import numpy as np
 from keras_gpt import data, tokenizers, training
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_path, read_json, write_json
-from keras_gpt.language_model import TOKENIZER_FOLDER, LanguageModel
+from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 
 CONFIG_FILE = "run.yaml"
@@ -265,8 +265,8 @@ def _claim(output, config, resume):
     path = output / CONFIG_FILE
     if (output / STATE_FILE).is_file() and not resume:
         raise FileExistsError(
-            f"{output} already holds a run. Go on with it (--resume), or choose another "
-            "--output."
+            f"{output} already holds a run. Go on with it (--resume), or choose "
+            "another --output."
         )
     if resume and not path.is_file():
         raise FileNotFoundError(f"There is no run in {output} to resume.")
@@ -329,7 +329,8 @@ def _prepare(config, output, resume, console):
     counts = found["splits"]
     console.print(
         f"Prepared {counts['train']['num_tokens']:,} tokens to train on and "
-        f"{counts['val']['num_tokens']:,} to validate, of {tokenizer.vocab_size:,} kinds",
+        f"{counts['val']['num_tokens']:,} to validate, of "
+        f"{tokenizer.vocab_size:,} kinds",
         highlight=False,
     )
     return tokenizer, directory
@@ -435,9 +436,7 @@ def _fit(config, lm, directory, length, step, console):
         ),
     ]
     if config.early_stopping is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(patience=config.early_stopping)
-        )
+        callbacks.append(keras.callbacks.EarlyStopping(patience=config.early_stopping))
     lm.model.fit(
         batches,
         epochs=config.steps // config.evaluate_every,
@@ -458,13 +457,40 @@ def _sampler(config, lm, directory):
         return None
     prompt = config.sample_prompt
     if prompt is None:
-        ids = data.TokenDataset(directory, "val")[0:8]
-        prompt = lm.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        prompt = _first_words(lm, directory)
 
     def sample():
         return prompt + lm.generate(prompt, config.sample_tokens, seed=config.seed)
 
     return sample
+
+
+def _first_words(lm, directory):
+    ids = data.TokenDataset(directory, "val")[0:8]
+    return lm.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def first_words(output: str | Path) -> str:
+    """The beginning of a run's validation text, as a prompt."""
+    return _first_words(LanguageModel.load(output), Path(output) / DATA_FOLDER)
+
+
+def evaluate_validation(output: str | Path, lm: LanguageModel) -> Evaluation:
+    """Evaluate a model on all of a run's validation tokens.
+
+    Args:
+        output: The run's folder.
+        lm: The model.
+
+    Raises:
+        FileNotFoundError: The folder has no prepared data.
+    """
+    config = RunConfig.from_yaml(Path(output) / CONFIG_FILE, [])
+    directory = Path(config.data) if config.data else Path(output) / DATA_FOLDER
+    tokens = data.TokenDataset(directory, "val")
+    return lm.evaluate_ids(
+        tokens[i : i + 2**16].tolist() for i in range(0, len(tokens), 2**16)
+    )
 
 
 def read_log(path: str | Path) -> dict[str, np.ndarray]:

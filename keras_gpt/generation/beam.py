@@ -52,7 +52,8 @@ def beam_search(
     """
     if not isinstance(num_beams, int) or num_beams < 1:
         raise ValueError(
-            f"`num_beams` must be a positive integer. Received: num_beams={num_beams!r}."
+            "`num_beams` must be a positive integer. Received: "
+            f"num_beams={num_beams!r}."
         )
     if num_return_sequences > num_beams:
         raise ValueError(

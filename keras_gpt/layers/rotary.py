@@ -1,5 +1,7 @@
-"""Rotary positions: each pair of a head's values turns by an angle that grows with
-the position, so that the product of a query and a key depends on their distance.
+"""Rotary positions.
+
+Each pair of a head's values turns by an angle that grows with the position, so that
+the product of a query and a key depends on their distance.
 
 References:
     - [Su et al., 2021](https://arxiv.org/abs/2104.09864)

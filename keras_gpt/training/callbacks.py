@@ -256,6 +256,17 @@ class ProgressBar(keras.callbacks.Callback):
         )
 
 
+_TAGS = {
+    "loss": "loss/train",
+    "val_loss": "loss/validation",
+    "val_bits_per_byte": "bits_per_byte/validation",
+    "bits_per_byte": "bits_per_byte/train",
+    "learning_rate": "optimizer/learning_rate",
+    "tokens_per_second": "speed/tokens_per_second",
+    "utilisation": "speed/utilisation",
+}
+
+
 class EventLog(keras.callbacks.Callback):
     """Write each epoch's logs, and sample texts, for TensorBoard.
 
@@ -269,16 +280,6 @@ class EventLog(keras.callbacks.Callback):
         sample: A function without arguments that returns a text to note after each
             epoch, or `None`.
     """
-
-    _TAGS = {
-        "loss": "loss/train",
-        "val_loss": "loss/validation",
-        "val_bits_per_byte": "bits_per_byte/validation",
-        "bits_per_byte": "bits_per_byte/train",
-        "learning_rate": "optimizer/learning_rate",
-        "tokens_per_second": "speed/tokens_per_second",
-        "utilisation": "speed/utilisation",
-    }
 
     def __init__(self, directory, *, sample=None):
         super().__init__()
@@ -300,7 +301,7 @@ class EventLog(keras.callbacks.Callback):
         logs = dict(logs or {})
         step = int(logs.pop("step", epoch + 1))
         for name, value in logs.items():
-            summary = scalar_pb(self._TAGS.get(name, name), float(value))
+            summary = scalar_pb(_TAGS.get(name, name), float(value))
             self._write(step=step, summary=summary)
         if self.sample is not None:
             # TensorBoard renders Markdown: a code block keeps the text as it is

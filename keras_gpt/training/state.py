@@ -65,7 +65,7 @@ def load_state(model, path: str | Path) -> int:
 
 
 def _variables(model):
-    """Each variable that a step reads or writes, by number: Keras counts its names up."""
+    """What a step reads or writes, by number: Keras counts its names up."""
     variables = [*model.trainable_variables, *model.non_trainable_variables]
     variables += model.optimizer.variables
     return [(f"{i:05d}", v) for i, v in enumerate(variables)]
