@@ -46,11 +46,11 @@ def quickstart(
     """Train a small GPT in minutes, from nothing, and let it write."""
     from rich.console import Console
 
-    from keras_gpt import run
+    from keras_gpt import runs
 
     console = Console(stderr=True)
     output = output or _free_folder(Path("runs/quickstart"))
-    config = run.RunConfig(
+    config = runs.RunConfig(
         corpus=corpus,
         output=str(output),
         vocab_size=2048,
@@ -61,8 +61,8 @@ def quickstart(
         evaluate_every=max(1, steps // 5) if steps % 5 == 0 else steps,
         sample_tokens=64,
     )
-    lm = run.train(config, console=console)
-    result = run.read_result(output)
+    lm = runs.train(config, console=console)
+    result = runs.read_result(output)
     console.print(
         f"\nTrained in {result['seconds']:.0f} s. Training loss "
         f"{result['last_training_loss']:.3f}, validation loss "
@@ -71,17 +71,17 @@ def quickstart(
         highlight=False,
     )
     if prompt is None:
-        prompt = QUICKSTART_PROMPT if corpus == "embedded" else run.first_words(output)
+        prompt = QUICKSTART_PROMPT if corpus == "embedded" else runs.first_words(output)
     console.print(f"\nIt continues {prompt!r}:\n", highlight=False)
     _stream(lm, prompt, max_new_tokens=120, temperature=0.8, top_k=40, seed=0)
     # in a virtual environment that isn't active, its commands need their folder
     folder = "" if shutil.which("keras-gpt") else f"{Path(sys.argv[0]).parent}/"
     console.print(
-        f"\nThe loss curve is in {output / run.PLOT_FILE}. What to type next:\n"
+        f"\nThe loss curve is in {output / runs.PLOT_FILE}. What to type next:\n"
         f'  {folder}keras-gpt generate {output} "class " --temperature 0.7\n'
         f"  {folder}keras-gpt evaluate {output} --file README.md\n"
         f"  {folder}keras-gpt info {output}\n"
-        f"  {folder}tensorboard --logdir {output / run.EVENTS_FOLDER}\n"
+        f"  {folder}tensorboard --logdir {output / runs.EVENTS_FOLDER}\n"
         f"  {folder}keras-gpt train --help",
         highlight=False,
         soft_wrap=True,
@@ -102,9 +102,9 @@ def tokenize(
     encoding: Encoding = "utf-8",
 ) -> None:
     """Train a tokenizer on a corpus."""
-    from keras_gpt import run
+    from keras_gpt import runs
 
-    tokenizer = run.train_tokenizer(
+    tokenizer = runs.train_tokenizer(
         kind, corpus, vocab_size, text_field=text_field, encoding=encoding
     )
     tokenizer.save(output)
@@ -154,7 +154,7 @@ def train(
         typer.Argument(
             metavar="[NAME=VALUE]...",
             help="Fields of the run, for example learning_rate=3e-4 "
-            "model.num_layers=8; `keras_gpt.run.RunConfig` lists them.",
+            "model.num_layers=8; `keras_gpt.runs.RunConfig` lists them.",
         ),
     ] = None,
     config: Annotated[
@@ -168,16 +168,16 @@ def train(
     ] = False,
 ) -> None:
     """Train a GPT: tokenizer, data, training, checkpoints, logs, in one folder."""
-    from keras_gpt import run
+    from keras_gpt import runs
 
     changes = list(overrides or [])
     changes += [f"corpus={corpus}"] * (corpus is not None)
     changes += [f"output={output}"] * (output is not None)
     if resume and config is None and output is not None:
-        config = Path(output) / run.CONFIG_FILE
-    run_config = run.RunConfig.from_yaml(config, changes)
-    run.train(run_config, resume=resume)
-    result = run.read_result(run_config.output)
+        config = Path(output) / runs.CONFIG_FILE
+    run_config = runs.RunConfig.from_yaml(config, changes)
+    runs.train(run_config, resume=resume)
+    result = runs.read_result(run_config.output)
     for name, value in result.items():
         print(
             f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
@@ -256,11 +256,11 @@ def evaluate(
     encoding: Encoding = "utf-8",
 ) -> None:
     """Measure how well a model predicts text: loss, perplexity, bits per byte."""
-    from keras_gpt import LanguageModel, data, run
+    from keras_gpt import LanguageModel, data, runs
 
     lm = LanguageModel.load(model)
     if file is None:
-        result = run.evaluate_validation(model, lm)
+        result = runs.evaluate_validation(model, lm)
     else:
         result = lm.evaluate(
             data.read_documents(file, text_field=text_field, encoding=encoding)
@@ -279,7 +279,7 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
-    from keras_gpt import LanguageModel, run
+    from keras_gpt import LanguageModel, runs
 
     lm = LanguageModel.load(model)
     rows: dict[str, Any] = {
@@ -290,8 +290,8 @@ def info(
         "special tokens": ", ".join(lm.tokenizer.special_tokens) or "none",
         "FLOPs per token": f"{lm.model.count_flops_per_token(training=False):,}",
     }
-    if (model / run.RESULT_FILE).is_file():
-        rows.update(run.read_result(model))
+    if (model / runs.RESULT_FILE).is_file():
+        rows.update(runs.read_result(model))
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, str(value))

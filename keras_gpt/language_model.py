@@ -1,7 +1,5 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
-import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +9,20 @@ import numpy as np
 from keras_gpt import tokenizers
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_path, read_json, write_json
-from keras_gpt.generation import Generation, TextAssembler, beam_search, score
+from keras_gpt.generation import (
+    Evaluation,
+    Generation,
+    TextAssembler,
+    beam_search,
+    evaluate_ids,
+    score,
+)
 from keras_gpt.model import GPT
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
 _FORMAT = 1
-_WINDOWS_AT_ONCE = 64
 _STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
 
 
@@ -37,24 +41,6 @@ class Completion:
     ids: list[int]
     log_probs: list[float]
     finish_reason: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a model predicts text.
-
-    Attributes:
-        loss: Mean negative log-probability of a token, in nats.
-        perplexity: `exp(loss)`.
-        bits_per_byte: Bits that the model needs for each byte of UTF-8 text, which
-            compares models with different tokenizers.
-        num_tokens: Tokens that were predicted.
-    """
-
-    loss: float
-    perplexity: float
-    bits_per_byte: float
-    num_tokens: int
 
 
 class LanguageModel:
@@ -364,36 +350,7 @@ class LanguageModel:
         Raises:
             ValueError: There are fewer than two tokens.
         """
-        windows = self._windows(pieces)
-        num_bytes, num_tokens, loss = 0, 0, 0.0
-        while batch := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
-            for window, log_probs in zip(batch, score(self.model, batch), strict=True):
-                num_bytes += len(
-                    self.tokenizer.decode_bytes(window[1:], skip_special_tokens=True)
-                )
-                num_tokens += len(log_probs)
-                loss -= float(log_probs.sum(dtype="float64"))
-        if num_tokens == 0:
-            raise ValueError("The text to evaluate must hold at least two tokens.")
-        return Evaluation(
-            loss=loss / num_tokens,
-            perplexity=math.exp(loss / num_tokens),
-            bits_per_byte=loss / math.log(2) / max(num_bytes, 1),
-            num_tokens=num_tokens,
-        )
-
-    def _windows(self, pieces):
-        """Windows of up to `context_length + 1` ids, each from the last's end."""
-        length = self.model.config.context_length
-        ids: list[int] = []
-        for piece in pieces:
-            ids += piece
-            for start in range(0, len(ids) - length - 1, length):
-                yield ids[start : start + length + 1]
-            # the id that starts the next window, and what there is behind it
-            ids = ids[max(0, len(ids) - 2) // length * length :]
-        if len(ids) > 1:
-            yield ids
+        return evaluate_ids(self.model, pieces, self.tokenizer.decode_bytes)
 
     def _assemble(self, run, texts, new_ids):
         pieces = []

@@ -314,10 +314,11 @@ def check_token_ids(token_ids, vocab_size):
         raise ValueError(
             f"`token_ids` must be integers. Received: dtype={token_ids.dtype}."
         )
+    highest = vocab_size - 1
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if outside.any():
         raise ValueError(
-            f"`token_ids` must be from 0 to {vocab_size - 1}, by vocab_size={vocab_size}. "
+            f"`token_ids` must be from 0 to {highest} (vocab_size={vocab_size}). "
             f"Received: {int(token_ids[outside][0])}. Was the text encoded with "
             "another tokenizer?"
         )

@@ -2,7 +2,15 @@
 
 from keras_gpt.generation.beam import beam_search
 from keras_gpt.generation.generate import Generation, generate
-from keras_gpt.generation.scoring import score
+from keras_gpt.generation.scoring import Evaluation, evaluate_ids, score
 from keras_gpt.generation.text import TextAssembler
 
-__all__ = ["Generation", "TextAssembler", "beam_search", "generate", "score"]
+__all__ = [
+    "Evaluation",
+    "Generation",
+    "TextAssembler",
+    "beam_search",
+    "evaluate_ids",
+    "generate",
+    "score",
+]

@@ -2,7 +2,10 @@
 
 # Axes: b batch, t position, v vocabulary
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from keras import ops
@@ -11,6 +14,25 @@ from keras_gpt.generation.controls import check_prompts, pad_prompts
 from keras_gpt.generation.generate import compiled
 
 _BATCH_SIZE = 8
+_WINDOWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts text.
+
+    Attributes:
+        loss: Mean negative log-probability of a token, in nats.
+        perplexity: `exp(loss)`.
+        bits_per_byte: Bits that the model needs for each byte of UTF-8 text, which
+            compares models with different tokenizers.
+        num_tokens: Tokens that were predicted.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    num_tokens: int
 
 
 def score(model, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -55,3 +77,49 @@ def score_program(model):
         return chosen - ops.logsumexp(logits, axis=-1)
 
     return log_probs
+
+
+def evaluate_ids(
+    model, pieces: Iterable[list[int]], decode_bytes: Callable[..., bytes]
+) -> Evaluation:
+    """Measure how well a model predicts a stream of token ids.
+
+    Args:
+        model: A `GPT`.
+        pieces: Token ids, in pieces of any length.
+        decode_bytes: The tokenizer's, to count the bytes of the text.
+
+    Returns:
+        An `Evaluation`, over windows that don't overlap.
+
+    Raises:
+        ValueError: There are fewer than two tokens.
+    """
+    windows = _windows(pieces, model.config.context_length)
+    num_bytes, num_tokens, loss = 0, 0, 0.0
+    while batch := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
+        for window, log_probs in zip(batch, score(model, batch), strict=True):
+            num_bytes += len(decode_bytes(window[1:], skip_special_tokens=True))
+            num_tokens += len(log_probs)
+            loss -= float(log_probs.sum(dtype="float64"))
+    if num_tokens == 0:
+        raise ValueError("The text to evaluate must hold at least two tokens.")
+    return Evaluation(
+        loss=loss / num_tokens,
+        perplexity=math.exp(loss / num_tokens),
+        bits_per_byte=loss / math.log(2) / max(num_bytes, 1),
+        num_tokens=num_tokens,
+    )
+
+
+def _windows(pieces, length):
+    """Windows of up to `length + 1` ids, each from the last's end."""
+    ids: list[int] = []
+    for piece in pieces:
+        ids += piece
+        for start in range(0, len(ids) - length - 1, length):
+            yield ids[start : start + length + 1]
+        # the id that starts the next window, and what there is behind it
+        ids = ids[max(0, len(ids) - 2) // length * length :]
+    if len(ids) > 1:
+        yield ids

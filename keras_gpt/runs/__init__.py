@@ -1,0 +1,37 @@
+"""Training runs: from a corpus and a configuration to a folder with everything."""
+
+from keras_gpt.runs.config import RunConfig
+from keras_gpt.runs.report import (
+    CONFIG_FILE,
+    DATA_FOLDER,
+    EVENTS_FOLDER,
+    LOG_FILE,
+    PLOT_FILE,
+    RESULT_FILE,
+    plot_losses,
+    read_log,
+    read_result,
+)
+from keras_gpt.runs.training import (
+    evaluate_validation,
+    first_words,
+    train,
+    train_tokenizer,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "DATA_FOLDER",
+    "EVENTS_FOLDER",
+    "LOG_FILE",
+    "PLOT_FILE",
+    "RESULT_FILE",
+    "RunConfig",
+    "evaluate_validation",
+    "first_words",
+    "plot_losses",
+    "read_log",
+    "read_result",
+    "train",
+    "train_tokenizer",
+]

@@ -1,0 +1,79 @@
+"""What a run's folder says of it: names of its files, log, loss curve, result."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_gpt.files import atomic_path, read_json, write_json
+
+CONFIG_FILE = "run.yaml"
+STATE_FILE = "last.npz"
+LOG_FILE = "log.csv"
+PLOT_FILE = "loss.png"
+RESULT_FILE = "result.json"
+EVENTS_FOLDER = "events"
+DATA_FOLDER = "data"
+
+
+def read_log(path: str | Path) -> dict[str, np.ndarray]:
+    """The columns of a run's `log.csv`, empty cells as NaN."""
+    table = np.genfromtxt(path, delimiter=",", names=True, encoding="utf-8")
+    return {name: np.atleast_1d(table[name]) for name in table.dtype.names or ()}
+
+
+def best_validation_loss(path: Path) -> float:
+    """The lowest in a run's log, infinite before there is one."""
+    return float(np.min(read_log(path)["val_loss"])) if path.is_file() else math.inf
+
+
+def write_result(output: Path, seconds: float) -> None:
+    """Note what the run in a folder reached."""
+    log = read_log(output / LOG_FILE)
+    best = int(np.argmin(log["val_loss"]))
+    write_json(
+        output / RESULT_FILE,
+        {
+            "validation_loss": float(log["val_loss"][best]),
+            "validation_bits_per_byte": float(log["val_bits_per_byte"][best]),
+            "best_step": int(log["step"][best]),
+            "last_training_loss": float(log["loss"][-1]),
+            "last_validation_loss": float(log["val_loss"][-1]),
+            "seconds": round(seconds, 1),
+        },
+    )
+
+
+def read_result(output: str | Path) -> dict[str, Any]:
+    """What a finished run reached: losses, bits per byte, steps, seconds."""
+    return read_json(Path(output) / RESULT_FILE)
+
+
+def plot_losses(log_path: str | Path, path: str | Path) -> None:
+    """Draw training and validation loss over the steps of a run as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    log = read_log(log_path)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps = log["step"]
+    axes.plot(steps, log["loss"], marker=".", label="training")
+    axes.plot(steps, log["val_loss"], marker=".", label="validation")
+    best = int(np.argmin(log["val_loss"]))
+    axes.annotate(
+        f"best {log['val_loss'][best]:.3f}",
+        (steps[best], log["val_loss"][best]),
+        textcoords="offset points",
+        xytext=(0, 10),
+        ha="right",
+    )
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
