@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,7 @@ def quickstart(
     steps: Annotated[int, typer.Option(help="Steps of training.")] = 500,
 ) -> None:
     """Train a small GPT in minutes, from nothing, and let it write."""
+    _import_quietly()
     from rich.console import Console
 
     from keras_gpt import runs
@@ -102,6 +104,7 @@ def tokenize(
     encoding: Encoding = "utf-8",
 ) -> None:
     """Train a tokenizer on a corpus."""
+    _import_quietly()
     from keras_gpt import runs
 
     tokenizer = runs.train_tokenizer(
@@ -129,6 +132,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Turn a corpus into token files for training; goes on where it was stopped."""
+    _import_quietly()
     from keras_gpt import data, tokenizers
 
     found = data.prepare(
@@ -168,6 +172,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a GPT: tokenizer, data, training, checkpoints, logs, in one folder."""
+    _import_quietly()
     from keras_gpt import runs
 
     changes = list(overrides or [])
@@ -216,6 +221,7 @@ def generate(
     seed: Seed = 0,
 ) -> None:
     """Continue a text."""
+    _import_quietly()
     from keras_gpt import LanguageModel
 
     if prompt == "-":
@@ -256,6 +262,7 @@ def evaluate(
     encoding: Encoding = "utf-8",
 ) -> None:
     """Measure how well a model predicts text: loss, perplexity, bits per byte."""
+    _import_quietly()
     from keras_gpt import LanguageModel, data, runs
 
     lm = LanguageModel.load(model)
@@ -276,6 +283,7 @@ def info(
     model: Annotated[Path, typer.Argument(help="Folder of a run or a saved model.")],
 ) -> None:
     """Say what a model is: architecture, parameters, tokenizer, training."""
+    _import_quietly()
     from rich.console import Console
     from rich.table import Table
 
@@ -316,6 +324,27 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def _import_quietly():
+    """Import the package and its backend without what TensorFlow's C++ code prints.
+
+    It says on every start that it found no GPU, by a route that no setting reaches.
+    Other output to standard error is put back if the import fails.
+    """
+    with tempfile.TemporaryFile() as hidden:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(hidden.fileno(), 2)
+        try:
+            import keras_gpt  # noqa: F401
+        except BaseException:
+            hidden.seek(0)
+            os.write(kept, hidden.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _stream(lm, prompt, **controls):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 PositionEmbedding = Literal["learned", "sinusoidal", "rotary", "none"]
@@ -186,7 +188,8 @@ class GPTConfig:
         _check_choice("activation", self.activation, ACTIVATIONS)
         check_dropout_rate(self.dropout_rate)
         for name in ("rotary_base", "norm_epsilon"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 < value < math.inf):
                 raise ValueError(
                     f"`{name}` must be above 0. Received: {name}={getattr(self, name)}."
                 )
@@ -198,7 +201,9 @@ class GPTConfig:
                 f"{self.embedding_dimension}, num_heads={self.num_heads}."
             )
         separator = self.document_separator_id
-        if separator is not None and not 0 <= separator < self.vocab_size:
+        if separator is not None and not (
+            isinstance(separator, int) and 0 <= separator < self.vocab_size
+        ):
             raise ValueError(
                 "`document_separator_id` must be a token id from 0 to "
                 f"{self.vocab_size - 1}. Received: document_separator_id={separator}."
@@ -284,7 +289,7 @@ def check_heads(
 
 def check_dropout_rate(dropout_rate: float) -> None:
     """Raise `ValueError` unless the rate is a fraction below 1."""
-    if not 0 <= dropout_rate < 1:
+    if not (isinstance(dropout_rate, Real) and 0 <= dropout_rate < 1):
         raise ValueError(
             "`dropout_rate` must be at least 0 and below 1. Received: "
             f"dropout_rate={dropout_rate}."

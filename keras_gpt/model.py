@@ -124,7 +124,8 @@ class GPT(keras.Model):
         self.blocks = blocks
         self.final_norm = final_norm
         self.documents = documents
-        self._policy = policy
+        # Keras asks the model's own policy whether to scale the loss
+        self.dtype_policy = policy
 
     def __call__(self, token_ids, *args, **kwargs):
         if isinstance(token_ids, np.ndarray | list | tuple):
@@ -143,7 +144,7 @@ class GPT(keras.Model):
             **kwargs: Other arguments of `keras.Model.compile`.
         """
         if jit_compile is None:
-            jit_compile = backend.default_jit_compile(self._policy.compute_dtype)
+            jit_compile = backend.default_jit_compile(self.compute_dtype)
         super().compile(
             optimizer=optimizer or keras.optimizers.AdamW(1e-3),
             loss=loss
@@ -153,6 +154,13 @@ class GPT(keras.Model):
             jit_compile=jit_compile,
             **kwargs,
         )
+
+    def compile_from_config(self, config):
+        """Compile as the saved model was, but as this backend does it best."""
+        config = keras.saving.deserialize_keras_object(config)
+        config.pop("jit_compile", None)
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
 
     def prefill(self, token_ids, lengths, cache_length):
         """Read the prompts and keep what `decode` needs.
@@ -265,7 +273,7 @@ class GPT(keras.Model):
     def get_config(self):
         return {
             "config": self.config.to_dict(),
-            "dtype": keras.dtype_policies.serialize(self._policy),
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "name": self.name,
         }
 
@@ -301,24 +309,24 @@ class Logits(keras.layers.Layer):
         return keras.KerasTensor(shape, dtype="float32")
 
 
-def check_token_ids(token_ids, vocab_size):
+def check_token_ids(token_ids, vocab_size, name="token_ids"):
     """Return integer NumPy ids, or raise `ValueError` naming the first out of range."""
     try:
         token_ids = np.asarray(token_ids)
     except ValueError as error:
         raise ValueError(
-            "`token_ids` must be a rectangle `(batch, sequence)`; pad shorter rows on "
+            f"`{name}` must be a rectangle `(batch, sequence)`; pad shorter rows on "
             f"the right. {error}"
         ) from error
     if not np.issubdtype(token_ids.dtype, np.integer):
         raise ValueError(
-            f"`token_ids` must be integers. Received: dtype={token_ids.dtype}."
+            f"`{name}` must be integers. Received: dtype={token_ids.dtype}."
         )
     highest = vocab_size - 1
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if outside.any():
         raise ValueError(
-            f"`token_ids` must be from 0 to {highest} (vocab_size={vocab_size}). "
+            f"`{name}` must be from 0 to {highest} (vocab_size={vocab_size}). "
             f"Received: {int(token_ids[outside][0])}. Was the text encoded with "
             "another tokenizer?"
         )

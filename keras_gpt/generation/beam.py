@@ -2,6 +2,7 @@
 
 # Axes: b batch, k beam, n new tokens, v vocabulary
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -55,9 +56,14 @@ def beam_search(
             "`num_beams` must be a positive integer. Received: "
             f"num_beams={num_beams!r}."
         )
-    if num_return_sequences > num_beams:
+    if not math.isfinite(length_penalty):
         raise ValueError(
-            "`num_return_sequences` must be at most `num_beams`. Received: "
+            "`length_penalty` must be a finite number. Received: "
+            f"length_penalty={length_penalty!r}."
+        )
+    if not 1 <= num_return_sequences <= num_beams:
+        raise ValueError(
+            "`num_return_sequences` must be from 1 to `num_beams`. Received: "
             f"num_return_sequences={num_return_sequences}, num_beams={num_beams}."
         )
     config = model.config
@@ -122,7 +128,7 @@ def beam_program(model, num_beams, num_new, cache_length):
             "seen": ops.take(inputs["seen"], spread, axis=0),
             "token": ops.zeros((b * k,), "int32"),
             "scores": ops.convert_to_tensor(first_beam),
-            "done": ops.zeros((b, k), "bool"),
+            "done": ops.repeat(inputs["max_new_tokens"][:, None] < 1, k, axis=1),
             "counts": ops.zeros((b, k), "int32"),
             "tokens": ops.full((b, k, num_new), -1, "int32"),
             "step": ops.zeros((), "int32"),

@@ -1,8 +1,9 @@
 """What a caller asks of a generation, checked and spread over the rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from keras import ops
@@ -64,11 +65,13 @@ class Controls:
                 )
             values = [default if item is None else item for item in values]
             for item in values:
-                if isinstance(item, str) or not (
-                    math.isfinite(item) and is_valid(item)
+                if not (
+                    isinstance(item, Real) and math.isfinite(item) and is_valid(item)
                 ):
                     raise ValueError(f"`{name}` must be {wanted}. Received: {item!r}.")
-            return np.repeat(np.array(values, dtype), num_return_sequences)
+            # a limit beyond int32 is no limit
+            values = np.minimum(np.array(values, "float64"), 2**30).astype(dtype)
+            return np.repeat(values, num_return_sequences)
 
         vocab_size = config.vocab_size
         controls = cls(
@@ -77,8 +80,8 @@ class Controls:
                 "max_new_tokens",
                 max_new_tokens,
                 64,
-                lambda n: n >= 0 and n == int(n),
-                "an integer of at least 0",
+                lambda n: 0 <= n <= 2**30 and n == int(n),
+                "an integer from 0 to 2**30",
                 "int32",
             ),
             temperature=spread(
@@ -190,16 +193,26 @@ def check_prompts(
 
 def check_stop_ids(stop_ids, vocab_size: int) -> np.ndarray:
     """Stop ids, int32, padded with -1 to a size that seldom changes."""
+    if isinstance(stop_ids, str) or not isinstance(stop_ids, Iterable):
+        raise ValueError(
+            f"`stop_ids` must be a list of token ids. Received: {stop_ids!r}."
+        )
     stop_ids = list(stop_ids)
     if stop_ids:
-        check_token_ids(stop_ids, vocab_size)
+        check_token_ids(stop_ids, vocab_size, name="stop_ids")
     room = -(-max(len(stop_ids), 1) // _STOP_IDS_ROOM) * _STOP_IDS_ROOM
     return np.array(stop_ids + [-1] * (room - len(stop_ids)), "int32")
 
 
 def spread_seeds(seed, rows: int, num_return_sequences: int) -> list[int]:
     """One seed a row: counted up from one seed, or from each prompt's own."""
-    if isinstance(seed, Sequence | np.ndarray):
+    seeds = seed if isinstance(seed, Sequence | np.ndarray) else [seed]
+    for item in seeds:
+        if not isinstance(item, Integral) or item < 0:
+            raise ValueError(
+                f"`seed` must be an integer of at least 0. Received: {item!r}."
+            )
+    if seeds is seed:
         if len(seed) != rows:
             raise ValueError(
                 f"`seed` must be one integer or one for each of the {rows} prompts. "
@@ -208,8 +221,6 @@ def spread_seeds(seed, rows: int, num_return_sequences: int) -> list[int]:
         starts = [int(s) for s in seed]
     else:
         starts = [int(seed) + row * num_return_sequences for row in range(rows)]
-    if any(start < 0 for start in starts):
-        raise ValueError(f"`seed` must be at least 0. Received: {min(starts)}.")
     return [start + i for start in starts for i in range(num_return_sequences)]
 
 

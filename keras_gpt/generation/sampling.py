@@ -100,8 +100,10 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     )
 
     def sample():
-        safe_temperature = ops.where(is_sampled, temperature, 1.0)
-        probabilities = ops.softmax(logits / safe_temperature[:, None], axis=-1)
+        # below 1e-4 sampling is greedy but for ties, and the quotient would overflow
+        safe_temperature = ops.maximum(ops.where(is_sampled, temperature, 1.0), 1e-4)
+        below_best = logits - ops.max(logits, axis=-1, keepdims=True)
+        probabilities = ops.softmax(below_best / safe_temperature[:, None], axis=-1)
         weights = ops.cond(
             ops.any(is_truncated),
             lambda: ops.where(
@@ -111,8 +113,10 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
         )
         cumulative = ops.cumsum(weights, axis=-1)
         target = uniforms[:, None] * cumulative[:, -1:]
-        drawn = ops.sum(ops.cast(cumulative <= target, "int32"), axis=-1)
-        drawn = ops.cast(ops.minimum(drawn, vocab_size - 1), "int32")
+        # XLA's parallel sum isn't monotonic: never draw where the weight is 0
+        is_beyond = ops.logical_and(weights > 0, cumulative > target)
+        drawn = ops.cast(ops.argmax(is_beyond, axis=-1), "int32")
+        drawn = ops.where(ops.any(is_beyond, axis=-1), drawn, greedy)
         return ops.where(is_sampled, drawn, greedy)
 
     return ops.cond(ops.any(is_sampled), sample, lambda: greedy)

@@ -40,10 +40,12 @@ class TextAssembler:
         if self.stopped:
             return ""
         held = self._held + new
-        ends = [held.find(stop) for stop in self._stop if stop in held]
-        if ends:
+        found = [(held.find(stop), stop) for stop in self._stop if stop in held]
+        if found:
             self.stopped = True
-            piece, self._held = held[: min(ends)], ""
+            # the one that ends first, as if the text had come character by character
+            start = min((start + len(stop), start) for start, stop in found)[1]
+            piece, self._held = held[:start], ""
         else:
             cut = len(held) if is_last else len(held) - self._possible_stop(held)
             piece, self._held = held[:cut], held[cut:]

@@ -272,7 +272,8 @@ class CausalSelfAttention(keras.layers.Layer):
         scores = ops.cast(ops.reshape(scores, (b, k, g, t, s)), "float32")
         scores = ops.where(mask, scores, -1e30)
         # Keras warns of a softmax over one value, which one token's is
-        scores = ops.softmax(scores, axis=-1) if s != 1 else ops.ones_like(scores)
+        is_single = isinstance(s, int) and s == 1  # TensorFlow may not know it
+        scores = ops.ones_like(scores) if is_single else ops.softmax(scores, axis=-1)
         attention_scores = ops.cast(scores, value.dtype)
         weights = attention_scores
         if training and self.dropout_rate > 0:

@@ -127,8 +127,8 @@ class TransformerBlock(keras.layers.Layer):
             activation=activation,
             use_bias=use_bias,
             dropout_rate=dropout_rate,
-            kernel_initializer=kernel_initializer,
-            residual_initializer=residual_initializer,
+            kernel_initializer=_copy(self.kernel_initializer),
+            residual_initializer=_copy(self.residual_initializer),
             dtype=self.dtype_policy,
             name="feed_forward",
         )
@@ -199,3 +199,9 @@ class TransformerBlock(keras.layers.Layer):
                 self.residual_initializer
             ),
         }
+
+
+def _copy(initializer):
+    """An equal initializer that draws anew; one used twice draws the same twice."""
+    is_random = isinstance(initializer, keras.initializers.Initializer)
+    return initializer.clone() if is_random else initializer

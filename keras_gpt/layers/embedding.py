@@ -105,7 +105,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             vocab_size,
             embedding_dimension,
             tie_weights=tie_embeddings,
-            embeddings_initializer=_copy(self.embeddings_initializer),
+            embeddings_initializer=self.embeddings_initializer.clone(),
             dtype=self.dtype_policy,
             name="tokens",
         )
@@ -113,7 +113,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             self.positions = keras.layers.Embedding(
                 context_length,
                 embedding_dimension,
-                embeddings_initializer=_copy(self.embeddings_initializer),
+                embeddings_initializer=self.embeddings_initializer.clone(),
                 dtype=self.dtype_policy,
                 name="positions",
             )
@@ -123,6 +123,11 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
     def build(self, token_ids_shape):
         self.tokens.build(token_ids_shape)
+        if not self.tie_embeddings and hasattr(self.tokens, "reverse_embeddings"):
+            # Keras draws both matrices alike: draw the second anew
+            matrix = self.tokens.reverse_embeddings
+            initializer = self.embeddings_initializer.clone()
+            matrix.assign(initializer(matrix.shape, dtype=matrix.dtype))
         if self.position_embedding == "learned":
             self.positions.build(token_ids_shape)
         self.dropout.build((*token_ids_shape, self.embedding_dimension))
@@ -232,8 +237,3 @@ class DocumentPositions(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "separator_id": self.separator_id}
-
-
-def _copy(initializer):
-    """An equal initializer that draws anew; Keras warns when one is used twice."""
-    return initializer.__class__.from_config(initializer.get_config())

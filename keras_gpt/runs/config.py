@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+
 @dataclass(kw_only=True)
 class RunConfig:
     """All that defines a training run; `run.yaml` in its folder holds it.

@@ -75,5 +75,3 @@ def plot_losses(log_path: str | Path, path: str | Path) -> None:
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
-
-

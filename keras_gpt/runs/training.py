@@ -343,5 +343,3 @@ def evaluate_validation(output: str | Path, lm: LanguageModel) -> Evaluation:
     return lm.evaluate_ids(
         tokens[i : i + 2**16].tolist() for i in range(0, len(tokens), 2**16)
     )
-
-

@@ -21,6 +21,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             `decay_fraction` of the steps; or `"constant"`.
         final_learning_rate: The last. Defaults to a tenth of the highest.
         decay_fraction: Of `"wsd"`. Defaults to 0.2.
+        accumulation_steps: Batches for one step; Keras asks for the rate by batch.
 
     References:
         - [Loshchilov and Hutter, 2016](https://arxiv.org/abs/1608.03983), cosine
@@ -43,6 +44,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         schedule="cosine",
         final_learning_rate=None,
         decay_fraction=0.2,
+        accumulation_steps=1,
         name="WarmupSchedule",
     ):
         super().__init__()
@@ -61,10 +63,11 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.schedule = schedule
         self.final_learning_rate = final_learning_rate
         self.decay_fraction = decay_fraction
+        self.accumulation_steps = accumulation_steps
         self.name = name
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
+        step = ops.cast(step // self.accumulation_steps, "float32")
         highest, final = self.learning_rate, self.final_learning_rate
         if final is None:
             final = highest / 10
@@ -87,6 +90,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "schedule": self.schedule,
             "final_learning_rate": self.final_learning_rate,
             "decay_fraction": self.decay_fraction,
+            "accumulation_steps": self.accumulation_steps,
             "name": self.name,
         }
 
@@ -152,6 +156,10 @@ def compile_model(
         )
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"`learning_rate` must be above 0. Received: {learning_rate}.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(
+            f"`weight_decay` must be at least 0. Received: {weight_decay}."
+        )
     if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
         raise ValueError(
             "`accumulation_steps` must be a positive integer. Received: "
@@ -165,10 +173,11 @@ def compile_model(
             warmup_steps=warmup_steps,
             schedule=schedule,
             final_learning_rate=final_learning_rate,
+            accumulation_steps=accumulation_steps,
         )
     arguments = {
         "learning_rate": rate,
-        "weight_decay": weight_decay or None,
+        "weight_decay": weight_decay,
         "global_clipnorm": clip_norm,
         # Keras calls 1 an error
         "gradient_accumulation_steps": None
@@ -185,11 +194,12 @@ def compile_model(
         made = keras.optimizers.Muon(
             adam_beta_1=beta_1,
             adam_beta_2=beta_2,
+            adam_weight_decay=weight_decay,
+            epsilon=1e-8,
             exclude_layers=["embedding"],
             **arguments,
         )
-    if weight_decay:
-        made.exclude_from_weight_decay(
-            var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
-        )
+    made.exclude_from_weight_decay(
+        var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
+    )
     model.compile(optimizer=made, jit_compile=jit_compile, **kwargs)

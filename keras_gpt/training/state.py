@@ -43,7 +43,8 @@ def load_state(model, path: str | Path) -> int:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     try:
-        with np.load(path) as arrays:
+        # opened here: NumPy leaves a truncated file open
+        with Path(path).open("rb") as file, _load_arrays(file) as arrays:
             variables = _variables(model)
             names = {key for key, _ in variables}
             if names != set(arrays.files) - {"step"} or any(
@@ -62,6 +63,13 @@ def load_state(model, path: str | Path) -> int:
             f"{path} can't be read ({error}). It may be truncated: remove it and start "
             "the run anew."
         ) from error
+
+
+def _load_arrays(file):
+    try:
+        return np.load(file)
+    except ValueError as error:  # NumPy takes any other file for a pickle
+        raise OSError("not a NumPy archive") from error
 
 
 def _variables(model):

@@ -1,0 +1,245 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gpt.backend import compile_function
+from keras_gpt.generation.sampling import (
+    choose,
+    chosen_log_probs,
+    draw_uniforms,
+    penalize_repetition,
+    truncation_mask,
+)
+
+# compiled as in generation: sums may be done in another order than eagerly
+compiled_choose = compile_function(lambda state, inputs: choose(**inputs), [])
+
+
+def sample(logits, uniforms, *, temperature=1.0, top_k=1 << 30, top_p=1.0, min_p=0.0):
+    """Ids `(rows,)`; each control is one value or one a row."""
+    rows = len(uniforms)
+
+    def spread(values, dtype="float32"):
+        return ops.convert_to_tensor(np.array(np.broadcast_to(values, rows), dtype))
+
+    logits = np.broadcast_to(
+        np.asarray(logits, "float32"), (rows, np.shape(logits)[-1])
+    )
+    ids = compiled_choose(
+        {},
+        {
+            "logits": ops.convert_to_tensor(np.array(logits)),
+            "temperature": spread(temperature),
+            "top_k": spread(top_k, "int32"),
+            "top_p": spread(top_p),
+            "min_p": spread(min_p),
+            "uniforms": spread(uniforms),
+        },
+    )
+    return ops.convert_to_numpy(ids)
+
+
+def softmax(logits):
+    weights = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def truncated(probabilities, top_k=1 << 30, top_p=1.0, min_p=0.0):
+    """The ids that may be drawn, and how far from the edge `top_p` decided."""
+    order = np.argsort(-probabilities)[:top_k]
+    shares = probabilities[order] / probabilities[order].sum()
+    kept, mass, margin = [], 0.0, 1.0
+    for token, share in zip(order, shares, strict=True):
+        margin = min(margin, abs(mass - top_p)) if kept else margin
+        if kept and mass >= top_p:
+            break
+        kept.append(token)
+        mass += share
+    largest = probabilities.max()
+    return sorted(t for t in kept if probabilities[t] >= min_p * largest), margin
+
+
+N = 20_000
+GRID = (np.arange(N) + 0.5) / N
+LOGITS = np.random.default_rng(0).normal(scale=1.5, size=16)
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 3.0},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
+        {"temperature": 1.5, "top_k": 9, "top_p": 0.8, "min_p": 0.15},
+    ],
+    ids=str,
+)
+def test_sampled_frequencies_are_the_probabilities(controls):
+    controls = dict(controls)
+    probabilities = softmax(LOGITS / controls.get("temperature", 1.0))
+    limits = {name: x for name, x in controls.items() if name != "temperature"}
+    support, _ = truncated(probabilities, **limits)
+    expected = np.zeros(16)
+    expected[support] = probabilities[support] / probabilities[support].sum()
+    assert len(support) == 16 or 1 < len(support) < 12
+    counts = np.bincount(sample(LOGITS, GRID, **controls), minlength=16)
+    # evenly spread uniforms: each edge of an interval may gain or lose one of them
+    np.testing.assert_allclose(counts / N, expected, atol=2 / N)
+    assert not counts[expected == 0].any()
+
+
+def test_truncation_keeps_what_the_definitions_say():
+    random = np.random.default_rng(1)
+    rows = 300
+    probabilities = softmax(random.normal(scale=2, size=(rows, 40))).astype("float32")
+    top_k = random.integers(1, 45, size=rows)
+    top_p = np.where(random.random(rows) < 0.3, 1, random.uniform(0.01, 1, rows))
+    min_p = np.where(random.random(rows) < 0.5, 0, random.uniform(0, 1, rows) ** 2)
+    controls = [
+        ops.convert_to_tensor(x.astype(dtype))
+        for x, dtype in ((top_k, "int32"), (top_p, "float32"), (min_p, "float32"))
+    ]
+    mask = truncation_mask(ops.convert_to_tensor(probabilities), *controls)
+    mask = ops.convert_to_numpy(mask)
+    compared = 0
+    for row in range(rows):
+        support, margin = truncated(
+            probabilities[row].astype("float64"), top_k[row], top_p[row], min_p[row]
+        )
+        if margin < 1e-5 and top_p[row] < 1:
+            continue  # float32 sums may fall on the other side of the edge
+        compared += 1
+        assert np.flatnonzero(mask[row]).tolist() == support
+    assert compared > 0.95 * rows
+
+
+def test_what_is_as_likely_as_the_last_kept_is_kept():
+    logits = np.log([0.3, 0.1, 0.3, 0.3])
+    ids = sample(logits, GRID[::100], top_k=1)
+    assert set(ids.tolist()) == {0, 2, 3}
+
+
+def test_no_uniform_draws_a_token_outside_the_support():
+    # At the edges of the intervals float32 sums decide; a parallel sum need not even
+    # be monotonic
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(8, 1000)).astype("float32")
+    rows, uniforms, supports = [], [], []
+    for row in range(8):
+        probabilities = softmax(logits[row].astype("float64"))
+        support, _ = truncated(probabilities, top_k=40)
+        kept = probabilities[support]
+        supports.append(support)
+        for edge in np.cumsum(kept)[:-1] / kept.sum():
+            near = np.round(edge * 2**24) + np.arange(-8, 9)
+            rows.extend([row] * len(near))
+            uniforms.extend(near / 2**24)
+    ids = sample(logits[rows], np.array(uniforms), top_k=40)
+    outside = sum(
+        token not in supports[row] for row, token in zip(rows, ids, strict=True)
+    )
+    assert outside == 0
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-23])
+def test_the_extreme_uniforms_draw_the_first_and_last_of_the_support(uniform):
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(50, 200))
+    ids = sample(logits, np.full(50, uniform), top_k=7)
+    for row in range(50):
+        support, _ = truncated(softmax(logits[row]), top_k=7)
+        assert ids[row] == (support[0] if uniform == 0 else support[-1])
+
+
+def test_temperature_0_is_greedy_beside_rows_that_sample():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(60, 16))
+    temperature = np.tile([0.0, 1.0, 0.0], 20)
+    uniforms = random.random(60)
+    ids = sample(logits, uniforms, temperature=temperature)
+    greedy = logits.argmax(-1)
+    np.testing.assert_array_equal(ids[temperature == 0], greedy[temperature == 0])
+    cumulative = np.cumsum(softmax(logits), axis=-1)
+    drawn = np.sum(cumulative <= uniforms[:, None], axis=-1)
+    np.testing.assert_array_equal(ids[temperature == 1], drawn[temperature == 1])
+    assert np.any(drawn != greedy)
+    np.testing.assert_array_equal(sample(logits, uniforms, temperature=0.0), greedy)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-44])
+def test_a_tiny_temperature_is_greedy(temperature):
+    # logits divided by it overflow
+    logits = 30 + 10 * np.random.default_rng(0).normal(size=(20, 16))
+    uniforms = np.random.default_rng(1).random(20)
+    ids = sample(logits, uniforms, temperature=temperature)
+    np.testing.assert_array_equal(ids, logits.argmax(-1))
+
+
+def test_a_row_draws_the_same_whatever_its_neighbours_do():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(40, 16))
+    uniforms = random.random(40)
+    plain = sample(logits, uniforms)
+    is_even = np.arange(40) % 2 == 0
+    mixed = sample(
+        logits,
+        uniforms,
+        temperature=np.where(is_even, 1, 0),
+        top_k=np.where(is_even, 1 << 30, 2),
+        top_p=np.where(is_even, 1, 0.5),
+        min_p=np.where(is_even, 0, 0.5),
+    )
+    np.testing.assert_array_equal(mixed[is_even], plain[is_even])
+
+
+@pytest.mark.any_backend
+def test_uniforms_come_from_each_rows_seed_alone():
+    long = draw_uniforms([3, 4, 3, 2**70], 1000)
+    assert long.dtype == np.float32
+    assert long.shape == (4, 1000)
+    np.testing.assert_array_equal(long[0], long[2])
+    assert np.all(long[0] != long[1]) or np.mean(long[0] == long[1]) < 0.01
+    np.testing.assert_array_equal(draw_uniforms([4], 7)[0], long[1, :7])
+    assert long.min() >= 0
+    assert long.max() < 1
+    # 4,000 draws: standard deviations of 0.0046 for the mean, 0.002 for the other
+    assert long.mean() == pytest.approx(0.5, abs=0.02)
+    assert long.std() == pytest.approx(12**-0.5, abs=0.01)
+
+
+@pytest.mark.any_backend
+def test_no_uniform_is_1_after_a_product():
+    # the first draws of this many seeds come within 2**-23 of 1 some times
+    uniforms = draw_uniforms([0], 2**23)
+    largest = uniforms.max()
+    assert largest > 1 - 2**-22
+    totals = np.random.default_rng(0).uniform(0.01, 2, 1000).astype("float32")
+    assert np.all(largest * totals < totals)
+
+
+def test_penalty_divides_positive_and_multiplies_negative_logits_that_were_seen():
+    logits = np.array([[2.0, -2.0, 3.0, -3.0], [2.0, -2.0, 3.0, -3.0]], "float32")
+    seen = np.array([[True, True, False, False], [True, False, True, False]])
+    output = penalize_repetition(
+        *(ops.convert_to_tensor(x) for x in (logits, seen)),
+        ops.convert_to_tensor(np.array([2.0, 1.0], "float32")),
+    )
+    expected = [[1.0, -4.0, 3.0, -3.0], [2.0, -2.0, 3.0, -3.0]]
+    np.testing.assert_array_equal(ops.convert_to_numpy(output), expected)
+
+
+def test_log_probs_are_those_of_the_softmax():
+    logits = np.random.default_rng(0).normal(scale=50, size=(5, 9)).astype("float32")
+    token_ids = np.array([0, 8, 3, 3, 5], "int32")
+    output = chosen_log_probs(
+        ops.convert_to_tensor(logits), ops.convert_to_tensor(token_ids)
+    )
+    shifted = logits.astype("float64") - logits.max(-1, keepdims=True)
+    expected = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    # float32 logits of about 100 are known to 1e-5
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(output), expected[np.arange(5), token_ids], atol=5e-5
+    )

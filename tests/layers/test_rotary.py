@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gpt.layers.rotary import apply_rotary, rotary_cos_sin
+
+
+def rotate(x, positions, base=10000.0):
+    cos, sin = rotary_cos_sin(positions, x.shape[-1], base)
+    return ops.convert_to_numpy(apply_rotary(ops.convert_to_tensor(x), cos, sin))
+
+
+@pytest.mark.parametrize("base", [10000.0, 500.0])
+def test_rotation_is_that_of_llama(base):
+    # `rotate_half` and the doubled frequencies, as Transformers writes them
+    x = np.random.default_rng(0).normal(size=(2, 5, 3, 8)).astype("float32")
+    positions = np.array([[0, 1, 2, 3, 4], [7, 0, 1, 100, 3]])
+    inverse = 1.0 / base ** (np.arange(0, 8, 2) / 8)
+    angles = positions[..., None] * inverse
+    angles = np.concatenate([angles, angles], axis=-1)[:, :, None]
+    rotated_half = np.concatenate([-x[..., 4:], x[..., :4]], axis=-1)
+    expected = x * np.cos(angles) + rotated_half * np.sin(angles)
+    # float32 angles of up to 100 are known to 4e-6
+    np.testing.assert_allclose(rotate(x, positions, base), expected, atol=2e-5)
+
+
+def test_position_0_is_unchanged():
+    x = np.random.default_rng(0).normal(size=(1, 1, 2, 6)).astype("float32")
+    np.testing.assert_array_equal(rotate(x, np.array([0])), x)
+
+
+def test_products_depend_on_the_distance_alone():
+    random = np.random.default_rng(0)
+    query, key = random.normal(size=(2, 1, 1, 1, 16)).astype("float32")
+
+    def product(query_position, key_position):
+        rotated_query = rotate(query, np.array([query_position]))
+        return np.sum(rotated_query * rotate(key, np.array([key_position])))
+
+    # float32: sums of 16 products of about 1, angles known to 1e-5
+    assert product(9, 4) == pytest.approx(product(105, 100), abs=1e-4)
+    assert abs(product(9, 4) - product(9, 5)) > 1e-2
