@@ -1,0 +1,148 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import matplotlib.image
+import nbclient
+import nbformat
+import pytest
+
+import keras_gpt
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+NOTEBOOK = EXAMPLES / "colab_quickstart.ipynb"
+# the examples run in a process and a folder of their own, from this source tree
+ENVIRONMENT = {
+    "KERAS_BACKEND": keras.backend.backend(),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+def run_example(folder, name, *arguments):
+    """What an example prints when it runs in a folder."""
+    process = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        env={**os.environ, **ENVIRONMENT},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def picture_ink(path):
+    """The part of a PNG's pixels that isn't white."""
+    pixels = matplotlib.image.imread(path)[..., :3]
+    return float((pixels < 1).any(axis=-1).mean())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder where `train_from_scratch.py` ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("train_from_scratch")
+    corpus = "".join(
+        f"Line {n} says that {n} is followed by {n + 1}.\n" for n in range(2000)
+    )
+    (folder / "corpus.txt").write_text(corpus, encoding="utf-8")
+    printed = run_example(
+        folder,
+        "train_from_scratch.py",
+        *("--corpus", "corpus.txt", "--steps", "6"),
+        *("--output", "model", "--prompt", "Line 7"),
+    )
+    return folder, printed
+
+
+def test_train_from_scratch_learns_saves_and_continues_the_prompt(trained):
+    folder, printed = trained
+    loss, bits_per_byte = map(
+        float, re.search(r"loss ([\d.]+), ([\d.]+) bits per byte", printed).groups()
+    )
+    assert 0 < bits_per_byte < 8
+    lm = keras_gpt.LanguageModel.load(folder / "model")
+    # knowing nothing is a loss of log(vocab_size)
+    assert loss < float(keras.ops.log(lm.tokenizer.vocab_size)) - 0.1
+    continuation = printed[printed.rindex("bits per byte") :].split("Line 7", 1)[1]
+    assert continuation.strip()
+    assert continuation.removesuffix("\n") == lm.generate("Line 7", max_new_tokens=120)
+
+
+def test_attention_maps_draws_the_heads_of_a_trained_model(trained):
+    folder, _ = trained
+    printed = run_example(
+        folder,
+        "attention_maps.py",
+        *("model", "--text", "Line 7 costs $8,\nsays $x$", "--output", "maps/of.png"),
+    )
+    assert "4 layers" in printed
+    # maps are lower triangles that fill most of the picture
+    assert 0.2 < picture_ink(folder / "maps" / "of.png") < 0.8
+
+
+def test_attention_maps_trains_a_model_when_given_none(tmp_path):
+    printed = run_example(tmp_path, "attention_maps.py", "--steps", "2")
+    assert "2 layers" in printed
+    assert 0.2 < picture_ink(tmp_path / "attention_maps.png") < 0.8
+
+
+def printed_by(cell):
+    """What a notebook's cell wrote to standard output."""
+    return "".join(
+        output.text
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stdout"
+    )
+
+
+def test_notebook_is_valid_and_stores_no_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+def test_notebook_trains_plots_generates_and_loads(tmp_path, monkeypatch):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = {cell.id: cell for cell in notebook.cells}
+    # what its reader does to switch
+    chosen = 'os.environ["KERAS_BACKEND"] = "jax"'
+    assert chosen in cells["backend"].source
+    cells["backend"].source = cells["backend"].source.replace(
+        chosen, chosen.replace("jax", keras.backend.backend())
+    )
+    # this interpreter, not whichever a kernel of this machine or user names
+    kernel = tmp_path / "kernels" / "this_python"
+    kernel.mkdir(parents=True)
+    keras_gpt.files.write_json(
+        kernel / "kernel.json",
+        {
+            "argv": [
+                *(sys.executable, "-m", "ipykernel_launcher"),
+                *("-f", "{connection_file}"),
+            ],
+            "display_name": "This Python",
+            "language": "python",
+            "env": {**ENVIRONMENT, "KERAS_GPT_STEPS": "2"},
+        },
+    )
+    for name in ("IPYTHONDIR", "JUPYTER_PATH", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # plots go into the notebook
+    nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="this_python",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    assert f"on {keras.backend.backend()}, 2 steps" in printed_by(cells["import"])
+    assert "image/png" in cells["plot"].outputs[-1].data
+    assert len(printed_by(cells["generation"])) > len("The string module ")
+    lm = keras_gpt.LanguageModel.load(tmp_path / "runs" / "colab")
+    text = lm.generate("The string module ", max_new_tokens=40, temperature=0)
+    assert printed_by(cells["loading"]).removesuffix("\n") == text

@@ -1,0 +1,257 @@
+import io
+import math
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from rich.console import Console
+
+from keras_gpt import training
+
+TOKENS_PER_BATCH = 4 * 8
+
+
+def fit(model, batch, callbacks, *, epochs=2, validate=True):
+    """Train on two batches of 4 rows an epoch."""
+    return model.fit(
+        *batch,
+        batch_size=4,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        validation_data=batch if validate else None,
+        validation_batch_size=4,
+        callbacks=callbacks,
+    )
+
+
+@pytest.fixture
+def model(compile_model, make_model):
+    model = make_model()
+    compile_model(model, 1e-2, total_steps=10, warmup_steps=4)
+    return model
+
+
+def logs_of(history):
+    """The logs of the last epoch."""
+    return {name: values[-1] for name, values in history.history.items()}
+
+
+def test_throughput_adds_step_rate_and_speed(model, batch):
+    pause = 0.02
+    callbacks = [
+        training.Throughput(TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9),
+        keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs: time.sleep(pause)
+        ),
+    ]
+    start = time.perf_counter()
+    logs = logs_of(fit(model, batch, callbacks))
+    seconds = time.perf_counter() - start
+    assert logs["step"] == 4
+    assert logs["learning_rate"] == pytest.approx(1e-2, rel=1e-6)  # float32
+    # two batches in the last epoch, none faster than the pause
+    assert 2 * TOKENS_PER_BATCH / seconds < logs["tokens_per_second"]
+    assert logs["tokens_per_second"] < TOKENS_PER_BATCH / pause
+    assert logs["utilisation"] == logs["tokens_per_second"] * 10 / 1e9
+
+
+def test_throughput_leaves_out_compilation_and_validation(model):
+    throughput = training.Throughput(TOKENS_PER_BATCH)
+    throughput.set_model(model)
+    throughput.on_train_begin()
+    throughput.on_epoch_begin(0)
+    assert throughput.tokens_per_second is None
+    time.sleep(0.3)  # the first batch compiles
+    throughput.on_train_batch_end(0)
+    assert throughput.tokens_per_second is None
+    throughput.on_train_batch_end(1)
+    throughput.on_train_batch_end(2)
+    time.sleep(0.3)  # validation
+    logs = {}
+    throughput.on_epoch_end(0, logs)
+    assert logs["tokens_per_second"] > 2 * TOKENS_PER_BATCH / 0.3
+    assert "utilisation" not in logs
+
+
+def test_throughput_counts_steps_of_the_optimizer_not_batches(
+    compile_model, make_model, batch
+):
+    model = make_model(dtype="mixed_float16")  # loss scaling wraps the optimizer
+    compile_model(model, 1e-2, total_steps=10, warmup_steps=4, accumulation_steps=2)
+    throughput = training.Throughput(TOKENS_PER_BATCH)
+    logs = logs_of(fit(model, batch, [throughput], epochs=1, validate=False))
+    # half-precision gradients of the first batches may overflow while the scale sinks
+    assert logs["step"] == 1
+    assert logs["learning_rate"] == pytest.approx(4e-3, rel=1e-6)  # float32
+
+
+def test_peak_flops_are_those_of_a_computer():
+    # from a phone's core to well beyond the fastest accelerator
+    assert 1e8 < training.measure_peak_flops("float32") < 1e17
+
+
+def test_bits_per_byte_divides_by_the_bytes_of_the_text():
+    logs = {"loss": 4 * math.log(2), "val_loss": math.log(2)}
+    # a token that stands for 2 bytes and costs 4 bits: 2 bits for each byte
+    training.BitsPerByte(tokens_per_byte=0.5).on_epoch_end(0, logs)
+    assert logs["bits_per_byte"] == pytest.approx(2)
+    assert logs["val_bits_per_byte"] == pytest.approx(0.5)
+    logs = {"loss": 1.0}
+    training.BitsPerByte(0.5).on_epoch_end(0, logs)
+    assert set(logs) == {"loss", "bits_per_byte"}
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(
+    compile_model, make_model, model, batch, tmp_path
+):
+    weight = model.trainable_variables[0]
+
+    def break_third_epoch(epoch, logs):
+        if epoch == 2:
+            weight.assign(ops.full_like(weight, float("nan")))
+
+    good = []
+    stop = training.StopOnNonFiniteLoss()
+    history = fit(
+        model,
+        batch,
+        [
+            keras.callbacks.LambdaCallback(on_epoch_begin=break_third_epoch),
+            stop,
+            training.SaveState(tmp_path / "state.npz", 2),
+            training.SaveBest(lambda: good.append(model.get_weights())),
+        ],
+        epochs=9,
+    )
+    assert stop.stopped
+    assert len(history.history["loss"]) == 3
+    assert np.isnan(history.history["loss"][-1])
+    other = make_model(1)
+    compile_model(other, 1e-2, total_steps=10, warmup_steps=4)
+    assert training.load_state(other, tmp_path / "state.npz") == 4
+    assert len(good) == 2
+    for saved, best in zip(other.get_weights(), good[-1], strict=True):
+        assert np.isfinite(saved).all()
+        np.testing.assert_array_equal(saved, best)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_stops_too(model, value):
+    stop = training.StopOnNonFiniteLoss()
+    stop.set_model(model)
+    model.stop_training = False
+    stop.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
+    assert not stop.stopped
+    assert not model.stop_training
+    stop.on_epoch_end(1, {"loss": 1.0, "val_loss": value})
+    assert stop.stopped
+    assert model.stop_training
+
+
+def test_only_a_lower_validation_loss_is_saved():
+    saved = []
+    epoch = SimpleNamespace(number=0)
+    best = training.SaveBest(lambda: saved.append(epoch.number), best=3.5)
+    for loss in [4.0, 3.0, 3.0, math.nan, 2.0, 2.5]:
+        best.on_epoch_end(epoch.number, {"val_loss": loss})
+        epoch.number += 1
+    best.on_epoch_end(epoch.number, {"loss": 0.0})
+    assert saved == [1, 4]
+
+
+def read_events(directory):
+    """(step, tag, value) of all events, by TensorBoard's own reader."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util import tensor_util
+
+    [path] = directory.iterdir()
+    events = list(EventFileLoader(str(path)).Load())
+    assert events[0].file_version == "brain.Event:2"
+    assert all(abs(event.wall_time - time.time()) < 600 for event in events)
+    return [
+        (event.step, value.tag, tensor_util.make_ndarray(value.tensor))
+        for event in events
+        for value in event.summary.value
+    ]
+
+
+def test_tensorboard_reads_the_events(model, batch, tmp_path):
+    samples = iter(["once upon", "two\nlines"])
+    callbacks = [
+        training.Throughput(TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9),
+        training.BitsPerByte(0.5),
+        training.EventLog(tmp_path / "events", sample=lambda: next(samples)),
+    ]
+    history = fit(model, batch, callbacks).history
+    found = read_events(tmp_path / "events")
+    tags = {
+        "loss/train": "loss",
+        "loss/validation": "val_loss",
+        "bits_per_byte/train": "bits_per_byte",
+        "bits_per_byte/validation": "val_bits_per_byte",
+        "optimizer/learning_rate": "learning_rate",
+        "speed/tokens_per_second": "tokens_per_second",
+        "speed/utilisation": "utilisation",
+    }
+    assert {tag for _, tag, _ in found} == {*tags, "sample"}
+    for tag, name in tags.items():
+        points = [(step, float(value)) for step, t, value in found if t == tag]
+        # float32 on disk
+        expected = pytest.approx(history[name], rel=1e-6)
+        assert [step for step, _ in points] == [2, 4], tag
+        assert [value for _, value in points] == expected, tag
+    texts = [(s, v.item()) for s, tag, v in found if tag == "sample"]
+    assert texts == [(2, b"    once upon"), (4, b"    two\n    lines")]
+
+
+def test_the_bar_prints_what_the_logs_say(model, batch):
+    file = io.StringIO()
+    console = Console(file=file, width=100)
+    throughput = training.Throughput(TOKENS_PER_BATCH)
+    bar = training.ProgressBar(
+        8, first_batch=4, throughput=throughput, console=console, refresh_seconds=0
+    )
+    history = fit(model, batch, [throughput, training.BitsPerByte(0.5), bar]).history
+    *epochs, last = file.getvalue().splitlines()
+    assert len(epochs) == 2
+    for i, line in enumerate(epochs):
+        assert line == (
+            f"step {history['step'][i]:>6}  train {history['loss'][i]:.4f}  "
+            f"validation {history['val_loss'][i]:.4f}  "
+            f"{history['val_bits_per_byte'][i]:.3f} bits/byte  "
+            f"{history['tokens_per_second'][i]:,.0f} tokens/s"
+        )
+    assert last.startswith("training ")
+    assert "8/8" in last
+    assert f"loss {history['loss'][-1]:.3f}" in last
+    assert last.endswith("left")
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
+)
+def test_events_are_written_without_tensorflow(tmp_path):
+    program = """
+import sys
+import keras_gpt
+from keras_gpt import training
+
+config = keras_gpt.GPTConfig(vocab_size=3, context_length=2, num_layers=1,
+                             num_heads=1, embedding_dimension=2)
+model = keras_gpt.GPT(config)
+log = training.EventLog(sys.argv[1], sample=lambda: "text")
+log.set_model(model)
+log.on_train_begin()
+log.on_epoch_end(0, {"loss": 1.0, "step": 7})
+log.on_train_end()
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path / "events"], check=True)
+    tags = [(step, tag) for step, tag, _ in read_events(tmp_path / "events")]
+    assert tags == [(7, "loss/train"), (7, "sample")]
