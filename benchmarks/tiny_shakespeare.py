@@ -26,7 +26,7 @@ from common import (
     run,
 )
 
-KERAS_GPT = [sys.executable, "-c", "from keras_gpt.cli import main; main()"]
+KERAS_GPT = [sys.executable, "-c", "from keras_gpt_cli import main; main()"]
 NANOGPT_OPTIONS = {
     "device": "cpu",
     "compile": False,

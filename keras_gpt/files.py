@@ -48,6 +48,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def atomic_update(directory: str | Path) -> Iterator[Path]:
+    """Give a temporary folder and move its files into `directory` at the end.
+
+    The files there belong together: when the block raises, none has changed.
+
+    Args:
+        directory: Made if there is none; its other files stay.
+
+    Yields:
+        The folder to write to.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{os.getpid()}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                target = directory / path.relative_to(temporary)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:

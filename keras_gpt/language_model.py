@@ -1,5 +1,6 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from keras_gpt import tokenizers
 from keras_gpt.config import GPTConfig
-from keras_gpt.files import atomic_path, read_json, write_json
+from keras_gpt.files import atomic_path, atomic_update, read_json, write_json
 from keras_gpt.generation import (
     Evaluation,
     Generation,
@@ -81,22 +82,19 @@ class LanguageModel:
         """Write model and tokenizer into a folder, from which any backend reads them.
 
         Args:
-            directory: Made if there is none. Each file is written whole or not at
-                all, `config.json` last.
+            directory: Made if there is none. When something fails, for example on a
+                full disk, a model that was there stays as it was.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(directory / TOKENIZER_FOLDER)
-        save_weights(self.model, directory / WEIGHTS_FILE)
-        write_json(
-            directory / CONFIG_FILE,
-            {
-                "format": _FORMAT,
-                "model": self.model.config.to_dict(),
-                "dtype": self.model.dtype_policy.name,
-                "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            },
-        )
+        description = {
+            "format": _FORMAT,
+            "model": self.model.config.to_dict(),
+            "dtype": self.model.dtype_policy.name,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+        }
+        with atomic_update(directory) as temporary:
+            self.tokenizer.save(temporary / TOKENIZER_FOLDER)
+            save_weights(self.model, temporary / WEIGHTS_FILE)
+            write_json(temporary / CONFIG_FILE, description)
 
     @classmethod
     def load(
@@ -119,12 +117,19 @@ class LanguageModel:
                 "one with `keras-gpt train`, or name the folder of a run."
             )
         description = read_json(directory / CONFIG_FILE)
+        if not isinstance(description, dict):
+            raise ValueError(f"{directory / CONFIG_FILE} doesn't describe a model.")
         if description.get("format") != _FORMAT:
             raise ValueError(
                 f"{directory / CONFIG_FILE} has format {description.get('format')!r}; "
                 f"this keras_gpt reads format {_FORMAT}. Install the version that "
                 "wrote it."
             )
+        for name in ("model", "dtype", "tokenizer_fingerprint"):
+            if name not in description:
+                raise ValueError(
+                    f"{directory / CONFIG_FILE} lacks {name!r}. Save the model again."
+                )
         config = GPTConfig.from_dict(description["model"])
         tokenizer = tokenizers.load(directory / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
@@ -385,9 +390,29 @@ def save_weights(model: GPT, path: str | Path) -> None:
     model.optimizer = None
     try:
         with atomic_path(path) as temporary:
+            _check_room(temporary, model)
             model.save_weights(temporary)
     finally:
         model.optimizer = optimizer
+
+
+def _check_room(path, model):
+    """Raise `OSError` unless the weights will fit on the disk.
+
+    HDF5 doesn't survive a disk that fills up while it writes: Python then crashes.
+    """
+    size = sum(
+        int(np.prod(v.shape)) * (4 if "float32" in v.dtype else 2)
+        for v in model.weights
+    )
+    size += 2**14 * (len(model.weights) + 1)  # its names and tables
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            for start in range(0, size, 2**20):
+                file.write(bytes(min(2**20, size - start)))
+    path.unlink()
 
 
 def load_weights(model: GPT, path: str | Path) -> None:
@@ -400,16 +425,34 @@ def load_weights(model: GPT, path: str | Path) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"The weights {path} are missing.")
     try:
-        model.load_weights(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} holds the weights of another architecture than the model's. "
-            "Build the GPT with the configuration that they were trained with."
-        ) from error
-    except (OSError, KeyError) as error:
+        # Keras passes over what a file lacks or has too much
+        fits = _weight_shapes(path) == sorted(tuple(w.shape) for w in model.weights)
+        if fits:
+            model.load_weights(path)
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} can't be read ({error}). It may be truncated: copy it again."
         ) from error
+    if not fits:
+        raise ValueError(
+            f"{path} holds the weights of another architecture than the model's. "
+            "Build the GPT with the configuration that they were trained with."
+        )
+
+
+def _weight_shapes(path):
+    """Shapes of all arrays in an HDF5 file, sorted."""
+    import h5py
+
+    shapes = []
+
+    def visit(_, item):
+        if isinstance(item, h5py.Dataset):
+            shapes.append(item.shape)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return sorted(shapes)
 
 
 def _check_stop(stop):

@@ -200,14 +200,14 @@ def test_json_that_is_no_description_is_refused_by_name(copy, content):
 
 def test_another_format_is_refused(copy):
     change(copy / "config.json", format=2)
-    with pytest.raises(ValueError, match="has format 2; .* reads format 1"):
+    with pytest.raises(ValueError, match=r"has format 2; .* reads format 1"):
         LanguageModel.load(copy)
 
 
 def test_another_tokenizer_is_refused(copy):
     shutil.rmtree(copy / "tokenizer")
     BytePairTokenizer.train([TEXT], 270).save(copy / "tokenizer")
-    with pytest.raises(ValueError, match="tokenizer in .* isn't the one"):
+    with pytest.raises(ValueError, match=r"tokenizer in .* isn't the one"):
         LanguageModel.load(copy)
 
 
@@ -238,7 +238,7 @@ def test_weights_of_another_architecture_are_refused(lm, copy, fields):
 
 def test_an_unknown_field_of_the_configuration_is_refused(copy):
     change(copy / "config.json", model={"num_layer": 2})
-    with pytest.raises(ValueError, match="'num_layer'. Did you mean 'num_layers'"):
+    with pytest.raises(ValueError, match=r"'num_layer'\. Did you mean 'num_layers'"):
         LanguageModel.load(copy)
 
 
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_half_written(copy, room):
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(lm, characters):
-    with pytest.raises(ValueError, match="more ids than the model.*vocab_size=270"):
+    with pytest.raises(ValueError, match=r"more ids than the model.*vocab_size=270"):
         LanguageModel(characters.model, lm.tokenizer)
 
 
@@ -347,7 +347,7 @@ def test_an_empty_prompt_starts_at_the_end_of_a_text(lm, characters):
     [ids] = generate(lm.model, [[end]], 8, temperature=0, stop_ids=[end])
     assert lm.complete("", 8, temperature=0)[0].ids == ids
     assert "".join(lm.stream("", 8, temperature=0)) == lm.tokenizer.decode(ids)
-    with pytest.raises(ValueError, match="Prompt 0 is empty.*at least one character"):
+    with pytest.raises(ValueError, match=r"Prompt 0 is empty.*at least one character"):
         characters.generate("")
 
 

@@ -535,3 +535,26 @@ def test_summary_reads_from_ids_to_logits():
     ]
     assert places == sorted(places)
     assert f"{model.count_params():,}" in text
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_an_id_that_occurs_twice_counts_as_one_gradient(tie_embeddings):
+    config = GPTConfig(
+        vocab_size=3,
+        context_length=4,
+        embedding_dimension=8,
+        num_layers=1,
+        num_heads=2,
+        tie_embeddings=tie_embeddings,
+    )
+    model = GPT(config)
+    model.compile(keras.optimizers.Adam(1e-3, beta_1=0.5, beta_2=0.5))
+    ids = np.array([[1, 1, 1, 2], [1, 1, 1, 1]])
+    model.fit(ids, ids, verbose=0)
+    optimizer = model.optimizer
+    moments = {v.path: ops.convert_to_numpy(v) for v in optimizer.variables[2:]}
+    name = "embedding_tokens_embeddings"
+    first = next(v for path, v in moments.items() if path.endswith(f"{name}_momentum"))
+    second = next(v for path, v in moments.items() if path.endswith(f"{name}_velocity"))
+    # after one step both are half of the gradient and of its square
+    np.testing.assert_allclose(second, 2 * first**2, rtol=1e-5, atol=1e-12)

@@ -9,6 +9,7 @@ if keras.backend.backend() == "tensorflow":
         compile_function,
         default_jit_compile,
         has_fused_attention,
+        with_dense_gradient,
         write_cache,
     )
 elif keras.backend.backend() == "jax":
@@ -18,6 +19,7 @@ elif keras.backend.backend() == "jax":
         compile_function,
         default_jit_compile,
         has_fused_attention,
+        with_dense_gradient,
         write_cache,
     )
 elif keras.backend.backend() == "torch":
@@ -27,6 +29,7 @@ elif keras.backend.backend() == "torch":
         compile_function,
         default_jit_compile,
         has_fused_attention,
+        with_dense_gradient,
         write_cache,
     )
 else:
@@ -46,5 +49,6 @@ __all__ = [
     "compile_function",
     "default_jit_compile",
     "has_fused_attention",
+    "with_dense_gradient",
     "write_cache",
 ]

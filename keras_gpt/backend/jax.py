@@ -42,6 +42,11 @@ def compile_function(function, variables):
     return lambda state, inputs: compiled(state, [v.value for v in variables], inputs)
 
 
+def with_dense_gradient(variable):
+    """The variable itself: the gradient of a look-up is dense on JAX."""
+    return variable
+
+
 def write_cache(cache, new, position):
     """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
     return cache.at[jnp.arange(cache.shape[0]), :, position].set(new[:, :, 0])

@@ -2,6 +2,7 @@
 
 # Axes: b batch, k key-value head, s cache position, h head dimension
 
+import keras
 import tensorflow as tf
 
 
@@ -33,6 +34,16 @@ def compile_function(function, variables):
     """Compile `function(state, inputs)`, which reads `variables`."""
     del variables  # a tf.function captures them
     return tf.function(function, jit_compile=True)
+
+
+def with_dense_gradient(variable):
+    """The value of a variable, whose gradient is a tensor and no list of rows."""
+
+    @tf.custom_gradient
+    def identity(value):
+        return tf.identity(value), tf.convert_to_tensor
+
+    return identity(keras.ops.convert_to_tensor(variable))
 
 
 def write_cache(cache, new, position):

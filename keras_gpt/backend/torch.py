@@ -34,6 +34,11 @@ def compile_function(function, variables):
     return torch.inference_mode()(function)
 
 
+def with_dense_gradient(variable):
+    """The variable itself: the gradient of a look-up is dense on PyTorch."""
+    return variable
+
+
 def write_cache(cache, new, position):
     """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
     rows = torch.arange(cache.shape[0], device=cache.device)

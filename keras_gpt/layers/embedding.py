@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS
 from keras_gpt.layers.dropout import make_dropout
 
@@ -147,12 +148,12 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
                 f"{length} tokens, context_length={self.context_length}. Shorten "
                 "the input or build the model with a larger context_length."
             )
-        x = self.tokens(token_ids)  # (b, t, e)
+        x = _look_up(self.tokens, token_ids, training)  # (b, t, e)
         if self.position_embedding in ("learned", "sinusoidal"):
             if positions is None:
                 positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")
             if self.position_embedding == "learned":
-                x = x + self.positions(positions)
+                x = x + _look_up(self.positions, positions, training)
             else:
                 sinusoids = sinusoidal_positions(positions, self.embedding_dimension)
                 x = x + ops.cast(sinusoids, x.dtype)
@@ -237,3 +238,15 @@ class DocumentPositions(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "separator_id": self.separator_id}
+
+
+def _look_up(embedding, ids, training):
+    """Call `embedding`, in training with a gradient that is right on TensorFlow.
+
+    There the gradient of a look-up is a list of rows, in which Keras's Adam takes an
+    id that occurs twice for two gradients; `ReversibleEmbedding` with tied weights
+    hides it, since the projection's gradient is dense.
+    """
+    if not training or embedding.quantization_mode is not None:
+        return embedding(ids)
+    return ops.take(backend.with_dense_gradient(embedding.embeddings), ids, axis=0)

@@ -110,7 +110,7 @@ class RunConfig:
         hints = typing.get_type_hints(cls)
         for name in fields:
             if name not in hints:
-                nearest = difflib.get_close_matches(name, hints, n=1)
+                nearest = difflib.get_close_matches(str(name), hints, n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(
                     f"Unknown field of a run. Received: {name!r}.{hint} One of: "
@@ -140,6 +140,9 @@ class RunConfig:
                 raise ValueError(f"{path} is not valid YAML: {reason}.") from error
             if not isinstance(fields, dict):
                 raise ValueError(f"{path} must hold `name: value` lines.")
+        if any(override.startswith("model.") for override in overrides):
+            # the preset that a run has when nothing is said of its model
+            fields.setdefault("model", {"preset": "quickstart"})
         for override in overrides:
             name, equals, value = override.partition("=")
             if not equals:
@@ -150,7 +153,17 @@ class RunConfig:
             *parents, name = name.split(".")
             for parent in parents:
                 place = place.setdefault(parent, {})
-            place[name] = yaml.safe_load(value)
+                if not isinstance(place, dict):
+                    raise ValueError(
+                        f"`{parent}` has no fields of its own. Received: {override!r}."
+                    )
+            try:
+                place[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ValueError(
+                    f"The value isn't valid YAML. Received: {override!r}. Put a text "
+                    f"with special characters into quotes: {name}='\"...\"'."
+                ) from error
         return cls.from_dict(fields)
 
 
@@ -161,8 +174,8 @@ def _convert(name, value, hint):
         return None
     kind = kinds[0]
     try:
-        if kind is int and not isinstance(value, bool) and float(value) == int(value):
-            return int(value)
+        if kind is int and not isinstance(value, bool) and float(value).is_integer():
+            return int(float(value))
         if kind is float and not isinstance(value, bool):
             return float(value)
         if kind is bool and isinstance(value, bool):

@@ -1,5 +1,6 @@
 """What a run's folder says of it: names of its files, log, loss curve, result."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,30 @@ def read_log(path: str | Path) -> dict[str, np.ndarray]:
     return {name: np.atleast_1d(table[name]) for name in table.dtype.names or ()}
 
 
-def best_validation_loss(path: Path) -> float:
-    """The lowest in a run's log, infinite before there is one."""
-    return float(np.min(read_log(path)["val_loss"])) if path.is_file() else math.inf
+def cut_log(path: Path, step: int) -> float:
+    """Drop what a run noted behind the step from which it goes on.
+
+    Args:
+        path: The run's `log.csv`.
+        step: The last step to keep.
+
+    Returns:
+        The lowest validation loss that remains, or infinity.
+    """
+    if not path.is_file():
+        return math.inf
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        # a row that was being written when the run was killed has no last column
+        whole = [row for row in reader if None not in row.values()]
+    rows = [row for row in whole if int(row["step"]) <= step]
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        if rows:
+            writer.writeheader()
+        writer.writerows(rows)
+    return min((float(row["val_loss"]) for row in rows), default=math.inf)
 
 
 def write_result(output: Path, seconds: float) -> None:

@@ -23,7 +23,7 @@ from keras_gpt.runs.report import (
     LOG_FILE,
     PLOT_FILE,
     STATE_FILE,
-    best_validation_loss,
+    cut_log,
     plot_losses,
     write_result,
 )
@@ -148,7 +148,7 @@ def _prepare(config, output, resume, console):
                 f"tokenizer=FOLDER. Received: tokenizer={config.tokenizer!r}."
             )
         tokenizer = tokenizers.load(config.tokenizer)
-        found = data.read_metadata(config.data)["tokenizer_fingerprint"]
+        found = data.read_metadata(config.data)["tokenizer"]
         if found != tokenizer.fingerprint:
             raise ValueError(
                 f"{config.data} was prepared with another tokenizer than "
@@ -264,18 +264,8 @@ def _fit(config, lm, directory, length, step, console):
     )
     loss_stop = training.StopOnNonFiniteLoss()
     epoch = step // config.evaluate_every
-    logs_of_an_epoch = [
-        loss_stop,
-        throughput,
-        training.BitsPerByte(counts["num_tokens"] / counts["num_bytes"]),
-        training.SaveState(output / STATE_FILE, config.evaluate_every),
-    ]
-    if config.ema_momentum is not None:
-        logs_of_an_epoch.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
-    best = best_validation_loss(output / LOG_FILE) if step else math.inf
-    callbacks = [
-        *logs_of_an_epoch,
-        training.SaveBest(lambda: lm.save(output), best=best),
+    best = cut_log(output / LOG_FILE, step) if step else math.inf
+    reporting = [
         training.EventLog(
             output / EVENTS_FOLDER, sample=_sampler(config, lm, directory)
         ),
@@ -287,19 +277,37 @@ def _fit(config, lm, directory, length, step, console):
             console=console,
         ),
     ]
+    callbacks = [
+        loss_stop,
+        throughput,
+        training.BitsPerByte(counts["num_tokens"] / counts["num_bytes"]),
+        training.SaveBest(lambda: lm.save(output), best=best),
+        *reporting,
+    ]
+    if config.ema_momentum is not None:
+        # behind SaveBest, which saves before the weights are swapped back
+        callbacks.append(keras.callbacks.SwapEMAWeights())
     if config.early_stopping is not None:
         callbacks.append(keras.callbacks.EarlyStopping(patience=config.early_stopping))
-    lm.model.fit(
-        batches,
-        epochs=config.steps // config.evaluate_every,
-        initial_epoch=epoch,
-        steps_per_epoch=config.evaluate_every * config.accumulation_steps,
-        validation_data=validation,
-        validation_steps=len(validation),
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=0,
-    )
+    # last, so that a run that goes on from a state lacks nothing from before it
+    callbacks.append(training.SaveState(output / STATE_FILE, config.evaluate_every))
+    try:
+        lm.model.fit(
+            batches,
+            epochs=config.steps // config.evaluate_every,
+            initial_epoch=epoch,
+            steps_per_epoch=config.evaluate_every * config.accumulation_steps,
+            validation_data=validation,
+            validation_steps=len(validation),
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    except BaseException:
+        # Keras leaves files open then, and the bar running and the cursor hidden
+        for callback in reporting:
+            callback.on_train_end()
+        raise
     return loss_stop
 
 
@@ -328,7 +336,7 @@ def first_words(output: str | Path) -> str:
 
 
 def evaluate_validation(output: str | Path, lm: LanguageModel) -> Evaluation:
-    """Evaluate a model on all of a run's validation tokens.
+    """Evaluate a model on a run's validation tokens, in windows of its context.
 
     Args:
         output: The run's folder.
@@ -340,6 +348,9 @@ def evaluate_validation(output: str | Path, lm: LanguageModel) -> Evaluation:
     config = RunConfig.from_yaml(Path(output) / CONFIG_FILE, [])
     directory = Path(config.data) if config.data else Path(output) / DATA_FOLDER
     tokens = data.TokenDataset(directory, "val")
+    length = lm.model.config.context_length
+    # the whole windows, as in training
+    tokens = tokens[: (len(tokens) - 1) // length * length + 1]
     return lm.evaluate_ids(
         tokens[i : i + 2**16].tolist() for i in range(0, len(tokens), 2**16)
     )

@@ -116,6 +116,9 @@ class BitsPerByte(keras.callbacks.Callback):
 class SaveState(keras.callbacks.Callback):
     """Call `save_state` after each epoch with a finite loss.
 
+    Put it behind the other callbacks, so that what they write is there when a run goes
+    on from the state.
+
     Args:
         path: The `.npz` file.
         steps_per_epoch: To count the steps.
@@ -127,12 +130,14 @@ class SaveState(keras.callbacks.Callback):
         self.steps_per_epoch = steps_per_epoch
 
     def on_epoch_end(self, epoch, logs=None):
-        if not self.model.stop_training:
+        if np.isfinite((logs or {}).get("loss", 0.0)):
             save_state(self.model, self.path, (epoch + 1) * self.steps_per_epoch)
 
 
 class SaveBest(keras.callbacks.Callback):
     """Save whenever the validation loss is the lowest so far.
+
+    It saves at the end of validation, with the weights that were validated.
 
     Args:
         save: A function without arguments.
@@ -144,8 +149,8 @@ class SaveBest(keras.callbacks.Callback):
         self.save = save
         self.best = best
 
-    def on_epoch_end(self, epoch, logs=None):
-        loss = (logs or {}).get("val_loss", float("nan"))
+    def on_test_end(self, logs=None):
+        loss = (logs or {}).get("loss", float("nan"))
         if loss < self.best:
             self.best = loss
             self.save()
@@ -196,6 +201,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.throughput = throughput
         self.console = console
         self.refresh_seconds = refresh_seconds
+        self._progress = None
 
     def on_train_begin(self, logs=None):
         from rich import progress
@@ -245,7 +251,8 @@ class ProgressBar(keras.callbacks.Callback):
         self._progress.console.print("  ".join(figures), highlight=False)
 
     def on_train_end(self, logs=None):
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def _show(self, loss):
         figures = [] if loss is None else [f"loss {float(loss):.3f}"]
@@ -285,6 +292,7 @@ class EventLog(keras.callbacks.Callback):
         super().__init__()
         self.directory = Path(directory)
         self.sample = sample
+        self._writer = None
 
     def on_train_begin(self, logs=None):
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -310,7 +318,8 @@ class EventLog(keras.callbacks.Callback):
         self._writer.flush()
 
     def on_train_end(self, logs=None):
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _write(self, **fields):
         from tensorboard.compat.proto.event_pb2 import Event

@@ -1,4 +1,9 @@
-"""The `keras-gpt` command: each subcommand calls one public function."""
+"""The `keras-gpt` command: each subcommand calls one public function.
+
+It is a module of its own, beside the package, because to import the package is to
+import Keras and its backend: `--help` needn't wait for that, and what TensorFlow
+prints meanwhile can be hidden.
+"""
 
 import os
 import shutil

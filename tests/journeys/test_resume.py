@@ -1,0 +1,143 @@
+"""A run that is killed and goes on ends as one that was never stopped."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+from keras_gpt import LanguageModel
+from keras_gpt.runs import RunConfig, read_log, read_result, train
+
+TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
+
+# 40 validations: far from its end when the first is done
+CONFIG = RunConfig(
+    tokenizer="characters",
+    model={
+        "embedding_dimension": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "context_length": 16,
+        "dropout_rate": 0.2,
+    },
+    steps=80,
+    evaluate_every=2,
+    evaluation_batches=1,
+    batch_size=4,
+    learning_rate=1e-2,
+    sample_tokens=0,
+)
+PROGRAM = """
+import json, sys
+from keras_gpt.runs import RunConfig, train
+train(RunConfig(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The folder of a run that was never stopped."""
+    return run(corpus, tmp_path_factory.mktemp("whole") / "run")
+
+
+def run(corpus, output, **options):
+    config = dataclasses.replace(CONFIG, corpus=str(corpus), output=str(output))
+    train(config, **{"console": Console(file=io.StringIO()), **options})
+    return output
+
+
+def assert_same(resumed, whole):
+    """Weights, optimizer, dropout seeds, best model and log, bit for bit."""
+    with (
+        np.load(whole / "last.npz") as ours,
+        np.load(resumed / "last.npz") as theirs,
+    ):
+        assert int(ours["step"]) == CONFIG.steps
+        assert ours.files == theirs.files
+        for name in ours.files:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    best, other = LanguageModel.load(whole), LanguageModel.load(resumed)
+    for a, b in zip(best.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    log, other = read_log(whole / "log.csv"), read_log(resumed / "log.csv")
+    for name in ("epoch", "step", "learning_rate", "loss", "val_loss"):
+        np.testing.assert_array_equal(log[name], other[name])
+    result, other = read_result(whole), read_result(resumed)
+    assert {**result, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_killed_run_goes_on_as_if_it_never_was(corpus, whole, tmp_path):
+    output = tmp_path / "run"
+    config = dataclasses.replace(CONFIG, corpus=str(corpus), output=str(output))
+    fields = json.dumps(dataclasses.asdict(config))
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, fields], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "last.npz").is_file():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    with np.load(output / "last.npz") as state:
+        assert int(state["step"]) < CONFIG.steps
+    assert not (output / "result.json").exists()
+    assert_same(run(corpus, output, resume=True), whole)
+
+
+class Interrupting(io.StringIO):
+    """A terminal at which somebody presses Ctrl-C when a text appears."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def write(self, text):
+        if self.text in text:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_a_run_stopped_between_its_log_and_its_state_goes_on(corpus, whole, tmp_path):
+    # the bar speaks when model and log are written, and the state is not
+    output = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, output, console=Console(file=Interrupting("step      6")))
+    with np.load(output / "last.npz") as state:
+        assert int(state["step"]) == 4
+    assert read_log(output / "log.csv")["step"].tolist() == [2, 4, 6]
+    assert_same(run(corpus, output, resume=True), whole)
+
+
+def test_a_finished_run_resumes_to_itself(corpus, whole):
+    before = {path: path.read_bytes() for path in whole.glob("*.npz")}
+    run(corpus, whole, resume=True)
+    assert {path: path.read_bytes() for path in whole.glob("*.npz")} == before
+    assert_same(whole, whole)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
+)
+def test_training_does_not_load_tensorflow(corpus, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, corpus=str(corpus), output=str(tmp_path), evaluate_every=80
+    )
+    fields = json.dumps(dataclasses.asdict(config))
+    program = f"{PROGRAM}\nassert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program, fields], check=True)

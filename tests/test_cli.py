@@ -1,0 +1,239 @@
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+import keras_gpt_cli
+from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
+
+TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
+TINY = ("embedding_dimension=16", "num_layers=1", "num_heads=2", "context_length=16")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run the command in this process; returns status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["keras-gpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as raised:
+            keras_gpt_cli.main()
+        output, errors = capfd.readouterr()
+        return raised.value.code or 0, output, errors
+
+    return run
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    tokenizer = CharacterTokenizer.train([TEXT], progress=False)
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=16,
+        embedding_dimension=16,
+        num_layers=1,
+        num_heads=2,
+    )
+    LanguageModel(GPT(config), tokenizer).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def assert_one_line_error(result, *parts):
+    status, _, errors = result
+    assert status == 2
+    assert "Traceback" not in errors
+    assert errors.count("Error: ") == 1
+    error = errors.splitlines()[-1]  # after the progress of what went well
+    assert error.startswith("Error: ")
+    for part in parts:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["quickstart", "tokenize", "prepare", "train", "generate", "evaluate", "info"],
+)
+@pytest.mark.any_backend
+def test_every_command_explains_itself(run, command):
+    status, output, _ = run(command, "--help")
+    assert status == 0
+    assert "Usage" in output
+
+
+@pytest.mark.any_backend
+def test_help_does_not_load_keras():
+    program = (
+        "import sys, keras_gpt_cli\n"
+        "sys.argv = ['keras-gpt', '--help']\n"
+        "try:\n    keras_gpt_cli.main()\n"
+        "except SystemExit:\n    print('keras' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_from_text_to_generated_text_command_by_command(run, tmp_path, corpus):
+    tokenizer, data, output = (tmp_path / name for name in ("tok", "data", "run"))
+    assert run("tokenize", corpus, tokenizer, "--vocab-size", 280)[0] == 0
+    assert run("prepare", corpus, data, "--tokenizer", tokenizer)[0] == 0
+    status, printed, _ = run(
+        "train",
+        "--output",
+        output,
+        f"data={data}",
+        f"tokenizer={tokenizer}",
+        f"model={{{', '.join(TINY).replace('=', ': ')}}}",
+        "steps=4",
+        "evaluate_every=2",
+        "batch_size=4",
+    )
+    assert status == 0
+    loss = float(printed.split("validation_loss: ")[1].split()[0])
+
+    status, generated, _ = run("generate", output, "12 bottles", "--max-new-tokens", 9)
+    assert status == 0
+    assert generated.startswith("12 bottles")
+    assert generated != "12 bottles\n"
+    beams = run("generate", output, "1", "--num-beams", 2, "--max-new-tokens", 3)
+    assert beams[0] == 0
+
+    status, evaluated, _ = run("evaluate", output)
+    # both are printed to four digits
+    assert float(evaluated.split()[1]) == pytest.approx(loss, abs=1.1e-4)
+    assert "bits per byte" in run("evaluate", output, "--file", corpus)[1]
+    status, described, _ = run("info", output)
+    assert status == 0
+    assert "BytePairTokenizer" in described
+
+
+def test_quickstart_trains_and_says_what_comes_next(run, tmp_path, corpus):
+    output = tmp_path / "quick"
+    status, generated, errors = run(
+        "quickstart", "--corpus", corpus, "--output", output, "--steps", 2
+    )
+    assert status == 0
+    assert len(generated) > 10
+    for part in (
+        "Training loss",
+        "validation loss",
+        "bits per byte",
+        "keras-gpt generate",
+    ):
+        assert part in errors
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((output / "events").iterdir())
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["empty"]),
+        (b"\x00\x01\x02" * 100, ["corpus.bin", "binary"]),
+        (b"caf\xe9 au lait", ["corpus.bin", "byte 3", "encoding"]),
+    ],
+    ids=["empty", "binary", "latin-1"],
+)
+def test_a_bad_corpus_is_a_one_line_error(run, tmp_path, content, parts):
+    path = tmp_path / "corpus.bin"
+    path.write_bytes(content)
+    path = path.rename(path.with_suffix(".bin.txt"))
+    assert_one_line_error(run("tokenize", path, tmp_path / "out"), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_shorter_than_the_context_is_a_one_line_error(run, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("To be, or not to be.")
+    result = run(
+        "train",
+        "--corpus",
+        path,
+        "--output",
+        tmp_path / "run",
+        "tokenizer=characters",
+        "steps=1",
+    )
+    assert_one_line_error(result, "sequence_length")
+
+
+def test_bad_arguments_are_one_line_errors(run, tmp_path, corpus, model):
+    train = ("train", "--corpus", corpus, "--output", tmp_path / "run")
+    characters = "tokenizer=characters"
+    unknown = run(*train, characters, "model.preset=gpt2_mediun")
+    assert_one_line_error(unknown, "'gpt2_medium'")
+    assert_one_line_error(run(*train, "learning_rat=1"), "'learning_rate'")
+    assert_one_line_error(run(*train, "learning_rate=fast"), "learning_rate")
+    small = run(*train, characters, "model.vocab_size=3", "steps=1")
+    assert_one_line_error(small, "vocab_size")
+    generate = ("generate", model, "1 bottle")
+    assert_one_line_error(run(*generate, "--temperature", -1), "temperature")
+    assert_one_line_error(run(*generate, "--top-p", 0), "top_p")
+    assert_one_line_error(run("generate", tmp_path / "nowhere", "x"), "nowhere")
+
+
+def test_a_truncated_checkpoint_is_a_one_line_error(run, model):
+    weights = model / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    assert_one_line_error(run("generate", model, "1"), "model.weights.h5", "truncated")
+
+
+def test_a_checkpoint_of_another_architecture_is_a_one_line_error(run, model):
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('dimension": 16', 'dimension": 32'))
+    assert_one_line_error(run("generate", model, "1"), "architecture")
+
+
+FULL_DISK = """
+import resource, signal, sys
+import keras_gpt_cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+keras_gpt_cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no file size limit to set")
+def test_a_full_disk_is_a_one_line_error_and_nothing_is_half_written(tmp_path, corpus):
+    output = tmp_path / "run"
+    wide = "model={embedding_dimension: 64, num_layers: 2, num_heads: 2, "
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            FULL_DISK,
+            "train",
+            f"--corpus={corpus}",
+            f"--output={output}",
+            "tokenizer=characters",
+            wide + "context_length: 16}",
+            "steps=1",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    left = {path.name for path in output.rglob("*") if path.is_file()}
+    assert not left & {"last.npz", "model.weights.h5", "config.json"}
+    assert not [name for name in left if "partial" in name]
+
+
+def test_the_traceback_is_there_for_who_asks(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_GPT_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["keras-gpt", "info", str(tmp_path)])
+    with pytest.raises(FileNotFoundError):
+        importlib.import_module("keras_gpt_cli").main()
