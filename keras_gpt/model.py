@@ -14,6 +14,7 @@ from keras_gpt.layers import (
     TransformerBlock,
 )
 from keras_gpt.layers.block import make_normalization
+from keras_gpt.layers.initial import Normal
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -60,7 +61,6 @@ class GPT(keras.Model):
                 f"`config` must be a GPTConfig. Received: {type(config).__name__}."
             )
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        normal = keras.initializers.RandomNormal
         embedding = TokenAndPositionEmbedding(
             config.vocab_size,
             config.context_length,
@@ -89,7 +89,7 @@ class GPT(keras.Model):
                 qk_norm=config.qk_norm,
                 sliding_window=config.sliding_window,
                 # each block adds twice to the residual stream: keep its variance
-                residual_initializer=normal(
+                residual_initializer=Normal(
                     stddev=0.02 / (2 * config.num_layers) ** 0.5
                 ),
                 dtype=policy,

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import check_heads
-from keras_gpt.layers.dropout import make_dropout
+from keras_gpt.layers.initial import Normal, make_dropout
 from keras_gpt.layers.rotary import apply_rotary, rotary_cos_sin
 
 
@@ -88,11 +88,9 @@ class CausalSelfAttention(keras.layers.Layer):
         self.qk_norm = qk_norm
         self.norm_epsilon = norm_epsilon
         self.sliding_window = sliding_window
-        self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
-        )
+        self.kernel_initializer = keras.initializers.get(kernel_initializer or Normal())
         self.residual_initializer = keras.initializers.get(
-            residual_initializer or keras.initializers.RandomNormal(stddev=0.02)
+            residual_initializer or Normal()
         )
         self.supports_masking = True
 

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS
-from keras_gpt.layers.dropout import make_dropout
+from keras_gpt.layers.initial import Normal, make_dropout
 
 
 def sinusoidal_positions(positions, embedding_dimension):
@@ -99,7 +99,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         self.tie_embeddings = tie_embeddings
         self.dropout_rate = dropout_rate
         self.embeddings_initializer = keras.initializers.get(
-            embeddings_initializer or keras.initializers.RandomNormal(stddev=0.02)
+            embeddings_initializer or Normal()
         )
         self.supports_masking = True
         self.tokens = keras.layers.ReversibleEmbedding(

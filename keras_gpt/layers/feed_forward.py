@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_gpt.config import ACTIVATIONS, default_feed_forward_dimension
-from keras_gpt.layers.dropout import make_dropout
+from keras_gpt.layers.initial import Normal, make_dropout
 
 
 def _gelu(x):
@@ -82,11 +82,9 @@ class FeedForward(keras.layers.Layer):
         self.activation = activation
         self.use_bias = use_bias
         self.dropout_rate = dropout_rate
-        self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
-        )
+        self.kernel_initializer = keras.initializers.get(kernel_initializer or Normal())
         self.residual_initializer = keras.initializers.get(
-            residual_initializer or keras.initializers.RandomNormal(stddev=0.02)
+            residual_initializer or Normal()
         )
         self.supports_masking = True
 

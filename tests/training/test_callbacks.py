@@ -1,7 +1,5 @@
 import io
 import math
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -230,27 +228,3 @@ def test_the_bar_prints_what_the_logs_say(model, batch):
     assert "8/8" in last
     assert f"loss {history['loss'][-1]:.3f}" in last
     assert last.endswith("left")
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
-)
-def test_events_are_written_without_tensorflow(tmp_path):
-    program = """
-import sys
-import keras_gpt
-from keras_gpt import training
-
-config = keras_gpt.GPTConfig(vocab_size=3, context_length=2, num_layers=1,
-                             num_heads=1, embedding_dimension=2)
-model = keras_gpt.GPT(config)
-log = training.EventLog(sys.argv[1], sample=lambda: "text")
-log.set_model(model)
-log.on_train_begin()
-log.on_epoch_end(0, {"loss": 1.0, "step": 7})
-log.on_train_end()
-assert "tensorflow" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program, tmp_path / "events"], check=True)
-    tags = [(step, tag) for step, tag, _ in read_events(tmp_path / "events")]
-    assert tags == [(7, "loss/train"), (7, "sample")]
