@@ -134,7 +134,7 @@ def test_the_folder_holds_weights_tokenizer_and_configuration(lm, folder):
 
 def test_a_trained_model_is_saved_without_its_optimizer(characters, tmp_path):
     trained = make(characters.tokenizer)
-    trained.model.compile()
+    trained.model.compile(jit_compile=False)
     ids = np.zeros((2, 3), "int32")
     trained.model.fit(ids, ids, verbose=0)
     optimizer = trained.model.optimizer
@@ -153,7 +153,7 @@ def test_the_dtype_is_saved_and_can_be_chosen(characters, tmp_path):
         loaded = LanguageModel.load(tmp_path, dtype=name)
         assert loaded.model.dtype_policy.name == name
         assert {v.dtype for v in loaded.model.trainable_variables} == {name}
-        assert len(loaded.generate("the", 4)) == 4
+        assert np.isfinite(loaded.score("the")).all()
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

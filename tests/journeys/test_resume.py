@@ -33,6 +33,8 @@ CONFIG = RunConfig(
     batch_size=4,
     learning_rate=1e-2,
     sample_tokens=0,
+    # TensorFlow's XLA takes longer to compile than all else here
+    jit_compile=False if keras.backend.backend() == "tensorflow" else None,
 )
 PROGRAM = """
 import json, sys
