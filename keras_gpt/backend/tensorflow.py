@@ -43,7 +43,7 @@ def with_dense_gradient(variable):
     def identity(value):
         return tf.identity(value), tf.convert_to_tensor
 
-    return identity(keras.ops.convert_to_tensor(variable))
+    return identity(tf.convert_to_tensor(keras.ops.convert_to_tensor(variable)))
 
 
 def write_cache(cache, new, position):
