@@ -93,7 +93,7 @@ def evaluate(copy: Path) -> tuple[float, int]:
     tokens = torch.from_numpy(np.fromfile(path, np.uint16).astype(np.int64))
     total, count = 0.0, 0
     with torch.no_grad():
-        for start in range(0, len(tokens) - 1, length):
+        for start in range(0, len(tokens) - length, length):  # the whole ones
             window = tokens[None, start : start + length + 1]
             loss = model(window[:, :-1], window[:, 1:])[1]
             total += loss.item() * (window.shape[1] - 1)
