@@ -5,6 +5,7 @@ import Keras and its backend: `--help` needn't wait for that, and what TensorFlo
 prints meanwhile can be hidden.
 """
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -65,7 +66,7 @@ def quickstart(
         steps=steps,
         batch_size=16,
         learning_rate=2e-3,
-        evaluate_every=max(1, steps // 5) if steps % 5 == 0 else steps,
+        evaluate_every=steps // 5 if steps % 5 == 0 else steps,
         sample_tokens=64,
     )
     lm = runs.train(config, console=console)
@@ -78,7 +79,9 @@ def quickstart(
         highlight=False,
     )
     if prompt is None:
-        prompt = QUICKSTART_PROMPT if corpus == "embedded" else runs.first_words(output)
+        prompt = QUICKSTART_PROMPT
+        if corpus != "embedded":
+            prompt = runs.first_words(lm, output / runs.DATA_FOLDER)
     console.print(f"\nIt continues {prompt!r}:\n", highlight=False)
     _stream(lm, prompt, max_new_tokens=120, temperature=0.8, top_k=40, seed=0)
     # in a virtual environment that isn't active, its commands need their folder
@@ -180,12 +183,13 @@ def train(
     _import_quietly()
     from keras_gpt import runs
 
-    changes = list(overrides or [])
-    changes += [f"corpus={corpus}"] * (corpus is not None)
-    changes += [f"output={output}"] * (output is not None)
     if resume and config is None and output is not None:
         config = Path(output) / runs.CONFIG_FILE
-    run_config = runs.RunConfig.from_yaml(config, changes)
+    run_config = runs.RunConfig.from_yaml(config, overrides or [])
+    # not as overrides: a path is no YAML
+    named = {"corpus": corpus, "output": output}
+    named = {name: value for name, value in named.items() if value is not None}
+    run_config = dataclasses.replace(run_config, **named)
     runs.train(run_config, resume=resume)
     result = runs.read_result(run_config.output)
     for name, value in result.items():

@@ -172,6 +172,16 @@ def test_a_corpus_shorter_than_the_context_is_a_one_line_error(run, tmp_path):
     assert_one_line_error(result, "sequence_length")
 
 
+def test_names_of_files_are_taken_as_they_are(run, tmp_path):
+    corpus = tmp_path / "a: b #1.txt"  # as YAML this would be something else
+    corpus.write_text(TEXT)
+    output = tmp_path / "run #1"
+    model = f"model={{{', '.join(TINY).replace('=', ': ')}}}"
+    train = ("train", "--corpus", corpus, "--output", output, "tokenizer=characters")
+    assert run(*train, model, "steps=1", "sample_tokens=0")[0] == 0
+    assert (output / "result.json").is_file()
+
+
 def test_bad_arguments_are_one_line_errors(run, tmp_path, corpus, model):
     train = ("train", "--corpus", corpus, "--output", tmp_path / "run")
     characters = "tokenizer=characters"
