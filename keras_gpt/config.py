@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -229,7 +230,7 @@ class GPTConfig:
             ValueError: The preset or a field is unknown (the nearest is named).
         """
         if preset not in PRESETS:
-            raise ValueError(f"Unknown preset. {_suggest('preset', preset, PRESETS)}")
+            raise ValueError(f"Unknown preset. {suggest('preset', preset, PRESETS)}")
         return cls.from_dict({**PRESETS[preset], **overrides})
 
     @classmethod
@@ -239,7 +240,7 @@ class GPTConfig:
         for name in fields:
             if name not in known:
                 raise ValueError(
-                    f"Unknown field of GPTConfig. {_suggest('field', name, known)}"
+                    f"Unknown field of GPTConfig. {suggest('field', name, known)}"
                 )
         missing = [
             field.name
@@ -305,10 +306,10 @@ def _check_positive_integer(name, value):
 
 def _check_choice(name, value, choices):
     if value not in choices:
-        raise ValueError(f"Unknown `{name}`. {_suggest(name, value, choices)}")
+        raise ValueError(f"Unknown `{name}`. {suggest(name, value, choices)}")
 
 
-def _suggest(kind, value, choices):
+def suggest(kind: str, value: Any, choices: Iterable[str]) -> str:
     """Say what came, what was nearest, and what there is."""
     nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

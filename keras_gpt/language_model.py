@@ -1,6 +1,5 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from keras_gpt import tokenizers
 from keras_gpt.config import GPTConfig
-from keras_gpt.files import atomic_path, atomic_update, read_json, write_json
+from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.generation import (
     Evaluation,
     Generation,
@@ -19,6 +18,7 @@ from keras_gpt.generation import (
     score,
 )
 from keras_gpt.model import GPT
+from keras_gpt.weights import load_weights, save_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
@@ -168,7 +168,7 @@ class LanguageModel:
         Raises:
             ValueError: A prompt or control is out of its range.
         """
-        ids = self._encode_prompts([prompts] if isinstance(prompts, str) else prompts)
+        ids = self._encode_prompts(prompts)
         run = Generation(
             self.model,
             ids,
@@ -238,9 +238,7 @@ class LanguageModel:
             )
             texts = [completion.text for completion in completions]
         else:
-            ids = self._encode_prompts(
-                [prompts] if isinstance(prompts, str) else prompts
-            )
+            ids = self._encode_prompts(prompts)
             taken = {"repetition_penalty", "length_penalty"} & set(controls)
             rows = beam_search(
                 self.model,
@@ -284,7 +282,7 @@ class LanguageModel:
         """
         run = Generation(
             self.model,
-            self._encode_prompts([prompt]),
+            self._encode_prompts(prompt),
             max_new_tokens=max_new_tokens,
             stop_ids=self._stop_ids(stop_ids),
             **controls,
@@ -317,8 +315,7 @@ class LanguageModel:
         >>> lm.score("abcab").shape
         (4,)
         """
-        texts = [text] if isinstance(text, str) else text
-        scores = score(self.model, self._encode_prompts(texts))
+        scores = score(self.model, self._encode_prompts(text))
         return scores[0] if isinstance(text, str) else scores
 
     def evaluate(self, documents: str | Iterable[str]) -> Evaluation:
@@ -367,7 +364,8 @@ class LanguageModel:
 
     def _encode_prompts(self, prompts):
         end = self.tokenizer.end_of_text_id
-        rows = self.tokenizer.encode_batch(list(prompts))
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        rows = self.tokenizer.encode_batch(prompts)
         for row, ids in enumerate(rows):
             if not ids and end is None:
                 raise ValueError(
@@ -381,78 +379,6 @@ class LanguageModel:
             return stop_ids
         end = self.tokenizer.end_of_text_id
         return () if end is None else (end,)
-
-
-def save_weights(model: GPT, path: str | Path) -> None:
-    """Write the weights alone, whole or not at all."""
-    # Keras would write the optimizer's variables too, twice the size of the weights
-    optimizer = getattr(model, "optimizer", None)
-    model.optimizer = None
-    try:
-        with atomic_path(path) as temporary:
-            _check_room(temporary, model)
-            model.save_weights(temporary)
-    finally:
-        model.optimizer = optimizer
-
-
-def _check_room(path, model):
-    """Raise `OSError` unless the weights will fit on the disk.
-
-    HDF5 doesn't survive a disk that fills up while it writes: Python then crashes.
-    """
-    size = sum(
-        int(np.prod(v.shape)) * (4 if "float32" in v.dtype else 2)
-        for v in model.weights
-    )
-    size += 2**14 * (len(model.weights) + 1)  # its names and tables
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            for start in range(0, size, 2**20):
-                file.write(bytes(min(2**20, size - start)))
-    path.unlink()
-
-
-def load_weights(model: GPT, path: str | Path) -> None:
-    """Read what `save_weights` wrote, on any backend.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or of another architecture.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"The weights {path} are missing.")
-    try:
-        # Keras passes over what a file lacks or has too much
-        fits = _weight_shapes(path) == sorted(tuple(w.shape) for w in model.weights)
-        if fits:
-            model.load_weights(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} can't be read ({error}). It may be truncated: copy it again."
-        ) from error
-    if not fits:
-        raise ValueError(
-            f"{path} holds the weights of another architecture than the model's. "
-            "Build the GPT with the configuration that they were trained with."
-        )
-
-
-def _weight_shapes(path):
-    """Shapes of all arrays in an HDF5 file, sorted."""
-    import h5py
-
-    shapes = []
-
-    def visit(_, item):
-        if isinstance(item, h5py.Dataset):
-            shapes.append(item.shape)
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return sorted(shapes)
 
 
 def _check_stop(stop):

@@ -174,10 +174,9 @@ class GPT(keras.Model):
             Logits of the token after each prompt, `(batch, vocab_size)`, and the
             cache.
         """
-        segment_ids = positions = None
+        segment_ids, positions = self._find_documents(token_ids)
         cache = {}
         if self.documents is not None:
-            segment_ids, positions = self.documents(token_ids)
             is_separator = ops.equal(token_ids, self.config.document_separator_id)
             index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
             ends = ops.logical_and(is_separator, index < lengths[:, None])
@@ -227,9 +226,7 @@ class GPT(keras.Model):
         token_ids = ops.convert_to_tensor(
             check_token_ids(token_ids, self.config.vocab_size)
         )
-        segment_ids = positions = None
-        if self.documents is not None:
-            segment_ids, positions = self.documents(token_ids)
+        segment_ids, positions = self._find_documents(token_ids)
         x = self.embedding(token_ids, positions=positions)
         all_scores = []
         for block in self.blocks:
@@ -242,6 +239,10 @@ class GPT(keras.Model):
             scores = ops.cast(ops.stop_gradient(scores), "float32")
             all_scores.append(ops.convert_to_numpy(scores))
         return np.stack(all_scores)
+
+    def _find_documents(self, token_ids):
+        """Segment ids and positions, or twice `None` where nothing is packed."""
+        return (None, None) if self.documents is None else self.documents(token_ids)
 
     def count_flops_per_token(self, sequence_length=None, *, training=True):
         """Floating-point operations for each token, for utilisation figures.

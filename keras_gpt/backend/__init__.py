@@ -3,35 +3,21 @@
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from keras_gpt.backend.tensorflow import (
-        bucket,
-        causal_attention,
-        compile_function,
-        default_jit_compile,
-        has_fused_attention,
-        with_dense_gradient,
-        write_cache,
-    )
+    from keras_gpt.backend import tensorflow as chosen
 elif keras.backend.backend() == "jax":
-    from keras_gpt.backend.jax import (
-        bucket,
-        causal_attention,
-        compile_function,
-        default_jit_compile,
-        has_fused_attention,
-        with_dense_gradient,
-        write_cache,
-    )
+    from keras_gpt.backend import jax as chosen
 elif keras.backend.backend() == "torch":
-    from keras_gpt.backend.torch import (
-        bucket,
-        causal_attention,
-        compile_function,
-        default_jit_compile,
-        has_fused_attention,
-        with_dense_gradient,
-        write_cache,
-    )
+    from keras_gpt.backend import torch as chosen
+else:
+    chosen = None
+
+if chosen is not None:
+    bucket = chosen.bucket
+    compile_function = chosen.compile_function
+    default_jit_compile = chosen.default_jit_compile
+    fused_attention = chosen.fused_attention
+    with_dense_gradient = chosen.with_dense_gradient
+    write_cache = chosen.write_cache
 else:
 
     def __getattr__(name):
@@ -41,14 +27,3 @@ else:
             f"KERAS_BACKEND={keras.backend.backend()}. Set it to tensorflow, jax or "
             "torch before Python starts."
         )
-
-
-__all__ = [
-    "bucket",
-    "causal_attention",
-    "compile_function",
-    "default_jit_compile",
-    "has_fused_attention",
-    "with_dense_gradient",
-    "write_cache",
-]

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import keras
 
 
-def has_fused_attention():
-    """Whether `causal_attention` is worth calling; XLA on CPU has no kernel."""
-    return jax.default_backend() != "cpu"
+def fused_attention(query, key, value):
+    """Causal attention of `(b, n, t, h)` to `(b, k, t, h)`, cuDNN's where it serves.
 
-
-def causal_attention(query, key, value):
-    """Attention `(b, n, t, h)` over `(b, k, t, h)`; cuDNN's kernel where it serves."""
+    `None` on CPUs, for which XLA has no kernel.
+    """
+    if jax.default_backend() == "cpu":
+        return None
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     context = keras.ops.dot_product_attention(query, key, value, is_causal=True)
     return context.transpose(0, 2, 1, 3)

@@ -6,14 +6,9 @@ import keras
 import tensorflow as tf
 
 
-def has_fused_attention():
-    """Whether `causal_attention` is worth calling: no, there is none."""
-    return False
-
-
-def causal_attention(query, key, value):
-    """TensorFlow has no fused kernel; see `has_fused_attention`."""
-    raise ValueError("TensorFlow has no fused attention.")
+def fused_attention(query, key, value):
+    """`None`: TensorFlow has no fused kernel."""
+    del query, key, value
 
 
 def default_jit_compile(dtype):

@@ -5,13 +5,8 @@
 import torch
 
 
-def has_fused_attention():
-    """Whether `causal_attention` is worth calling: always."""
-    return True
-
-
-def causal_attention(query, key, value):
-    """Attention `(b, n, t, h)` over `(b, k, t, h)` by PyTorch's fused kernel."""
+def fused_attention(query, key, value):
+    """Causal attention of `(b, n, t, h)` to `(b, k, t, h)` by PyTorch's kernel."""
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -74,7 +74,7 @@ class Controls:
             return np.repeat(values, num_return_sequences)
 
         vocab_size = config.vocab_size
-        controls = cls(
+        return cls(
             prompts=[list(p) for p in prompts for _ in range(num_return_sequences)],
             max_new_tokens=spread(
                 "max_new_tokens",
@@ -121,10 +121,8 @@ class Controls:
                 "above 0 (1 changes nothing)",
             ),
             stop_ids=check_stop_ids(stop_ids, vocab_size),
-            seeds=[],
+            seeds=spread_seeds(seed, rows, num_return_sequences),
         )
-        controls.seeds = spread_seeds(seed, rows, num_return_sequences)
-        return controls
 
     def tensors(self, padded_rows: int) -> dict:
         """The controls as tensors, with values for rows that only fill the bucket."""

@@ -212,16 +212,18 @@ class Generation:
                 self._prompts, self._controls.max_new_tokens, strict=True
             )
         )
-        self._cache_length = min(backend.bucket(max(longest, 16)), context_length)
+        cache_length = min(backend.bucket(max(longest, 16)), context_length)
+        prefill = compiled(self._model, prefill_program, cache_length=cache_length)
+        # looked up once here, not for each token of a stream
+        self._decode_loop = compiled(
+            self._model, loop_program, cache_length=cache_length
+        )
         token_ids, lengths = pad_prompts(windows, self._model.config)
         if self._state is None:
             self._inputs, state = self._start(len(token_ids))
         else:
             state = {name: self._state[name] for name in _CARRIED}
             state["done"] = self._with_stopped(state["done"])
-        prefill = compiled(
-            self._model, prefill_program, cache_length=self._cache_length
-        )
         inputs = {
             **self._inputs,
             "token_ids": ops.convert_to_tensor(token_ids),
@@ -250,10 +252,9 @@ class Generation:
         return inputs, state
 
     def _loop(self, until):
-        loop = compiled(self._model, loop_program, cache_length=self._cache_length)
         inputs = {**self._inputs, "until": ops.convert_to_tensor(np.int32(until))}
         self._state["done"] = self._with_stopped(self._state["done"])
-        self._state = loop(self._state, inputs)
+        self._state = self._decode_loop(self._state, inputs)
 
     def _with_stopped(self, done):
         if not self._stopped.any():

@@ -235,9 +235,10 @@ class CausalSelfAttention(keras.layers.Layer):
         """Attend within one sequence, with the backend's fused kernel if it serves."""
         drops = bool(training) and self.dropout_rate > 0
         plain = segment_ids is None and self.sliding_window is None
-        plain = plain and not drops and not need_scores
-        if plain and backend.has_fused_attention():
-            return backend.causal_attention(query, key, value), None
+        if plain and not drops and not need_scores:
+            context = backend.fused_attention(query, key, value)
+            if context is not None:
+                return context, None
         s = ops.arange(ops.shape(query)[2], dtype="int32")
         distance = s[:, None] - s  # (t, s)
         mask = distance >= 0

@@ -1,11 +1,12 @@
 """`RunConfig`: all that defines a training run, from YAML and the command line."""
 
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from keras_gpt.config import suggest
 
 
 @dataclass(kw_only=True)
@@ -110,11 +111,8 @@ class RunConfig:
         hints = typing.get_type_hints(cls)
         for name in fields:
             if name not in hints:
-                nearest = difflib.get_close_matches(str(name), hints, n=1)
-                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(
-                    f"Unknown field of a run. Received: {name!r}.{hint} One of: "
-                    f"{', '.join(hints)}."
+                    f"Unknown field of a run. {suggest('field', name, hints)}"
                 )
         return cls(**{n: _convert(n, v, hints[n]) for n, v in fields.items()})
 

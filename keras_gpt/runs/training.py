@@ -1,5 +1,6 @@
 """Doing a training run: tokenizer, data, `model.fit`, checkpoints, logs."""
 
+import contextlib
 import dataclasses
 import math
 import platform
@@ -126,17 +127,15 @@ def _claim(output, config, resume):
     with atomic_path(path) as temporary:
         text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
         temporary.write_text(text, encoding="utf-8")
-    packages = ("keras-gpt", "keras", "tensorflow", "jax", "torch", "numpy")
-    installed = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
-    write_json(
-        output / "environment.json",
-        {
-            "backend": keras.backend.backend(),
-            "python": platform.python_version(),
-            "machine": platform.platform(),
-            **{name: metadata.version(name) for name in packages if name in installed},
-        },
-    )
+    environment = {
+        "backend": keras.backend.backend(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }
+    for name in ("keras-gpt", "keras", "tensorflow", "jax", "torch", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            environment[name] = metadata.version(name)
+    write_json(output / "environment.json", environment)
 
 
 def _prepare(config, output, resume, console):
@@ -317,7 +316,7 @@ def _sampler(config, lm, directory):
         return None
     prompt = config.sample_prompt
     if prompt is None:
-        prompt = _first_words(lm, directory)
+        prompt = first_words(lm, directory)
 
     def sample():
         return prompt + lm.generate(prompt, config.sample_tokens, seed=config.seed)
@@ -325,14 +324,10 @@ def _sampler(config, lm, directory):
     return sample
 
 
-def _first_words(lm, directory):
+def first_words(lm: LanguageModel, directory: str | Path) -> str:
+    """The beginning of the validation text in a prepared folder, as a prompt."""
     ids = data.TokenDataset(directory, "val")[0:8]
     return lm.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-
-
-def first_words(output: str | Path) -> str:
-    """The beginning of a run's validation text, as a prompt."""
-    return _first_words(LanguageModel.load(output), Path(output) / DATA_FOLDER)
 
 
 def evaluate_validation(output: str | Path, lm: LanguageModel) -> Evaluation:

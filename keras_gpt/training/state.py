@@ -15,7 +15,7 @@ def save_state(model, path: str | Path, step: int) -> None:
     Args:
         model: A compiled, built `GPT`.
         path: The `.npz` file.
-        step: Batches done, from which the data goes on.
+        step: Optimizer steps done.
     """
     arrays = {"step": np.array(step)}
     for key, variable in _variables(model):
@@ -35,7 +35,7 @@ def load_state(model, path: str | Path) -> int:
         path: The `.npz` file.
 
     Returns:
-        The number of batches done.
+        The number of steps done.
 
     Raises:
         ValueError: The file is damaged or of another model or optimizer.

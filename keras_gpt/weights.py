@@ -1,0 +1,80 @@
+"""A model's weights alone, in Keras's HDF5 format, written and read safely."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from keras_gpt.files import atomic_path
+
+
+def save_weights(model, path: str | Path) -> None:
+    """Write the weights alone, whole or not at all."""
+    # Keras would write the optimizer's variables too, twice the size of the weights
+    optimizer = getattr(model, "optimizer", None)
+    model.optimizer = None
+    try:
+        with atomic_path(path) as temporary:
+            _check_room(temporary, model)
+            model.save_weights(temporary)
+    finally:
+        model.optimizer = optimizer
+
+
+def _check_room(path, model):
+    """Raise `OSError` unless the weights will fit on the disk.
+
+    HDF5 doesn't survive a disk that fills up while it writes: Python then crashes.
+    """
+    size = sum(
+        int(np.prod(v.shape)) * (4 if "float32" in v.dtype else 2)
+        for v in model.weights
+    )
+    size += 2**14 * (len(model.weights) + 1)  # its names and tables
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            for start in range(0, size, 2**20):
+                file.write(bytes(min(2**20, size - start)))
+    path.unlink()
+
+
+def load_weights(model, path: str | Path) -> None:
+    """Read what `save_weights` wrote, on any backend.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or of another architecture.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"The weights {path} are missing.")
+    try:
+        # Keras passes over what a file lacks or has too much
+        fits = _weight_shapes(path) == sorted(tuple(w.shape) for w in model.weights)
+        if fits:
+            model.load_weights(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} can't be read ({error}). It may be truncated: copy it again."
+        ) from error
+    if not fits:
+        raise ValueError(
+            f"{path} holds the weights of another architecture than the model's. "
+            "Build the GPT with the configuration that they were trained with."
+        )
+
+
+def _weight_shapes(path):
+    """Shapes of all arrays in an HDF5 file, sorted."""
+    import h5py
+
+    shapes = []
+
+    def visit(_, item):
+        if isinstance(item, h5py.Dataset):
+            shapes.append(item.shape)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return sorted(shapes)
