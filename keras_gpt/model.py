@@ -75,17 +75,20 @@ class GPT(keras.Model):
             TransformerBlock(
                 config.num_heads,
                 num_kv_heads=config.num_kv_heads,
+                attention_dimension=config.attention_dimension,
                 feed_forward_dimension=config.feed_forward_dimension,
                 dropout_rate=config.dropout_rate,
                 normalization=config.normalization,
                 norm_epsilon=config.norm_epsilon,
                 activation=config.activation,
                 use_bias=config.use_bias,
+                query_key_value_bias=config.query_key_value_bias,
                 rotary_base=(
                     config.rotary_base
                     if config.position_embedding == "rotary"
                     else None
                 ),
+                rotary_scaling=config.rotary_scaling,
                 qk_norm=config.qk_norm,
                 sliding_window=config.sliding_window,
                 # each block adds twice to the residual stream: keep its variance
@@ -268,7 +271,8 @@ class GPT(keras.Model):
             if len(weight.shape) == 2
         )
         kernels += config.vocab_size * config.embedding_dimension
-        attention = 4 * config.num_layers * config.embedding_dimension * length
+        heads_width = config.num_heads * config.head_dimension
+        attention = 4 * config.num_layers * heads_width * length
         return (2 * kernels + attention) * (3 if training else 1)
 
     def get_config(self):

@@ -11,7 +11,7 @@ class TextAssembler:
     what may turn out to be a stop string.
 
     Args:
-        tokenizer: Has `decode_bytes(ids, skip_special_tokens=True)`.
+        tokenizer: Has `decode_bytes(ids, skip_special_tokens=True)` and `vocab_size`.
         stop: Strings that end the text; they are not part of it.
 
     Attributes:
@@ -29,6 +29,8 @@ class TextAssembler:
 
     def add(self, ids: Sequence[int]) -> str:
         """Take new ids; return the text that is certain."""
+        # a pretrained model's vocabulary may be padded with ids that mean nothing
+        ids = [i for i in ids if i < self._tokenizer.vocab_size]
         new = self._tokenizer.decode_bytes(ids, skip_special_tokens=True)
         return self._emit(self._decoder.decode(new), is_last=False)
 

@@ -17,13 +17,17 @@ class CausalSelfAttention(keras.layers.Layer):
     """Multi-head self-attention in which no token sees a later one.
 
     Args:
-        num_heads: Number of query heads; must divide the embedding dimension.
+        num_heads: Number of query heads; must divide `attention_dimension`.
         num_kv_heads: Number of key and value heads, each shared by
             `num_heads / num_kv_heads` query heads. Defaults to `num_heads`.
+        attention_dimension: Width of all query heads together. Defaults to the
+            embedding dimension.
         dropout_rate: Fraction of the attention weights, and of the output, dropped
             in training. Defaults to 0.
         use_bias: Whether the projections have biases. Defaults to True.
+        query_key_value_bias: Whether the first of them has. Defaults to `use_bias`.
         rotary_base: Base of rotary positions, or `None` (default) for none.
+        rotary_scaling: As in `GPTConfig`. Defaults to `None`.
         qk_norm: Whether each query and key head is RMS-normalized.
         norm_epsilon: Epsilon of that normalization. Defaults to 1e-5.
         sliding_window: Each token sees itself and the `sliding_window - 1` before
@@ -69,9 +73,12 @@ class CausalSelfAttention(keras.layers.Layer):
         num_heads,
         *,
         num_kv_heads=None,
+        attention_dimension=None,
         dropout_rate=0.0,
         use_bias=True,
+        query_key_value_bias=None,
         rotary_base=None,
+        rotary_scaling=None,
         qk_norm=False,
         norm_epsilon=1e-5,
         sliding_window=None,
@@ -82,9 +89,12 @@ class CausalSelfAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
+        self.attention_dimension = attention_dimension
         self.dropout_rate = dropout_rate
         self.use_bias = use_bias
+        self.query_key_value_bias = query_key_value_bias
         self.rotary_base = rotary_base
+        self.rotary_scaling = rotary_scaling
         self.qk_norm = qk_norm
         self.norm_epsilon = norm_epsilon
         self.sliding_window = sliding_window
@@ -96,12 +106,19 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def build(self, x_shape):
         embedding_dimension = x_shape[-1]
-        check_heads(embedding_dimension, self.num_heads, self.num_kv_heads)
+        check_heads(
+            embedding_dimension,
+            self.num_heads,
+            self.num_kv_heads,
+            self.attention_dimension,
+        )
         self._kv_heads = self.num_kv_heads or self.num_heads
-        self._head_dimension = embedding_dimension // self.num_heads
+        heads_width = self.attention_dimension or embedding_dimension
+        self._head_dimension = heads_width // self.num_heads
+        has_bias = self.query_key_value_bias
         self.query_key_value = keras.layers.Dense(
             (self.num_heads + 2 * self._kv_heads) * self._head_dimension,
-            use_bias=self.use_bias,
+            use_bias=self.use_bias if has_bias is None else has_bias,
             kernel_initializer=self.kernel_initializer,
             dtype=self.dtype_policy,
             name="query_key_value",
@@ -114,7 +131,7 @@ class CausalSelfAttention(keras.layers.Layer):
             name="output_projection",
         )
         self.query_key_value.build(x_shape)
-        self.output_projection.build(x_shape)
+        self.output_projection.build((*x_shape[:-1], heads_width))
         if self.qk_norm:
             self.query_norm = keras.layers.RMSNormalization(
                 epsilon=self.norm_epsilon, dtype=self.dtype_policy, name="query_norm"
@@ -225,7 +242,9 @@ class CausalSelfAttention(keras.layers.Layer):
         if self.rotary_base is not None:
             if positions is None:
                 positions = ops.arange(t, dtype="int32")
-            cos, sin = rotary_cos_sin(positions, self._head_dimension, self.rotary_base)
+            cos, sin = rotary_cos_sin(
+                positions, self._head_dimension, self.rotary_base, self.rotary_scaling
+            )
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         return tuple(ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
 
@@ -295,9 +314,12 @@ class CausalSelfAttention(keras.layers.Layer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "num_kv_heads": self.num_kv_heads,
+            "attention_dimension": self.attention_dimension,
             "dropout_rate": self.dropout_rate,
             "use_bias": self.use_bias,
+            "query_key_value_bias": self.query_key_value_bias,
             "rotary_base": self.rotary_base,
+            "rotary_scaling": self.rotary_scaling,
             "qk_norm": self.qk_norm,
             "norm_epsilon": self.norm_epsilon,
             "sliding_window": self.sliding_window,

@@ -30,6 +30,7 @@ class TransformerBlock(keras.layers.Layer):
     Args:
         num_heads: Number of query heads.
         num_kv_heads: Number of key and value heads. Defaults to `num_heads`.
+        attention_dimension: As in `CausalSelfAttention`.
         feed_forward_dimension: Hidden width of the feed-forward network. Defaults
             to what `GPTConfig` says.
         dropout_rate: Fraction dropped from attention weights and both branches.
@@ -37,7 +38,9 @@ class TransformerBlock(keras.layers.Layer):
         norm_epsilon: Added to the variance. Defaults to 1e-5.
         activation: `"gelu"`, `"gelu_tanh"`, `"relu_squared"` or `"swiglu"`.
         use_bias: Whether projections and layer norms have biases.
+        query_key_value_bias: As in `CausalSelfAttention`.
         rotary_base: Base of rotary positions, or `None` (default) for none.
+        rotary_scaling: As in `GPTConfig`.
         qk_norm: Whether query and key heads are RMS-normalized.
         sliding_window: Tokens that each token sees, or `None` (default) for all.
         kernel_initializer: Of all kernels but those below. Defaults to N(0, 0.02).
@@ -69,13 +72,16 @@ class TransformerBlock(keras.layers.Layer):
         num_heads,
         *,
         num_kv_heads=None,
+        attention_dimension=None,
         feed_forward_dimension=None,
         dropout_rate=0.0,
         normalization="layer_norm",
         norm_epsilon=1e-5,
         activation="gelu",
         use_bias=True,
+        query_key_value_bias=None,
         rotary_base=None,
+        rotary_scaling=None,
         qk_norm=False,
         sliding_window=None,
         kernel_initializer=None,
@@ -85,13 +91,16 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
+        self.attention_dimension = attention_dimension
         self.feed_forward_dimension = feed_forward_dimension
         self.dropout_rate = dropout_rate
         self.normalization = normalization
         self.norm_epsilon = norm_epsilon
         self.activation = activation
         self.use_bias = use_bias
+        self.query_key_value_bias = query_key_value_bias
         self.rotary_base = rotary_base
+        self.rotary_scaling = rotary_scaling
         self.qk_norm = qk_norm
         self.sliding_window = sliding_window
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -108,9 +117,12 @@ class TransformerBlock(keras.layers.Layer):
         self.attention = CausalSelfAttention(
             num_heads,
             num_kv_heads=num_kv_heads,
+            attention_dimension=attention_dimension,
             dropout_rate=dropout_rate,
             use_bias=use_bias,
+            query_key_value_bias=query_key_value_bias,
             rotary_base=rotary_base,
+            rotary_scaling=rotary_scaling,
             qk_norm=qk_norm,
             norm_epsilon=norm_epsilon,
             sliding_window=sliding_window,
@@ -185,13 +197,16 @@ class TransformerBlock(keras.layers.Layer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "num_kv_heads": self.num_kv_heads,
+            "attention_dimension": self.attention_dimension,
             "feed_forward_dimension": self.feed_forward_dimension,
             "dropout_rate": self.dropout_rate,
             "normalization": self.normalization,
             "norm_epsilon": self.norm_epsilon,
             "activation": self.activation,
             "use_bias": self.use_bias,
+            "query_key_value_bias": self.query_key_value_bias,
             "rotary_base": self.rotary_base,
+            "rotary_scaling": self.rotary_scaling,
             "qk_norm": self.qk_norm,
             "sliding_window": self.sliding_window,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS
-from keras_gpt.layers.initial import Normal, make_dropout
+from keras_gpt.layers.initial import Normal, has_given_values, make_dropout
 
 
 def sinusoidal_positions(positions, embedding_dimension):
@@ -124,7 +124,8 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
     def build(self, token_ids_shape):
         self.tokens.build(token_ids_shape)
-        if not self.tie_embeddings and hasattr(self.tokens, "reverse_embeddings"):
+        is_drawn = not has_given_values() and hasattr(self.tokens, "reverse_embeddings")
+        if not self.tie_embeddings and is_drawn:
             # Keras draws both matrices alike: draw the second anew
             matrix = self.tokens.reverse_embeddings
             initializer = self.embeddings_initializer.clone()

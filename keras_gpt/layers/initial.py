@@ -1,10 +1,38 @@
 """What a model starts from: initial weights and dropout seeds."""
 
 import random
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import keras
 import numpy as np
 from keras import ops
+
+_given = ContextVar("given", default=None)
+
+
+@contextmanager
+def given_values(readers: Iterable[Callable]):
+    """Let the `Normal`s of what is built take values instead of drawing them.
+
+    So a pretrained model needs neither the time nor the memory for values that would
+    be replaced.
+
+    Args:
+        readers: For each matrix, in the order of building, a function from its shape
+            and dtype to its values, a NumPy array.
+    """
+    token = _given.set(iter(readers))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def has_given_values() -> bool:
+    """Whether what is built now takes values that `given_values` was given."""
+    return _given.get() is not None
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -26,6 +54,8 @@ class Normal(keras.initializers.Initializer):
         self.seed = seed
 
     def __call__(self, shape, dtype=None):
+        if has_given_values():
+            return ops.convert_to_tensor(next(_given.get())(tuple(shape), dtype), dtype)
         seed = random.randint(0, 2**32 - 1) if self.seed is None else self.seed
         generator = np.random.Generator(np.random.Philox(seed))
         values = generator.standard_normal(tuple(shape), "float32") * self.stddev

@@ -9,24 +9,54 @@ References:
 
 # Axes: b batch, t position, n head, h head dimension
 
+import numpy as np
 from keras import ops
 
 
-def rotary_cos_sin(positions, head_dimension, base=10000.0):
+def rotary_frequencies(head_dimension, base=10000.0, scaling=None):
+    """Angle of each pair between one position and the next, in radians.
+
+    Args:
+        head_dimension: Width of a head, even.
+        base: Ratio between the fastest and the slowest rotation, about.
+        scaling: As `rotary_scaling` of `GPTConfig`.
+
+    Returns:
+        NumPy float32 `(head_dimension / 2,)`.
+
+    References:
+        - [Chen et al., 2023](https://arxiv.org/abs/2306.15595), linear
+        - [Grattafiori et al., 2024](https://arxiv.org/abs/2407.21783), Llama 3.1
+    """
+    frequencies = float(base) ** -(np.arange(0, head_dimension, 2) / head_dimension)
+    if scaling is not None and scaling["type"] == "linear":
+        frequencies = frequencies / scaling["factor"]
+    elif scaling is not None:
+        # how often a pair turns within the original context
+        turns = scaling["original_context_length"] * frequencies / (2 * np.pi)
+        low, high = scaling["low_frequency_factor"], scaling["high_frequency_factor"]
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / scaling["factor"])
+    return frequencies.astype("float32")
+
+
+def rotary_cos_sin(positions, head_dimension, base=10000.0, scaling=None):
     """Cosine and sine of each rotation angle.
 
     Args:
         positions: Integers, `(sequence,)` or `(batch, sequence)`.
         head_dimension: Width of a head, even.
-        base: Ratio between the slowest and the fastest rotation, about.
+        base: Ratio between the fastest and the slowest rotation, about.
+        scaling: As `rotary_scaling` of `GPTConfig`.
 
     Returns:
         Two float32 tensors `(..., sequence, 1, head_dimension / 2)`, which broadcast
         over the heads.
     """
-    exponents = ops.arange(0, head_dimension, 2, dtype="float32") / head_dimension
-    frequencies = base**-exponents
-    angles = ops.cast(positions, "float32")[..., None, None] * frequencies
+    frequencies = rotary_frequencies(head_dimension, base, scaling)
+    angles = ops.cast(positions, "float32")[..., None, None] * ops.convert_to_tensor(
+        frequencies
+    )
     return ops.cos(angles), ops.sin(angles)
 
 

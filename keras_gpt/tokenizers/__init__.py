@@ -5,13 +5,16 @@ from pathlib import Path
 from keras_gpt.tokenizers.base import Tokenizer, read_config
 from keras_gpt.tokenizers.byte_pair import BytePairTokenizer
 from keras_gpt.tokenizers.character import CharacterTokenizer
+from keras_gpt.tokenizers.chat_template import ChatTemplate, encode_chat
 from keras_gpt.tokenizers.sentence_piece import SentencePieceTokenizer
 
 __all__ = [
     "BytePairTokenizer",
     "CharacterTokenizer",
+    "ChatTemplate",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "encode_chat",
     "load",
 ]
 

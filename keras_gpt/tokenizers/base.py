@@ -13,6 +13,8 @@ from keras_gpt.files import atomic_path, read_json, write_json
 from keras_gpt.tokenizers.inputs import check_text
 
 CONFIG_FILE = "tokenizer_config.json"
+# SentencePiece writes a space as this character, U+2581
+SPACE_MARK = "▁"
 END_OF_TEXT = "<|endoftext|>"
 # What pretrained models call it, the first that exists counts
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
@@ -29,16 +31,22 @@ class Tokenizer(ABC):
         content: The bytes of the file that the tokenizer is saved as.
         token_bytes: What each id decodes to.
         special_tokens: The id of each special token by name.
+        start_ids: Ids that the model wants before every text. Defaults to none.
     """
 
     file_name: str
 
     def __init__(
-        self, content: bytes, token_bytes: list[bytes], special_tokens: dict[str, int]
+        self,
+        content: bytes,
+        token_bytes: list[bytes],
+        special_tokens: dict[str, int],
+        start_ids: Sequence[int] = (),
     ):
         self._content = content
         self._token_bytes = token_bytes
         self._special_tokens = special_tokens
+        self._start_ids = tuple(start_ids)
         # the longest first, so that a name that begins another does not hide it
         names = sorted(special_tokens, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")")
@@ -74,6 +82,11 @@ class Tokenizer(ABC):
         return None
 
     @property
+    def start_ids(self) -> list[int]:
+        """Ids that a pretrained model wants before every text, often none."""
+        return list(self._start_ids)
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that differ whenever the tokenizer does."""
         return _fingerprint(type(self), self._content)
@@ -98,6 +111,10 @@ class Tokenizer(ABC):
         check_text(text)
         if not (allow_special and self._special_tokens):
             return self._encode(text)
+        return self._encode_special(text)
+
+    def _encode_special(self, text: str) -> list[int]:
+        """Ids of text in which the names of special tokens are these tokens."""
         ids = []
         # The pattern is one group: every second part is a special token
         for index, part in enumerate(self._special_pattern.split(text)):

@@ -1,26 +1,34 @@
-"""`BytePairTokenizer`: byte-level byte-pair encoding, as in GPT-2."""
+"""`BytePairTokenizer`: byte-pair encoding, as in GPT-2 and Llama."""
 
+import json
+import re
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-from keras_gpt.tokenizers.base import END_OF_TEXT, Tokenizer
+from keras_gpt.tokenizers.base import END_OF_TEXT, SPACE_MARK, Tokenizer
 from keras_gpt.tokenizers.inputs import (
     check_special_tokens,
     check_vocab_size,
     read_corpus,
 )
 
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte where there is no character
+
 
 class BytePairTokenizer(Tokenizer):
-    """Byte-level byte-pair encoding over the `tokenizers` library.
+    """Byte-pair encoding over the `tokenizers` library.
 
     Text is cut into words by GPT-2's regular expression, and the bytes of each word
     are merged pair by pair. Every byte is a token, so any text can be encoded and
-    decodes to itself.
+    decodes to itself. (The files of Llama 2 and Mistral merge characters, put a space
+    in front of the text, which `decode` takes away, and give bytes only for what they
+    don't know.)
 
     Args:
         tokenizer_json: The text of a `tokenizer.json` file in Hugging Face's format,
-            with a byte-level decoder: GPT-2's, Llama 3's, SmolLM2's, Qwen's.
+            with a decoder that is byte-level (GPT-2's, Llama 3's, SmolLM2's, Qwen's)
+            or falls back to bytes (Llama 2's, Mistral's).
 
     Raises:
         ValueError: `tokenizer_json` is no such text.
@@ -44,26 +52,29 @@ class BytePairTokenizer(Tokenizer):
     file_name = "tokenizer.json"
 
     def __init__(self, tokenizer_json: str):
-        from tokenizers import decoders
-
         tokenizer = _parse(tokenizer_json)
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        decoder = json.loads(tokenizer_json)["decoder"] or {"type": None}
+        types = {part["type"] for part in decoder.get("decoders", [decoder])}
+        if not types & {"ByteLevel", "ByteFallback"}:
             raise ValueError(
-                "`tokenizer_json` must have a ByteLevel decoder. Received: "
-                f"decoder={type(tokenizer.decoder).__name__}. For a SentencePiece "
-                "model use SentencePieceTokenizer."
+                "`tokenizer_json` must have a ByteLevel or ByteFallback decoder. "
+                f"Received: decoder={decoder['type']}. For a SentencePiece model use "
+                "SentencePieceTokenizer."
             )
-        # Text never matches special tokens; neither the file nor a pickle keeps this
-        tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # Text never matches special tokens; neither the file nor a pickle keeps this
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._lock = threading.Lock()
         added = tokenizer.get_added_tokens_decoder()
         super().__init__(
             tokenizer_json.encode("utf-8"),
-            _token_bytes(tokenizer.get_vocab(), added),
+            _token_bytes(tokenizer.get_vocab(), added, "ByteLevel" in types),
             {token.content: i for i, token in sorted(added.items()) if token.special},
+            _start_ids(tokenizer),
         )
+        self._adds_space = self.decode_bytes(self._encode("a")) == b" a"
 
     @classmethod
     def train(
@@ -133,6 +144,29 @@ class BytePairTokenizer(Tokenizer):
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def _encode_special(self, text):
+        # not part by part: what stands beside a special token can depend on it
+        with self._lock:
+            self._tokenizer.encode_special_tokens = False
+            try:
+                return self._encode(text)
+            finally:
+                self._tokenizer.encode_special_tokens = True
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Turn token ids into text; see `Tokenizer.decode`."""
+        text = super().decode(ids, skip_special_tokens)
+        return text.removeprefix(" ") if self._adds_space else text
+
+
+def _start_ids(tokenizer):
+    """What the file's post-processor puts before a text."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a").ids
+    places = range(len(full) - len(plain) + 1)
+    start = next((n for n in places if full[n : n + len(plain)] == plain), 0)
+    return full[:start]
+
 
 def _parse(tokenizer_json):
     from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -146,15 +180,20 @@ def _parse(tokenizer_json):
         ) from error
 
 
-def _token_bytes(vocabulary, added):
-    """What each id decodes to; added tokens are plain text, the others byte-level."""
+def _token_bytes(vocabulary, added, is_byte_level):
+    """What each id decodes to; added tokens are plain text."""
     byte_of = _byte_of_character()
     token_bytes = [b""] * (max(vocabulary.values()) + 1)
     for token, token_id in vocabulary.items():
-        if token_id in added or not all(character in byte_of for character in token):
+        byte = _BYTE.fullmatch(token)
+        if token_id in added:
             token_bytes[token_id] = token.encode("utf-8")
-        else:
+        elif is_byte_level and all(character in byte_of for character in token):
             token_bytes[token_id] = bytes(byte_of[character] for character in token)
+        elif byte and not is_byte_level:
+            token_bytes[token_id] = bytes([int(byte[1], 16)])
+        else:
+            token_bytes[token_id] = token.replace(SPACE_MARK, " ").encode("utf-8")
     return token_bytes
 
 

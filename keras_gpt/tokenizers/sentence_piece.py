@@ -5,15 +5,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
-from keras_gpt.tokenizers.base import END_OF_TEXT, Tokenizer
+from keras_gpt.tokenizers.base import END_OF_TEXT, SPACE_MARK, Tokenizer
 from keras_gpt.tokenizers.inputs import (
     check_special_tokens,
     check_vocab_size,
     read_corpus,
 )
 
-# The library writes a space as this character, U+2581
-SPACE_MARK = "▁"
 # What one training sentence is: up to 4,000 characters that end with a word. The
 # library drops a sentence with U+2585, its mark for the unknown: one ends there too.
 _SENTENCE = re.compile(r"[^\u2585]{1,4000}(?<!\s)(?=[\s\u2585]|\Z)|[^\u2585]{1,4000}")

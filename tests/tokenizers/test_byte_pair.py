@@ -128,6 +128,6 @@ def test_what_is_no_byte_level_tokenizer_is_refused(byte_pair):
     content = json.loads(byte_pair._content)
     content["decoder"] = None
     with pytest.raises(
-        ValueError, match=r"ByteLevel decoder\. Received: decoder=NoneType"
+        ValueError, match=r"ByteFallback decoder\. Received: decoder=None"
     ):
         BytePairTokenizer(json.dumps(content))

@@ -1,0 +1,246 @@
+"""`ChatTemplate`: from messages to the text that a chat model was trained to read."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from keras_gpt.tokenizers.base import Tokenizer
+
+_LONGEST = 10_000_000  # characters of a rendered conversation, and rounds of its loops
+
+
+class ChatTemplate:
+    """A chat model's own template, a Jinja program that came with its weights.
+
+    It runs in a sandbox: it can read the messages and nothing else, and what it makes
+    is limited in size.
+
+    Args:
+        template: The Jinja source.
+        special_tokens: What the template may name, such as `{"bos_token": "<s>"}`.
+
+    Raises:
+        ValueError: The template isn't Jinja.
+
+    References:
+        - [Chat templates](https://huggingface.co/docs/transformers/chat_templating)
+        - [Jinja's sandbox](https://jinja.palletsprojects.com/en/stable/sandbox/)
+
+    Example:
+
+    >>> from keras_gpt.tokenizers import ChatTemplate
+    >>> template = ChatTemplate(
+    ...     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}"
+    ...     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
+    ...     {"eos_token": "</s>"})
+    >>> template.render([{"role": "user", "content": "Hi"}])
+    '[user]Hi</s>[assistant]'
+    """
+
+    def __init__(self, template: str, special_tokens: dict[str, str] | None = None):
+        import jinja2
+
+        self.template = template
+        self.special_tokens = dict(special_tokens or {})
+        try:
+            self._program = _environment().from_string(template)
+        except jinja2.TemplateError as error:
+            raise ValueError(
+                f"The chat template isn't valid Jinja: {error}."
+            ) from error
+
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """Write a conversation as one text.
+
+        Args:
+            messages: Each with `"role"` (`"system"`, `"user"` or `"assistant"`) and
+                `"content"`.
+            add_generation_prompt: Whether the text ends where an answer begins.
+            **variables: Others that the template knows, such as `enable_thinking`.
+
+        Raises:
+            ValueError: A message lacks something, the template refuses the
+                conversation, or it does what the sandbox forbids.
+        """
+        check_messages(messages)
+        budget = _Budget()
+        values = {
+            **self.special_tokens,
+            **variables,
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+            "range": budget.range,
+        }
+        text = []
+        try:
+            for piece in self._program.generate(values):
+                text.append(piece)
+                budget.spend(len(piece))
+        # what a foreign program raises can be anything
+        except Exception as error:
+            raise ValueError(
+                f"The chat template can't write these messages: {error}"
+            ) from error
+        return "".join(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The constructor's arguments by name, ready for JSON."""
+        return {"template": self.template, "special_tokens": self.special_tokens}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChatTemplate) and (
+            (self.template, self.special_tokens)
+            == (other.template, other.special_tokens)
+        )
+
+    __hash__ = None
+
+
+def check_messages(messages: Sequence[dict[str, Any]]) -> None:
+    """Raise `ValueError` unless these are messages with a role and a content."""
+    if isinstance(messages, str | dict) or not messages:
+        raise ValueError(
+            "`messages` must be a list such as [{'role': 'user', 'content': 'Hi'}]. "
+            f"Received: {messages!r}."
+        )
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(name), str) for name in ("role", "content")
+        ):
+            raise ValueError(
+                f"Message {number} must be a dictionary with the strings 'role' and "
+                f"'content'. Received: {message!r}."
+            )
+
+
+def encode_chat(
+    template: ChatTemplate | None,
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    most: int,
+) -> list[int]:
+    """Token ids of a conversation, ready for the answer.
+
+    Special tokens that the messages spell are ordinary text; only the template's own
+    count. Where the whole is too long, the oldest messages are left out, but not a
+    system message at the beginning.
+
+    Args:
+        template: The model's.
+        tokenizer: The model's.
+        messages: As for `ChatTemplate.render`.
+        most: Most ids.
+
+    Raises:
+        ValueError: There is no template, or the last message alone is too long.
+    """
+    if template is None:
+        raise ValueError(
+            "The model has no chat template: it wasn't tuned to chat, or its template "
+            "was lost. Use generate, or give LanguageModel a `chat_template`."
+        )
+    check_messages(messages)
+    messages, mark = _shield(messages, tokenizer)
+    has_system = messages[0]["role"] == "system"
+    system, turns = messages[:has_system], messages[has_system:]
+    while True:
+        text = template.render([*system, *turns])
+        # an unspelled special token: its halves are encoded apart
+        parts = [text] if mark is None else text.split(mark)
+        ids = [i for part in parts for i in tokenizer.encode(part, allow_special=True)]
+        if len(ids) <= most:
+            return ids
+        later = [
+            n for n, message in enumerate(turns) if n and message["role"] == "user"
+        ]
+        if not later:
+            raise ValueError(
+                f"The last message is too long. Received: {len(ids)} tokens with the "
+                f"template; there is room for {most}. Shorten it."
+            )
+        turns = turns[later[0] :]
+
+
+def _shield(messages, tokenizer):
+    """Put a mark into every special token that a message spells.
+
+    Returns:
+        The messages and the mark, `None` where none spells any.
+    """
+    names = [name for name in tokenizer.special_tokens if name]
+    spelled = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+    text = "".join(message["content"] for message in messages)
+    if not spelled.search(text):
+        return list(messages), None
+    # noncharacters, which text doesn't hold but may
+    mark = next(chr(c) for c in range(0xFDD0, 0xFDF0) if chr(c) not in text)
+    shielded = []
+    for message in messages:
+        content = message["content"]
+        while spelled.search(content):
+            content = spelled.sub(lambda m: m[0][:1] + mark + m[0][1:], content)
+        shielded.append({**message, "content": content})
+    return shielded, mark
+
+
+class _Budget:
+    """What one rendering may use, so that no template fills memory or runs forever."""
+
+    def __init__(self):
+        self._left = _LONGEST
+
+    def spend(self, amount):
+        self._left -= amount
+        if self._left < 0:
+            raise ValueError("it goes on without end")
+
+    def range(self, *limits):
+        numbers = range(*limits)
+        self.spend(len(numbers))
+        return numbers
+
+
+def _refuse(message):
+    raise ValueError(message)
+
+
+def _environment():
+    """Jinja as Transformers sets it up, with smaller powers."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        # a product with a string could fill the memory, as could a power
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context, operator, left, right):
+            numbers = isinstance(left, int | float) and isinstance(right, int | float)
+            if operator == "**" or not numbers:
+                raise ValueError(f"{operator} isn't allowed here")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
