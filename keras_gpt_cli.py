@@ -6,12 +6,14 @@ prints meanwhile can be hidden.
 """
 
 import dataclasses
+import math
 import os
 import shutil
 import sys
 import tempfile
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,14 +38,71 @@ CORPUS_HELP = (
     "that comes with Python."
 )
 
+SOURCES_HELP = (
+    "A folder of a run, of a saved model or of Hugging Face's format, a .gguf file, "
+    "hf://owner/name, keras_hub://preset, or smollm2."
+)
+Model = Annotated[str, typer.Argument(help=SOURCES_HELP)]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Such as float32, bfloat16 or mixed_bfloat16."),
+]
+
+
+class Weights(StrEnum):
+    """What the weights are kept in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+class Format(StrEnum):
+    """What other libraries read."""
+
+    HUGGINGFACE = "huggingface"
+    GGUF = "gguf"
+
+
+StoredWeights = Annotated[
+    Weights | None,
+    typer.Option(help="Fewer bits take less memory; int8 changes answers slightly."),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Lower is safer, higher is wilder, 0 is greedy. "
+        "\\[default: the model's, or 0.8]"
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        help="Sample from the likeliest so many; 0 for all. "
+        "\\[default: the model's, or 40]"
+    ),
+]
+TopP = Annotated[float | None, typer.Option(help="Sample from this much probability.")]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Sample from what is this likely beside the likeliest."),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1, repetition becomes rarer.")
+]
+
 QUICKSTART_PROMPT = "The string module "
+SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
+INTERRUPTED = 130  # how Typer exits after Ctrl-C
+SHOWN_TOKENS = 8  # special tokens that info names
 
 
 @app.command()
 def quickstart(
     corpus: Annotated[str, typer.Option(help=CORPUS_HELP)] = "embedded",
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the run. [default: runs/quickstart]")
+        Path | None,
+        typer.Option(help="Folder of the run. \\[default: runs/quickstart]"),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the trained model shall continue.")
@@ -106,7 +165,7 @@ def tokenize(
         str, typer.Option(help="byte_pair, sentencepiece or characters.")
     ] = "byte_pair",
     vocab_size: Annotated[
-        int | None, typer.Option(help="[default: 4096; characters: all]")
+        int | None, typer.Option(help="\\[default: 4096; characters: all]")
     ] = None,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
@@ -133,7 +192,7 @@ def prepare(
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
     workers: Annotated[
-        int | None, typer.Option(help="Processes. [default: one for each core]")
+        int | None, typer.Option(help="Processes. \\[default: one for each core]")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is there.")
@@ -201,48 +260,38 @@ def train(
 
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a run or a saved model.")],
+    model: Model,
     prompt: Annotated[
         str | None,
         typer.Argument(help="Text to continue; read from standard input if -"),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
-    temperature: Annotated[
-        float, typer.Option(help="Lower is safer, higher is wilder, 0 is greedy.")
-    ] = 0.8,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample from the likeliest so many; 0 for all.")
-    ] = 40,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from this much probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Sample from what is this likely beside the likeliest."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1, repetition becomes rarer.")
-    ] = 1.0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
     num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
     ] = None,
     seed: Seed = 0,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
 ) -> None:
     """Continue a text."""
     _import_quietly()
-    from keras_gpt import LanguageModel
-
     if prompt == "-":
         prompt = sys.stdin.read()
-    lm = LanguageModel.load(model)
+    lm = _load(model, dtype, weights)
     if num_beams != 1:
+        controls = _given(repetition_penalty=repetition_penalty)
         text = lm.generate(
             prompt or "",
             max_new_tokens,
             num_beams=num_beams,
-            repetition_penalty=repetition_penalty,
             stop=stop or (),
+            **controls,
         )
         print((prompt or "") + text)
         return
@@ -250,31 +299,89 @@ def generate(
         lm,
         prompt or "",
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k or None,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
         stop=stop or (),
         seed=seed,
+        **_sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
 
 
 @app.command()
+def chat(
+    model: Model,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: what the model shall be.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this one message and end.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens an answer.")] = 512,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same answers.")
+    ] = 0,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Talk with a model; /help lists what can be done meanwhile.
+
+    Without a terminal, each line of standard input is a message, and answers go to
+    standard output.
+    """
+    from rich.console import Console
+
+    import keras_gpt_chat
+
+    console = Console()
+    is_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    with console.status("Loading the model"):
+        _import_quietly()
+        lm = _load(model, dtype, weights)
+    if is_terminal:
+        screen = keras_gpt_chat.TerminalScreen(console)
+    else:
+        screen = keras_gpt_chat.PlainScreen()
+    session = keras_gpt_chat.ChatSession(
+        lm,
+        screen,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        **_sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+    )
+    if is_terminal:
+        screen.note(keras_gpt_chat.describe_model(lm, model))
+        keras_gpt_chat.run_terminal(session)
+        return
+    keras_gpt_chat.run_lines(session, sys.stdin if prompt is None else [prompt])
+    if session.has_failed:
+        raise typer.Exit(2)
+
+
+@app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a run or a saved model.")],
+    model: Model,
     file: Annotated[
         str | None,
-        typer.Option(help=CORPUS_HELP + " [default: the run's validation data]"),
+        typer.Option(help=CORPUS_HELP + " \\[default: the run's validation data]"),
     ] = None,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
 ) -> None:
     """Measure how well a model predicts text: loss, perplexity, bits per byte."""
     _import_quietly()
-    from keras_gpt import LanguageModel, data, runs
+    from keras_gpt import data, runs
 
-    lm = LanguageModel.load(model)
+    if file is None and not (Path(model) / runs.CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{model} is no run, which has validation data. Name a text with --file."
+        )
+    lm = _load(model, dtype, weights)
     if file is None:
         result = runs.evaluate_validation(model, lm)
     else:
@@ -289,30 +396,105 @@ def evaluate(
 
 @app.command()
 def info(
-    model: Annotated[Path, typer.Argument(help="Folder of a run or a saved model.")],
+    model: Model,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hub.")
+    ] = None,
 ) -> None:
-    """Say what a model is: architecture, parameters, tokenizer, training."""
+    """Say what a model is: architecture, parameters, tokenizer, origin, training.
+
+    Of other libraries' models it reads no weights.
+    """
+    _import_quietly()
+    import keras
+
+    from keras_gpt import GPT, checkpoints, runs
+
+    if _is_ours(model):
+        lm = _load(model)
+        rows = _describe(lm, lm.model, lm.model.dtype_policy.name)
+    else:
+        checkpoint = checkpoints.find(model, revision=revision)
+        with keras.StatelessScope(initialize_variables=False):
+            gpt = GPT(checkpoint.config)  # shapes alone, no memory
+        rows = _describe(checkpoint, gpt)
+    if (Path(model) / runs.RESULT_FILE).is_file():
+        rows.update(runs.read_result(model))
+    _print_table(rows)
+
+
+@app.command("import")
+def import_model(
+    source: Model,
+    output: Annotated[Path, typer.Argument(help="Folder for the model.")],
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hub.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there.")
+    ] = False,
+) -> None:
+    """Bring a pretrained model into a folder of keras_gpt's own format."""
+    _check_free(output, overwrite)
     _import_quietly()
     from rich.console import Console
-    from rich.table import Table
 
-    from keras_gpt import LanguageModel, runs
+    is_int8 = weights == Weights.INT8
+    rows = {}
+    with Console(stderr=True).status("Loading the model") as status:
+        lm = _load(source, dtype, None if is_int8 else weights, revision)
+        if is_int8:
+            status.update("Measuring what int8 saves and costs")
+            rows = _quantize(lm)
+        status.update("Writing")
+        lm.save(output)
+    _print_table({**_describe(lm, lm.model, lm.model.dtype_policy.name), **rows})
+    how = f"keras-gpt generate {output} 'Once upon a time'"
+    if lm.chat_template is not None:
+        how = f"keras-gpt chat {output}"
+    _note(f"Wrote it to {output}. What to type next: {how}")
 
-    lm = LanguageModel.load(model)
-    rows: dict[str, Any] = {
-        "parameters": f"{lm.model.count_params():,}",
-        "dtype": lm.model.dtype_policy.name,
-        **lm.model.config.to_dict(),
-        "tokenizer": f"{type(lm.tokenizer).__name__}, {lm.tokenizer.vocab_size:,} ids",
-        "special tokens": ", ".join(lm.tokenizer.special_tokens) or "none",
-        "FLOPs per token": f"{lm.model.count_flops_per_token(training=False):,}",
-    }
-    if (model / runs.RESULT_FILE).is_file():
-        rows.update(runs.read_result(model))
-    table = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    Console(highlight=False).print(table)
+
+@app.command()
+def write(
+    model: Model,
+    output: Annotated[
+        Path, typer.Argument(help="A folder, or for GGUF a file that ends in .gguf.")
+    ],
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="\\[default: gguf for a name that ends in .gguf, else huggingface]",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="What to write: float32, bfloat16 or float16. "
+            "\\[default: the model's; gguf: float16]"
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there.")
+    ] = False,
+) -> None:
+    """Write a model for Transformers and vLLM (huggingface) or llama.cpp (gguf)."""
+    format_ = format_ or ("gguf" if output.suffix == ".gguf" else "huggingface")
+    if format_ == Format.GGUF and output.suffix != ".gguf":
+        raise ValueError(
+            f"A GGUF file's name ends in .gguf. Received: {output}. Try {output}.gguf."
+        )
+    _check_free(output, overwrite)
+    _import_quietly()
+    lm = _load(model)
+    if format_ == Format.GGUF:
+        lm.save_gguf(output, **_given(dtype=dtype))
+    else:
+        lm.save_huggingface(output, **_given(dtype=dtype))
+    _note(f"Wrote {_size_on_disk(output) / 1e6:,.1f} MB to {output}.")
 
 
 def main() -> None:
@@ -326,13 +508,13 @@ def main() -> None:
             raise
         print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "\nStopped. A training run goes on with `keras-gpt train --resume --output "
-            "FOLDER`.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == INTERRUPTED:
+            hint = ""
+            if sys.argv[1:2] in (["train"], ["quickstart"]):
+                hint = " It goes on with `keras-gpt train --resume --output FOLDER`."
+            print(f"\nStopped.{hint}", file=sys.stderr)
+        raise
 
 
 def _import_quietly():
@@ -354,6 +536,134 @@ def _import_quietly():
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _is_ours(model):
+    """Whether a folder is a run's, a model's of `save`, or one without any model."""
+    from keras_gpt.files import read_json
+
+    if not Path(model).is_dir():
+        return False
+    config = Path(model) / "config.json"
+    settings = read_json(config) if config.is_file() else None
+    return not isinstance(settings, dict) or "format" in settings
+
+
+def _load(model, dtype=None, weights=None, revision=None):
+    """The model, of any source; a folder without one gets the error about runs."""
+    from keras_gpt import LanguageModel
+
+    if weights in (Weights.FLOAT32, Weights.BFLOAT16):
+        if dtype not in (None, str(weights)):
+            raise ValueError(
+                "`weights` must be the `dtype` or int8. Received: "
+                f"weights={weights}, dtype={dtype}. Give one of them."
+            )
+        dtype = str(weights)
+    if _is_ours(model):
+        lm = LanguageModel.load(model, dtype=dtype)
+    else:
+        lm = LanguageModel.from_pretrained(model, dtype=dtype, revision=revision)
+    if weights == Weights.INT8:
+        lm.quantize("int8")
+    return lm
+
+
+def _given(**options):
+    """The options that aren't `None`: the others keep their defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _sampling(temperature, top_k, top_p, min_p, repetition_penalty):
+    """Controls of sampling; those not given are the model's own defaults."""
+    controls = _given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    if top_k == 0:
+        controls["top_k"] = None
+    return controls
+
+
+def _describe(found, gpt, dtype=None):
+    """Rows about a `LanguageModel` or `Checkpoint` with this `GPT`."""
+    tokenizer, special = found.tokenizer, list(found.tokenizer.special_tokens)
+    shown = ", ".join(special[:SHOWN_TOKENS]) or "none"
+    if len(special) > SHOWN_TOKENS:
+        shown += f" and {len(special) - SHOWN_TOKENS:,} more"
+    return {
+        **{f"source {name}": value for name, value in found.source.items()},
+        "parameters": f"{gpt.count_params():,}",
+        **_given(dtype=dtype, quantization=gpt.quantization),
+        **gpt.config.to_dict(),
+        "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids",
+        "special tokens": shown,
+        "stop tokens": ", ".join(map(tokenizer.token, found.stop_ids)) or "none",
+        "chat template": "yes" if found.chat_template else "no",
+        "FLOPs per token": f"{gpt.count_flops_per_token(training=False):,}",
+    }
+
+
+def _print_table(rows):
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))  # square brackets are no markup here
+    Console(highlight=False).print(table)
+
+
+def _quantize(lm):
+    """Keep the weights in int8; returns rows about what that saves and costs."""
+    from keras_gpt import data
+
+    ids = []
+    for document in data.embedded_corpus():
+        ids += lm.tokenizer.encode(document)
+        if len(ids) >= SAMPLE_TOKENS:
+            break
+    sample = [ids[:SAMPLE_TOKENS]]
+    dtype = lm.model.dtype_policy.name
+    large, before = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
+    lm.quantize("int8")
+    small, after = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
+    return {
+        "weights": f"{large / 1e6:,.1f} MB as {dtype}, {small / 1e6:,.1f} MB as int8",
+        f"loss on {len(sample[0]):,} tokens": (
+            f"{before:.4f} as {dtype}, {after:.4f} as int8, {after - before:+.4f} "
+            "nats per token of the embedded corpus"
+        ),
+    }
+
+
+def _num_bytes(model):
+    """Size of the weights, in memory as on disk."""
+    import ml_dtypes  # noqa: F401  # from here on NumPy knows bfloat16
+    import numpy as np
+
+    return sum(
+        math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+        for variable in model.variables
+    )
+
+
+def _size_on_disk(path):
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _check_free(path, overwrite):
+    """Refuse to write over what is there."""
+    is_taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if is_taken and not overwrite:
+        raise FileExistsError(
+            f"{path} is there already. Choose another name, or give --overwrite."
+        )
 
 
 def _stream(lm, prompt, **controls):

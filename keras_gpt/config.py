@@ -300,13 +300,15 @@ def check_heads(
     name = "attention_dimension" if attention_dimension else "embedding_dimension"
     width = attention_dimension or embedding_dimension
     if width % num_heads:
-        divisor = next(n for n in range(num_heads, 0, -1) if width % n == 0)
+        most = min(num_heads, width)
+        divisor = next(n for n in range(most, 0, -1) if width % n == 0)
         raise ValueError(
             f"`num_heads` must divide `{name}`. Received: num_heads={num_heads}, "
             f"{name}={width}. Try num_heads={divisor}."
         )
     if num_kv_heads is not None and num_heads % num_kv_heads:
-        divisor = next(n for n in range(num_kv_heads, 0, -1) if num_heads % n == 0)
+        most = min(num_kv_heads, num_heads)
+        divisor = next(n for n in range(most, 0, -1) if num_heads % n == 0)
         raise ValueError(
             "`num_kv_heads` must divide `num_heads`. Received: "
             f"num_kv_heads={num_kv_heads}, num_heads={num_heads}. "

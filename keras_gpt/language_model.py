@@ -1,5 +1,6 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from keras_gpt.generation import (
     evaluate_ids,
     score,
 )
+from keras_gpt.layers.initial import given_values
 from keras_gpt.model import GPT
 from keras_gpt.tokenizers import ChatTemplate, Tokenizer, encode_chat
 from keras_gpt.weights import load_weights, save_weights
@@ -132,6 +134,11 @@ class LanguageModel:
         if isinstance(source, str | Path) and _is_ours(Path(source) / CONFIG_FILE):
             return cls.load(source, dtype=dtype)
         checkpoint = checkpoints.find(source, revision=revision, token=token)
+        if checkpoint.tokenizer is None:
+            raise ValueError(
+                f"{source} has no tokenizer that keras_gpt reads. Build the GPT alone "
+                "with keras_gpt.checkpoints.find(source).build_model()."
+            )
         return cls(
             checkpoint.build_model(dtype),
             checkpoint.tokenizer,
@@ -152,6 +159,7 @@ class LanguageModel:
             "format": _FORMAT,
             "model": self.model.config.to_dict(),
             "dtype": self.model.dtype_policy.name,
+            "quantization": self.model.quantization,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "stop_ids": self.stop_ids,
             "generation_defaults": self.generation_defaults,
@@ -205,7 +213,10 @@ class LanguageModel:
                 f"The tokenizer in {directory} isn't the one that the model was saved "
                 "with. Put the original back."
             )
-        model = GPT(config, dtype=dtype or description["dtype"])
+        with given_values(itertools.repeat(np.zeros)):
+            model = GPT(config, dtype=dtype or description["dtype"])
+        if description.get("quantization") is not None:
+            model.quantize(description["quantization"])
         load_weights(model, directory / WEIGHTS_FILE)
         template = description.get("chat_template")
         return cls(
@@ -216,6 +227,39 @@ class LanguageModel:
             generation_defaults=description.get("generation_defaults"),
             source=description.get("source"),
         )
+
+    def save_huggingface(self, directory: str | Path, dtype: str | None = None) -> None:
+        """Write a folder that Transformers, vLLM and llama.cpp's converter read.
+
+        Args:
+            directory: Made if there is none; must be empty.
+            dtype: `"float32"`, `"bfloat16"` or `"float16"`. Defaults to the model's.
+
+        Raises:
+            FileExistsError: The folder isn't empty.
+            ValueError: No family of Transformers has this architecture.
+        """
+        checkpoints.write_huggingface(self, directory, dtype=dtype)
+
+    def save_gguf(self, path: str | Path, dtype: str = "float16") -> None:
+        """Write a `.gguf` file, which llama.cpp reads.
+
+        Args:
+            path: The file.
+            dtype: Of the matrices: `"float32"`, `"bfloat16"` or `"float16"`.
+
+        Raises:
+            ValueError: llama.cpp has no such architecture or tokenizer.
+        """
+        checkpoints.write_gguf(self, path, dtype=dtype)
+
+    def quantize(self, mode: str = "int8") -> None:
+        """Keep the model's weights in fewer bits; see `GPT.quantize`.
+
+        Args:
+            mode: As of `GPT.quantize`.
+        """
+        self.model.quantize(mode)
 
     def complete(
         self,

@@ -1,5 +1,6 @@
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,15 @@ import keras
 import pytest
 
 import keras_gpt_cli
-from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
+from keras_gpt import (
+    GPT,
+    BytePairTokenizer,
+    CharacterTokenizer,
+    GPTConfig,
+    LanguageModel,
+    checkpoints,
+)
+from keras_gpt.tokenizers import ChatTemplate
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 TINY = ("embedding_dimension=16", "num_layers=1", "num_heads=2", "context_length=16")
@@ -48,6 +57,29 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.fixture
+def foreign(tmp_path):
+    """A small Llama in Hugging Face's format, its language model and its folder."""
+    end = "<|endoftext|>"
+    tokenizer = BytePairTokenizer.train([TEXT], 270, special_tokens=[end])
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=64,
+        embedding_dimension=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        position_embedding="rotary",
+        normalization="rms_norm",
+        activation="swiglu",
+        use_bias=False,
+    )
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    lm = LanguageModel(GPT(config), tokenizer, chat_template=template)
+    lm.save_huggingface(tmp_path / "foreign")
+    return lm, tmp_path / "foreign"
+
+
 def assert_one_line_error(result, *parts):
     status, _, errors = result
     assert status == 2
@@ -61,13 +93,22 @@ def assert_one_line_error(result, *parts):
 
 @pytest.mark.parametrize(
     "command",
-    ["quickstart", "tokenize", "prepare", "train", "generate", "evaluate", "info"],
+    [
+        *("quickstart", "tokenize", "prepare", "train", "generate", "chat"),
+        *("evaluate", "info", "import", "write"),
+    ],
 )
 @pytest.mark.any_backend
 def test_every_command_explains_itself(run, command):
     status, output, _ = run(command, "--help")
     assert status == 0
     assert "Usage" in output
+
+
+@pytest.mark.any_backend
+def test_help_says_defaults_that_depend_on_the_model(run):
+    _, output, _ = run("chat", "--help")
+    assert "[default: the model's, or 0.8]" in re.sub(r"[\s│]+", " ", output)
 
 
 @pytest.mark.any_backend
@@ -251,3 +292,125 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["keras-gpt", "info", str(tmp_path)])
     with pytest.raises(FileNotFoundError):
         importlib.import_module("keras_gpt_cli").main()
+
+
+def test_info_reads_no_weights_of_other_libraries_models(run, foreign, monkeypatch):
+    lm, folder = foreign
+    monkeypatch.setattr(checkpoints.Checkpoint, "build_model", None)
+    status, described, _ = run("info", folder)
+    assert status == 0
+    for name, value in {
+        "source format": "Hugging Face",
+        "source architecture": "llama",
+        "parameters": f"{lm.model.count_params():,}",
+        "num_kv_heads": "2",
+        "tokenizer": "BytePairTokenizer, 270 ids",
+        "stop tokens": "<|endoftext|>",
+        "chat template": "yes",
+    }.items():
+        assert re.search(rf"^ {name} +{re.escape(value)}", described, re.MULTILINE)
+
+
+def test_a_model_of_another_library_works_with_every_command(run, foreign, corpus):
+    lm, folder = foreign
+    greedy = ("--temperature", 0, "--max-new-tokens", 5)
+    _, generated, _ = run("generate", folder, "12 bottles", *greedy)
+    expected = lm.generate("12 bottles", 5, temperature=0)
+    assert generated == f"12 bottles{expected}\n"
+    _, answered, _ = run("chat", folder, "--prompt", "12 bottles", *greedy)
+    assert answered == lm.generate("12 bottles\n", 5, temperature=0) + "\n"
+    status, evaluated, _ = run("evaluate", folder, "--file", corpus)
+    assert status == 0
+    loss = lm.evaluate([TEXT]).loss
+    assert float(evaluated.split()[1]) == pytest.approx(loss, abs=1e-4)
+    assert_one_line_error(run("evaluate", folder), "--file")
+
+
+def test_import_brings_a_model_into_our_format(run, foreign, tmp_path):
+    lm, folder = foreign
+    status, described, errors = run("import", folder, tmp_path / "ours")
+    assert status == 0
+    assert f"{lm.model.count_params():,}" in described
+    assert f"keras-gpt chat {tmp_path / 'ours'}" in errors
+    ours = LanguageModel.load(tmp_path / "ours")
+    assert ours.generate("12", 5, temperature=0) == lm.generate("12", 5, temperature=0)
+    assert ours.source["architecture"] == "llama"
+    assert run("info", tmp_path / "ours")[1] == described
+
+    taken = run("import", folder, tmp_path / "ours")
+    assert_one_line_error(taken, "ours", "--overwrite")
+    half = ("--dtype", "bfloat16", "--overwrite")
+    assert run("import", folder, tmp_path / "ours", *half)[0] == 0
+    ours = LanguageModel.load(tmp_path / "ours")
+    assert ours.model.dtype_policy.name == "bfloat16"
+
+
+def test_import_says_what_int8_saves_and_costs(run, foreign, tmp_path):
+    lm, folder = foreign
+    ours = tmp_path / "ours"
+    status, described, _ = run("import", folder, ours, "--weights", "int8")
+    assert status == 0
+    described = re.sub(r"\s+", " ", described)
+    large = 4 * lm.model.count_params() / 1e6
+    assert f"weights {large:.1f} MB as float32, 0." in described
+    assert "loss on 4,000 tokens" in described
+    before, after, change = map(
+        float,
+        re.search(
+            r"([\d.]+) as float32, ([\d.]+) as int8, ([+-][\d.]+) nats", described
+        ).groups(),
+    )
+    # each is printed to four digits
+    assert after - before == pytest.approx(change, abs=2e-4)
+    assert abs(change) < 0.05
+    loaded = LanguageModel.load(ours)
+    assert loaded.model.quantization == "int8"
+    assert re.search(r"quantization +int8", run("info", ours)[1])
+    small = (ours / "model.weights.h5").stat().st_size
+    assert small < (folder / "model.safetensors").stat().st_size
+
+
+def test_write_gives_what_other_libraries_read(run, foreign, tmp_path):
+    lm, _ = foreign
+    lm.save(tmp_path / "ours")
+    expected = lm.generate("12 bottles", 5, temperature=0)
+    for options in (
+        ("written",),
+        ("written.gguf", "--dtype", "float32"),
+        ("other.gguf", "--format", "gguf", "--dtype", "float32"),
+    ):
+        path = tmp_path / options[0]
+        status, _, errors = run("write", tmp_path / "ours", path, *options[1:])
+        assert status == 0
+        assert re.search(r"Wrote [\d.]+ MB to ", errors)
+        assert path.is_file() == (path.suffix == ".gguf")
+        again = LanguageModel.from_pretrained(path)
+        assert again.generate("12 bottles", 5, temperature=0) == expected
+    assert_one_line_error(run("write", tmp_path / "ours", path), "--overwrite")
+    gguf = ("--format", "gguf")
+    named = run("write", tmp_path / "ours", tmp_path / "model.bin", *gguf)
+    assert_one_line_error(named, "model.bin.gguf")
+
+
+def test_controls_that_are_not_given_are_the_models_own(run, foreign, tmp_path):
+    lm, _ = foreign
+    defaults = {"temperature": 0, "top_k": None}
+    LanguageModel(lm.model, lm.tokenizer, generation_defaults=defaults).save(
+        tmp_path / "ours"
+    )
+    _, generated, _ = run("generate", tmp_path / "ours", "12", "--max-new-tokens", 5)
+    assert generated == "12" + lm.generate("12", 5, temperature=0) + "\n"
+
+
+@pytest.mark.any_backend
+def test_sources_without_a_model_are_one_line_errors(run, tmp_path):
+    for command in ("generate", "chat", "evaluate --file x", "info"):
+        command, *options = command.split()
+        missing = run(command, tmp_path / "nowhere", *options)
+        assert_one_line_error(missing, "nowhere", "hf://owner/name")
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        empty = run(command, tmp_path / "empty", *options)
+        assert_one_line_error(empty, "empty", "keras-gpt train")
+    (tmp_path / "empty" / "config.json").write_text("5")
+    assert_one_line_error(run("info", tmp_path / "empty"), "config.json")
+    assert_one_line_error(run("chat", "hf://nothing"), "hf://owner/name")

@@ -37,7 +37,28 @@ LLAMA = {
 VARIANTS = {
     "gpt2": {"activation": "gelu_tanh"},
     "llama": LLAMA,
-    "qwen3": {**LLAMA, "qk_norm": True, "tie_embeddings": True, "norm_epsilon": 1e-3},
+    "llama31": {
+        **LLAMA,
+        "rotary_scaling": {
+            "type": "llama3",
+            "factor": 4.0,
+            "low_frequency_factor": 1.0,
+            "high_frequency_factor": 3.0,
+            "original_context_length": 12,
+        },
+    },
+    "qwen2": {
+        **LLAMA,
+        "query_key_value_bias": True,
+        "rotary_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "qwen3": {
+        **LLAMA,
+        "attention_dimension": 24,
+        "qk_norm": True,
+        "tie_embeddings": True,
+        "norm_epsilon": 1e-3,
+    },
     "mistral": {**LLAMA, "sliding_window": 3, "num_kv_heads": 1},
     "original": {"position_embedding": "sinusoidal", "dropout_rate": 0.1},
     "packed": {
@@ -101,9 +122,18 @@ def activated(x, activation):
     return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
 
 
-def rotated(x, positions, base):
+def rotated(x, positions, config):
     half = x.shape[-1] // 2
-    turns = np.exp(1j * positions[:, None] * base ** (-np.arange(half) / half))
+    angles = config.rotary_base ** (-np.arange(half) / half)
+    scaling = config.rotary_scaling
+    if scaling is not None and scaling["type"] == "linear":
+        angles = angles / 2
+    elif scaling is not None:
+        # as Transformers writes it
+        length = 2 * np.pi / angles
+        kept = np.clip((12 / length - 1) / (3 - 1), 0, 1)
+        angles = (1 - kept) * angles / 4 + kept * angles
+    turns = np.exp(1j * positions[:, None] * angles)
     turned = (x[:, :half] + 1j * x[:, half:]) * turns
     return np.concatenate([turned.real, turned.imag], -1)
 
@@ -122,8 +152,8 @@ def attended(x, attention, config, positions, segments):
             query = normalized(query, attention.query_norm, config)
             key = normalized(key, attention.key_norm, config)
         if config.position_embedding == "rotary":
-            query = rotated(query, positions, config.rotary_base)
-            key = rotated(key, positions, config.rotary_base)
+            query = rotated(query, positions, config)
+            key = rotated(key, positions, config)
         weights = np.exp(query @ key.T / np.sqrt(h))
         for i in range(len(x)):
             for j in range(len(x)):
@@ -382,6 +412,30 @@ def test_another_backend_loads_the_same_and_writes_the_same(tmp_path):
     # the requirement of the project, relative to the scale
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
     assert texts == keras_gpt.generate(model, PROMPTS, **CONTROLS)
+
+
+def count_bytes(model):
+    return sum(
+        math.prod(v.shape) * (1 if v.dtype == "int8" else 4) for v in model.weights
+    )
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])
+def test_int8_weights_change_logits_little_and_are_saved(variant, tmp_path):
+    model = make_model(variant)
+    size = count_bytes(model)
+    ids = np.array([[1, 2, 3, 4, 5]])
+    before = array(model(ids))
+    model.quantize("int8")
+    after = array(model(ids))
+    # weights are rounded to 1/127 of the largest of their column
+    assert np.abs(after - before).max() < 0.05 * np.abs(before).max()
+    assert np.any(after != before)
+    assert count_bytes(model) < 0.5 * size  # scales and norms are float32
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.quantization == "int8"
+    np.testing.assert_array_equal(array(loaded(ids)), after)
 
 
 def test_a_truncated_file_is_an_error(tmp_path):

@@ -16,6 +16,8 @@ if chosen is not None:
     compile_function = chosen.compile_function
     default_jit_compile = chosen.default_jit_compile
     fused_attention = chosen.fused_attention
+    matmul_int8 = chosen.matmul_int8
+    record_step = chosen.record_step
     with_dense_gradient = chosen.with_dense_gradient
     write_cache = chosen.write_cache
 else:

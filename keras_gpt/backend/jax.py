@@ -42,6 +42,17 @@ def compile_function(function, variables):
     return lambda state, inputs: compiled(state, [v.value for v in variables], inputs)
 
 
+def matmul_int8(x, kernel, scale):
+    """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`."""
+    kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
+    return jnp.matmul(x, kernel.astype(x.dtype)) / scale.astype(x.dtype)
+
+
+def record_step(function):
+    """The function itself, which is compiled as a part of the loop."""
+    return function
+
+
 def with_dense_gradient(variable):
     """The variable itself: the gradient of a look-up is dense on JAX."""
     return variable

@@ -31,6 +31,17 @@ def compile_function(function, variables):
     return tf.function(function, jit_compile=True)
 
 
+def matmul_int8(x, kernel, scale):
+    """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`."""
+    kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
+    return tf.matmul(x, tf.cast(kernel, x.dtype)) / tf.cast(scale, x.dtype)
+
+
+def record_step(function):
+    """The function itself, which is compiled as a part of the loop."""
+    return function
+
+
 def with_dense_gradient(variable):
     """The value of a variable, whose gradient is a tensor and no list of rows."""
 

@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from keras_gpt.checkpoints.checkpoint import Checkpoint
+from keras_gpt.checkpoints.gguf import read_gguf
+from keras_gpt.checkpoints.gguf_writing import write_gguf
 from keras_gpt.checkpoints.huggingface import HUB, download, read_huggingface
+from keras_gpt.checkpoints.huggingface_writing import write_huggingface
+from keras_gpt.checkpoints.keras_hub import read_keras_hub
 
-__all__ = ["Checkpoint", "find", "read_huggingface"]
+__all__ = [
+    "Checkpoint",
+    "find",
+    "read_gguf",
+    "read_huggingface",
+    "read_keras_hub",
+    "write_gguf",
+    "write_huggingface",
+]
 
 KERAS_HUB = "keras_hub://"
 SMOLLM2 = "smollm2"
@@ -29,13 +41,9 @@ def find(
         ValueError: It isn't supported, or a file is damaged.
     """
     if not isinstance(source, str | Path):
-        from keras_gpt.checkpoints.keras_hub import read_keras_hub
-
         return read_keras_hub(source)
     name = str(source)
     if name.startswith(KERAS_HUB):
-        from keras_gpt.checkpoints.keras_hub import read_keras_hub
-
         return read_keras_hub(name.removeprefix(KERAS_HUB))
     if name == SMOLLM2 and not Path(name).exists():
         path = _find_smollm2()
@@ -44,8 +52,6 @@ def find(
     else:
         path = Path(source)
     if path.suffix == ".gguf" and path.is_file():
-        from keras_gpt.checkpoints.gguf import read_gguf
-
         return read_gguf(path)
     if (path / "config.json").is_file():
         return read_huggingface(path, name)

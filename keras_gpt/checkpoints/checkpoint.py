@@ -93,7 +93,13 @@ class Checkpoint:
         def read(shape, dtype):
             if dtype == "bfloat16":
                 dtype = ml_dtypes.bfloat16
-            weight = np.empty(shape, dtype)
+            try:
+                weight = np.empty(shape, dtype)
+            except (MemoryError, ValueError) as error:  # numpy's limit is the latter
+                raise ValueError(
+                    "The architecture in the checkpoint's description wants "
+                    f"{theirs[0]} of a shape that fits no memory, {tuple(shape)}."
+                ) from error
             start = 0
             for name in theirs:
                 part = self.read(name)

@@ -16,6 +16,7 @@ from keras_gpt.tokenizers import (
 
 HUB = "hf://"
 _FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md")
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _CONTROLS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -88,10 +89,21 @@ def read_huggingface(folder: str | Path, name: str | None = None) -> Checkpoint:
         # opened for each tensor: pages that were read would stay in memory
         path, stored = files[tensor]
         with _open(path) as file:
+            dtype = file.get_slice(stored).get_dtype()
+            if dtype not in _DTYPES:
+                raise ValueError(
+                    f"{tensor} is stored as {dtype}, which isn't supported: the model "
+                    "is quantized. Load the original weights, or a GGUF file."
+                )
             return file.get_tensor(stored)
 
+    if config.num_layers > len(files):
+        raise ValueError(
+            f"{folder / 'config.json'} promises {config.num_layers} layers; there are "
+            f"only {len(files)} tensors. The files don't belong together."
+        )
     special_tokens = _special_tokens(folder)
-    stop_ids, defaults = _generation(folder, settings)
+    stop_ids, defaults = _generation(folder, settings, config.vocab_size)
     source = {
         "format": "Hugging Face",
         "name": name or settings.get("_name_or_path") or str(folder),
@@ -115,10 +127,20 @@ def read_huggingface(folder: str | Path, name: str | None = None) -> Checkpoint:
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    settings = read_json(path)
+    try:
+        settings = read_json(path)
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid JSON: it is nested too deep.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     return settings
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} isn't text ({error.reason}).") from error
 
 
 def _tensor_files(folder):
@@ -128,7 +150,7 @@ def _tensor_files(folder):
         weight_map = _read_settings(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index} lacks 'weight_map'. Download it again.")
-        for file in set(weight_map.values()):
+        for file in weight_map.values():
             _check_shard(folder, index, file)
     elif (folder / "model.safetensors").is_file():
         weight_map = dict.fromkeys(
@@ -159,7 +181,8 @@ def _tensor_files(folder):
 
 
 def _check_shard(folder, index, file):
-    if not isinstance(file, str) or Path(file).name != file:
+    is_name = isinstance(file, str) and Path(file).name == file
+    if not is_name or not file.endswith(".safetensors"):
         raise ValueError(
             f"{index} names a file outside its folder, {file!r}, which isn't read. "
             "Don't use this model."
@@ -188,7 +211,7 @@ def _tensor_names(path) -> list[str]:
 
 def _read_tokenizer(folder) -> Tokenizer | None:
     if (folder / "tokenizer.json").is_file():
-        return BytePairTokenizer((folder / "tokenizer.json").read_text("utf-8"))
+        return BytePairTokenizer(_read_text(folder / "tokenizer.json"))
     if (folder / "tokenizer.model").is_file():
         return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
     raise FileNotFoundError(
@@ -213,25 +236,36 @@ def _special_tokens(folder) -> dict[str, str]:
 
 
 def _chat_template(folder, special_tokens) -> ChatTemplate | None:
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
-    else:
-        template = _read_settings(folder / "tokenizer_config.json").get("chat_template")
-        if isinstance(template, list):
-            by_name = {item.get("name"): item.get("template") for item in template}
-            template = by_name.get("default")
-    return None if template is None else ChatTemplate(template, special_tokens)
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return ChatTemplate(_read_text(path), special_tokens)
+    path = folder / "tokenizer_config.json"
+    template = _read_settings(path).get("chat_template")
+    if isinstance(template, list) and all(isinstance(t, dict) for t in template):
+        named = {str(item.get("name")): item.get("template") for item in template}
+        template = named.get("default")
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise ValueError(f"{path} has a 'chat_template' that is no text.")
+    return ChatTemplate(template, special_tokens)
 
 
-def _generation(folder, settings) -> tuple[tuple[int, ...], dict[str, Any]]:
+def _generation(folder, settings, vocab_size) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Ids that end an answer, and controls that the makers recommend."""
-    generation = _read_settings(folder / "generation_config.json")
+    path = folder / "generation_config.json"
+    generation = _read_settings(path)
     stop = generation.get("eos_token_id", settings.get("eos_token_id"))
-    stop = [] if stop is None else stop
-    stop_ids = tuple(stop) if isinstance(stop, list) else (stop,)
+    stop = stop if isinstance(stop, list) else [] if stop is None else [stop]
+    if not all(isinstance(i, int) for i in stop):
+        raise ValueError(f"{folder} has an eos_token_id that is none: {stop!r:.80}.")
+    stop_ids = tuple(i for i in stop if 0 <= i < vocab_size)
     if not generation.get("do_sample", False):
         return stop_ids, {}
     defaults = {name: generation[name] for name in _CONTROLS if generation.get(name)}
+    for name, value in defaults.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{path} has a {name} that is no number: {value!r:.80}.")
     return stop_ids, {"top_k": None, **defaults}
 
 

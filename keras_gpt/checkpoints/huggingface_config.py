@@ -37,6 +37,7 @@ _NAMES = {
     "qwen2": HUGGING_FACE_LLAMA,
     "qwen3": HUGGING_FACE_LLAMA,
 }
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
 _ROTARY_SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_frequency_factor",
@@ -58,22 +59,30 @@ def read_config(settings: dict[str, Any]) -> tuple[GPTConfig, Names]:
         ValueError: The family or a setting isn't supported, or one is missing.
     """
     family = settings.get("model_type")
-    if family not in _NAMES:
+    if not isinstance(family, str) or family not in _NAMES:
         raise ValueError(
             f"Unsupported architecture. {suggest('model_type', family, _NAMES)}"
         )
     if settings.get("quantization_config"):
-        method = settings["quantization_config"].get("quant_method", "unknown")
         raise ValueError(
-            "Quantized safetensors aren't supported. Received: quantization_config "
-            f"with quant_method={method!r}. Load the original weights, or a GGUF file."
+            "Quantized safetensors aren't supported. Received: quantization_config="
+            f"{settings['quantization_config']!r:.80}. Load the original weights, or a "
+            "GGUF file."
         )
+    for name in _FLAGS:
+        if not isinstance(settings.get(name) or False, bool):
+            _refuse(name, settings[name], "it must be true or false")
     read = _read_gpt2 if family == "gpt2" else _read_llama
     try:
         return GPTConfig(**read(settings, family)), _NAMES[family]
     except KeyError as error:
         raise ValueError(
             f"config.json of a {family!r} model lacks {error}. Download it again."
+        ) from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"config.json of a {family!r} model has a value of a wrong type ({error}). "
+            "Download it again."
         ) from error
 
 
@@ -114,8 +123,8 @@ def _read_llama(settings, family):
     attention_dimension = width * fields["num_heads"] if width else None
     if attention_dimension == fields["embedding_dimension"]:
         attention_dimension = None
-    has_bias = settings.get("attention_bias", False) and family in ("llama", "qwen3")
-    if has_bias != settings.get("mlp_bias", False):
+    has_bias = family in ("llama", "qwen3") and bool(settings.get("attention_bias"))
+    if has_bias != bool(settings.get("mlp_bias")):
         name = "attention_bias" if has_bias else "mlp_bias"
         _refuse(name, True, "attention_bias and mlp_bias must be alike")
     rotary_base, rotary_scaling = _read_rotary(settings)

@@ -142,7 +142,9 @@ GGUF_GPT2 = Names(
             for ours_suffix, theirs_suffix in (("gamma", "weight"), ("beta", "bias"))
         },
         **{
-            f"block_{{i}}/{ours}/{ours_suffix}": (f"blk.{{i}}.{theirs}.{theirs_suffix}",)
+            f"block_{{i}}/{ours}/{ours_suffix}": (
+                f"blk.{{i}}.{theirs}.{theirs_suffix}",
+            )
             for ours, theirs in (
                 ("attention/query_key_value", "attn_qkv"),
                 ("attention/output_projection", "attn_output"),
@@ -180,4 +182,74 @@ GGUF_LLAMA = Names(
     },
     transposed=True,
     ignored=r"^(output|rope_freqs)\.weight$",
+)
+
+_HUB_BLOCK = "transformer_layer_{i}/"
+_HUB_TABLE = {
+    "embedding/tokens/embeddings": ("token_embedding/embeddings",),
+    "embedding/tokens/reverse_embeddings": ("token_embedding/reverse_embeddings",),
+    **{
+        f"block_{{i}}/{ours}/{suffix}": tuple(
+            f"{_HUB_BLOCK}{name}/{suffix}" for name in theirs
+        )
+        for ours, theirs in (
+            (
+                "attention/query_key_value",
+                ("self_attention/query", "self_attention/key", "self_attention/value"),
+            ),
+            ("attention/output_projection", ("self_attention/attention_output",)),
+            ("feed_forward/down_projection", ("feedforward_output_dense",)),
+        )
+        for suffix in ("kernel", "bias")
+    },
+}
+
+KERAS_HUB_GPT2 = Names(
+    table={
+        **_HUB_TABLE,
+        "embedding/positions/embeddings": ("position_embedding/embeddings",),
+        **{
+            f"{ours}/{suffix}": (f"{theirs}/{suffix}",)
+            for ours, theirs in (
+                ("block_{i}/attention_norm", _HUB_BLOCK + "self_attention_layer_norm"),
+                ("block_{i}/feed_forward_norm", _HUB_BLOCK + "feedforward_layer_norm"),
+                ("final_norm", "layer_norm"),
+            )
+            for suffix in ("gamma", "beta")
+        },
+        **{
+            f"block_{{i}}/feed_forward/up_projection/{suffix}": (
+                f"{_HUB_BLOCK}feedforward_intermediate_dense/{suffix}",
+            )
+            for suffix in ("kernel", "bias")
+        },
+    },
+    transposed=False,
+)
+
+KERAS_HUB_LLAMA = Names(
+    table={
+        **_HUB_TABLE,
+        **{
+            f"{ours}/scale": (f"{theirs}/scale",)
+            for ours, theirs in (
+                ("block_{i}/attention_norm", _HUB_BLOCK + "self_attention_layernorm"),
+                (
+                    "block_{i}/attention/query_norm",
+                    _HUB_BLOCK + "self_attention/query_dense_layernorm",
+                ),
+                (
+                    "block_{i}/attention/key_norm",
+                    _HUB_BLOCK + "self_attention/key_dense_layernorm",
+                ),
+                ("block_{i}/feed_forward_norm", _HUB_BLOCK + "feedforward_layernorm"),
+                ("final_norm", "sequence_output_layernorm"),
+            )
+        },
+        "block_{i}/feed_forward/up_projection/kernel": (
+            _HUB_BLOCK + "feedforward_gate_dense/kernel",
+            _HUB_BLOCK + "feedforward_intermediate_dense/kernel",
+        ),
+    },
+    transposed=False,
 )

@@ -212,7 +212,8 @@ class Generation:
                 self._prompts, self._controls.max_new_tokens, strict=True
             )
         )
-        cache_length = min(backend.bucket(max(longest, 16)), context_length)
+        # a power of two on every backend: PyTorch records a step for each length
+        cache_length = min(1 << max(longest - 1, 15).bit_length(), context_length)
         prefill = compiled(self._model, prefill_program, cache_length=cache_length)
         # looked up once here, not for each token of a stream
         self._decode_loop = compiled(
@@ -314,6 +315,7 @@ def prefill_program(model, cache_length):
 
 def loop_program(model, cache_length):
     """Make the loop that decodes until the rows end, fill up, or `until` is reached."""
+    decode = backend.record_step(lambda *arguments: model.decode(*arguments))
 
     def loop(state, inputs):
         trace_counts["loop"] += 1
@@ -327,7 +329,7 @@ def loop_program(model, cache_length):
 
         def step(state):
             position = ops.minimum(state["position"], cache_length - 1)
-            logits, cache = model.decode(state["token"], state["cache"], position)
+            logits, cache = decode(state["token"], state["cache"], position)
             return (_add_token(logits, {**state, "cache": cache}, inputs),)
 
         return ops.while_loop(goes_on, step, (state,))[0]

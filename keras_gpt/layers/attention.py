@@ -9,6 +9,7 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import check_heads
 from keras_gpt.layers.initial import Normal, make_dropout
+from keras_gpt.layers.linear import linear
 from keras_gpt.layers.rotary import apply_rotary, rotary_cos_sin
 
 
@@ -231,21 +232,24 @@ class CausalSelfAttention(keras.layers.Layer):
         """Q, K and V: `(b, n, t, h)`, `(b, k, t, h)`, `(b, k, t, h)`."""
         b, t = ops.shape(x)[0], ops.shape(x)[1]
         projected = ops.reshape(
-            self.query_key_value(x),
+            linear(self.query_key_value, x),
             (b, t, self.num_heads + 2 * self._kv_heads, self._head_dimension),
         )
-        query, key, value = ops.split(
-            projected, [self.num_heads, self.num_heads + self._kv_heads], axis=2
-        )
+        n = self.num_heads
+        turned, value = ops.split(projected, [n + self._kv_heads], axis=2)
         if self.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = ops.split(turned, [n], axis=2)
+            turned = ops.concatenate(
+                [self.query_norm(query), self.key_norm(key)], axis=2
+            )
         if self.rotary_base is not None:
             if positions is None:
                 positions = ops.arange(t, dtype="int32")
             cos, sin = rotary_cos_sin(
                 positions, self._head_dimension, self.rotary_base, self.rotary_scaling
             )
-            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+            turned = apply_rotary(turned, cos, sin)
+        query, key = ops.split(turned, [n], axis=2)
         return tuple(ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
 
     def _attend_within(
@@ -307,7 +311,7 @@ class CausalSelfAttention(keras.layers.Layer):
         b, t = ops.shape(context)[0], ops.shape(context)[2]
         x = ops.transpose(context, (0, 2, 1, 3))
         x = ops.reshape(x, (b, t, self.num_heads * self._head_dimension))
-        return self.output_dropout(self.output_projection(x), training=training)
+        return self.output_dropout(linear(self.output_projection, x), training=training)
 
     def get_config(self):
         return {

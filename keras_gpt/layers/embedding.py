@@ -9,6 +9,7 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS
 from keras_gpt.layers.initial import Normal, has_given_values, make_dropout
+from keras_gpt.layers.linear import project_int8
 
 
 def sinusoidal_positions(positions, embedding_dimension):
@@ -172,6 +173,8 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         float32 product would cost half precision most of its speed, this being
         the largest matrix of a small GPT.
         """
+        if self.tokens.quantization_mode == "int8":
+            return ops.cast(project_int8(self.tokens, x), "float32")
         return ops.cast(self.tokens(x, reverse=True), "float32")
 
     def get_config(self):

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_gpt.config import ACTIVATIONS, default_feed_forward_dimension
 from keras_gpt.layers.initial import Normal, make_dropout
+from keras_gpt.layers.linear import linear
 
 
 def _gelu(x):
@@ -116,9 +117,9 @@ class FeedForward(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training=None):
-        x = self.up_projection(x)  # (b, t, f), or (b, t, 2f) with a gate
+        x = linear(self.up_projection, x)  # (b, t, f), or (b, t, 2f) with a gate
         x = _ACTIVATIONS[self.activation](x)  # (b, t, f)
-        x = self.down_projection(x)  # (b, t, e)
+        x = linear(self.down_projection, x)  # (b, t, e)
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, x_shape):

@@ -70,7 +70,7 @@ class BytePairTokenizer(Tokenizer):
         added = tokenizer.get_added_tokens_decoder()
         super().__init__(
             tokenizer_json.encode("utf-8"),
-            _token_bytes(tokenizer.get_vocab(), added, "ByteLevel" in types),
+            _token_bytes(tokenizer.get_vocab(), added, types),
             {token.content: i for i, token in sorted(added.items()) if token.special},
             _start_ids(tokenizer),
         )
@@ -180,20 +180,22 @@ def _parse(tokenizer_json):
         ) from error
 
 
-def _token_bytes(vocabulary, added, is_byte_level):
+def _token_bytes(vocabulary, added, decoders):
     """What each id decodes to; added tokens are plain text."""
-    byte_of = _byte_of_character()
+    byte_of = _byte_of_character() if "ByteLevel" in decoders else {}
+    marks_spaces = not decoders.isdisjoint({"Replace", "Metaspace"})
     token_bytes = [b""] * (max(vocabulary.values()) + 1)
     for token, token_id in vocabulary.items():
         byte = _BYTE.fullmatch(token)
         if token_id in added:
             token_bytes[token_id] = token.encode("utf-8")
-        elif is_byte_level and all(character in byte_of for character in token):
+        elif byte_of and all(character in byte_of for character in token):
             token_bytes[token_id] = bytes(byte_of[character] for character in token)
-        elif byte and not is_byte_level:
+        elif byte and not byte_of:
             token_bytes[token_id] = bytes([int(byte[1], 16)])
         else:
-            token_bytes[token_id] = token.replace(SPACE_MARK, " ").encode("utf-8")
+            text = token.replace(SPACE_MARK, " ") if marks_spaces else token
+            token_bytes[token_id] = text.encode("utf-8")
     return token_bytes
 
 

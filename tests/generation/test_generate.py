@@ -49,6 +49,19 @@ def test_cached_ragged_batch_equals_reading_each_text_anew(
     assert run.finish_reasons == ["length"] * 3
 
 
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "packed"])
+def test_steps_that_pytorch_replays_equal_those_that_it_ran(
+    models, next_logits, variant
+):
+    # on PyTorch the last ones come from a recording; other backends have none
+    model = models(variant)
+    new = keras_gpt.generate(model, PROMPTS, max_new_tokens=23, temperature=0)
+    assert new == naive(model, next_logits, PROMPTS, 23)[0]
+    # the next call replays from its first step on
+    new = keras_gpt.generate(model, PROMPTS, max_new_tokens=23, temperature=0)
+    assert new == naive(model, next_logits, PROMPTS, 23)[0]
+
+
 def test_documents_that_end_in_the_new_text_are_left_behind(models, next_logits):
     # the separator, 0, among what is sampled
     model = models("packed")
@@ -239,6 +252,24 @@ def test_new_weights_write_new_text(models):
     finally:
         model.set_weights(weights)
     assert keras_gpt.generate(model, PROMPTS, **GREEDY) == before
+
+
+def make_small():
+    config = {"vocab_size": 23, "context_length": 32, "embedding_dimension": 16}
+    return keras_gpt.GPT(keras_gpt.GPTConfig(**config, num_layers=2, num_heads=4))
+
+
+def test_recorded_steps_follow_new_weights():
+    model = make_small()
+    options = {"max_new_tokens": 24, "temperature": 0}
+    keras_gpt.generate(model, [[1, 2]], **options)
+    for variable in model.trainable_variables:
+        variable.assign(variable * 0.5)
+    fresh = make_small()
+    for variable, other in zip(model.variables, fresh.variables, strict=True):
+        other.assign(variable)
+    new = keras_gpt.generate(model, [[1, 2]], **options)
+    assert new == keras_gpt.generate(fresh, [[1, 2]], **options)
 
 
 def test_half_precision_generates():

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gpt.layers.rotary import apply_rotary, rotary_cos_sin
+from keras_gpt.layers.rotary import (
+    apply_rotary,
+    rotary_cos_sin,
+    rotary_frequencies,
+)
 
 
 def rotate(x, positions, base=10000.0):
@@ -40,3 +44,34 @@ def test_products_depend_on_the_distance_alone():
     # float32: sums of 16 products of about 1, angles known to 1e-5
     assert product(9, 4) == pytest.approx(product(105, 100), abs=1e-4)
     assert abs(product(9, 4) - product(9, 5)) > 1e-2
+
+
+def test_linear_scaling_stretches_the_positions():
+    scaling = {"type": "linear", "factor": 4.0}
+    stretched = rotary_cos_sin(np.array([8]), 16, 100.0, scaling)
+    plain = rotary_cos_sin(np.array([2]), 16, 100.0)
+    for one, other in zip(stretched, plain, strict=True):
+        # float32 angles
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-6
+        )
+
+
+@pytest.mark.any_backend
+def test_llama_scaling_keeps_fast_and_divides_slow_frequencies():
+    scaling = {
+        "type": "llama3",
+        "factor": 8.0,
+        "low_frequency_factor": 1.0,
+        "high_frequency_factor": 4.0,
+        "original_context_length": 8192,
+    }
+    plain = rotary_frequencies(128, 5e5)
+    scaled = rotary_frequencies(128, 5e5, scaling)
+    turns = 8192 * plain / (2 * np.pi)
+    np.testing.assert_array_equal(scaled[turns > 4], plain[turns > 4])
+    np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    assert np.all(scaled[between] < plain[between])
+    assert np.all(scaled[between] > plain[between] / 8)

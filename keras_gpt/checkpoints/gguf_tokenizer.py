@@ -1,0 +1,313 @@
+"""The tokenizer and the chat template in a GGUF file.
+
+It holds the vocabulary and the name of the rule that cuts text into words; these make a
+`tokenizer.json`.
+
+References:
+    - [llama-vocab.cpp](
+      https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp)
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from keras_gpt.config import suggest
+from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, Tokenizer
+from keras_gpt.tokenizers.base import SPACE_MARK
+
+# Kinds of tokens, as `gguf.TokenType`
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# What a chat template calls them, and the settings with their ids
+SPECIAL_TOKENS = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
+STOP_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+def _byte_level(use_regex):
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
+
+
+def _cut(*patterns):
+    """Cut by each regular expression in turn, then into bytes."""
+    cuts = [
+        {
+            "type": "Split",
+            "pattern": {"Regex": pattern},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        for pattern in patterns
+    ]
+    return {"type": "Sequence", "pretokenizers": [*cuts, _byte_level(False)]}
+
+
+_GPT2_WORDS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|{NUMBER}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEKKEN_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = _byte_level(True)
+_SMOLLM = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2],
+}
+_LLAMA3 = _cut(_WORDS.replace("{NUMBER}", r"\p{N}{1,3}"))
+_QWEN2 = _cut(_WORDS.replace("{NUMBER}", r"\p{N}"))
+# By `tokenizer.ggml.pre`
+PRE_TOKENIZERS = {
+    "gpt-2": _GPT2,
+    "smollm": _SMOLLM,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "tekken": _cut(_TEKKEN_WORDS),
+    # what llama.cpp falls back to for models that it doesn't know
+    "default": _cut(
+        r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"
+    ),
+}
+# Llama 3's and Mistral's: a word that is a token is not merged, and BOS is the default
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+_SPACE = {"String": " "}
+_MARK = {"String": SPACE_MARK}
+
+
+def tokenizer_from_gguf(settings: Mapping[str, Any]) -> Tokenizer | None:
+    """Make the tokenizer of a GGUF file.
+
+    Args:
+        settings: The file's settings by key.
+
+    Returns:
+        A tokenizer, `None` if the file has none.
+
+    Raises:
+        ValueError: The kind of tokenizer isn't supported, or its parts don't fit.
+    """
+    if settings.get("tokenizer.ggml.model", "none") == "none":
+        return None
+    content = json.dumps(tokenizer_content(settings), ensure_ascii=False)
+    try:
+        return BytePairTokenizer(content)
+    except ValueError as error:
+        raise ValueError(
+            f"The tokenizer's merges don't fit its vocabulary ({error.__cause__}). "
+            "Download the file again."
+        ) from error
+
+
+def tokenizer_content(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `tokenizer.json` that does what a GGUF file says.
+
+    Raises:
+        ValueError: As of `tokenizer_from_gguf`.
+    """
+    model = settings.get("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
+        raise ValueError(
+            "Unsupported tokenizer. "
+            f"{suggest('tokenizer.ggml.model', model, ('gpt2', 'llama'))}"
+        )
+    tokens = _strings(settings, "tokenizer.ggml.tokens")
+    types = settings.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError("tokenizer.ggml.token_type isn't one number for each token.")
+    # converters fill up to the size of the embeddings
+    while types and types[-1] == UNUSED:
+        tokens, types = tokens[:-1], types[:-1]
+    make = _byte_level_parts if model == "gpt2" else _sentence_piece_parts
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": token_id,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": kind != USER_DEFINED,
+            }
+            for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        ],
+        **make(settings, tokens, types),
+    }
+
+
+def chat_template_from_gguf(settings: Mapping[str, Any]) -> ChatTemplate | None:
+    """Make the chat template of a GGUF file, `None` if it has none.
+
+    Raises:
+        ValueError: The template isn't Jinja.
+    """
+    template = settings.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        return None
+    tokens = settings.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
+    ids = {name: settings.get(key) for name, key in SPECIAL_TOKENS.items()}
+    return ChatTemplate(
+        template,
+        {name: tokens[i] for name, i in ids.items() if _is_id(i, tokens)},
+    )
+
+
+def _byte_level_parts(settings, tokens, types):
+    """What is particular to byte-level merges, as in GPT-2."""
+    del types
+    rule = settings.get("tokenizer.ggml.pre")
+    if rule is None and settings.get("general.architecture") == "gpt2":
+        rule = "gpt-2"  # files from before May 2024 don't say
+    if not isinstance(rule, str) or rule not in PRE_TOKENIZERS:
+        raise ValueError(
+            "Unsupported rule for cutting text into words. "
+            f"{suggest('tokenizer.ggml.pre', rule, PRE_TOKENIZERS)}"
+        )
+    is_whole = rule in WHOLE_WORDS
+    return {
+        "normalizer": normalizer_of(rule),
+        "pre_tokenizer": PRE_TOKENIZERS[rule],
+        "post_processor": _post_processor(settings, tokens, adds_start=is_whole),
+        "decoder": _byte_level(True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": is_whole,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": _merges(settings),
+        },
+    }
+
+
+def normalizer_of(rule: str) -> dict[str, Any] | None:
+    """The normalizer that goes with a name in `PRE_TOKENIZERS`."""
+    # Qwen's own tokenizer.json has it, llama.cpp leaves it out
+    return {"type": "NFC"} if rule == "qwen2" else None
+
+
+def _sentence_piece_parts(settings, tokens, types):
+    """What is particular to SentencePiece's merges, as in Llama 2 and Mistral."""
+    adds_space = settings.get("tokenizer.ggml.add_space_prefix", True)
+    replace = {"type": "Replace", "pattern": _SPACE, "content": SPACE_MARK}
+    prepend = {"type": "Prepend", "prepend": SPACE_MARK}
+    decoders = [
+        {"type": "Replace", "pattern": _MARK, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    unknown = settings.get("tokenizer.ggml.unknown_token_id", 0)
+    return {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [prepend, replace] if adds_space else [replace],
+        },
+        "pre_tokenizer": None,
+        "post_processor": _post_processor(settings, tokens, adds_start=True),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [*decoders, strip] if adds_space else decoders,
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": tokens[unknown] if _is_id(unknown, tokens) else None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": _merges_by_score(settings, tokens, types),
+        },
+    }
+
+
+def _post_processor(settings, tokens, adds_start):
+    """Put the start token in front, if the file wants it."""
+    start = settings.get("tokenizer.ggml.bos_token_id")
+    wants_it = settings.get("tokenizer.ggml.add_bos_token", adds_start)
+    if not wants_it or not _is_id(start, tokens):
+        return None
+    token = tokens[start]
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            first,
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": token, "type_id": 1}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {token: {"id": token, "ids": [start], "tokens": [token]}},
+    }
+
+
+def _merges(settings):
+    """Pairs of pieces, the most frequent first; a piece can't begin with a space."""
+    merges = []
+    for merge in _strings(settings, "tokenizer.ggml.merges"):
+        left, space, right = merge[1:].partition(" ")
+        if not (space and right):
+            raise ValueError(f"tokenizer.ggml.merges has {merge!r}, which is no pair.")
+        merges.append([merge[0] + left, right])
+    return merges
+
+
+def _merges_by_score(settings, tokens, types):
+    """All pairs of pieces that are a piece, the best score first.
+
+    In the order of Transformers' `generate_merges`.
+    """
+    scores = settings.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) < len(tokens):
+        raise ValueError("tokenizer.ggml.scores isn't one number for each token.")
+    ids = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
+    merges = []
+    for token, token_id in ids.items():
+        cuts = [(token[:n], token[n:]) for n in range(1, len(token))]
+        pairs = [(ids[a], ids[b], a, b) for a, b in cuts if a in ids and b in ids]
+        merges += [(scores[token_id], a, b) for _, _, a, b in sorted(pairs)]
+    merges.sort(
+        key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True
+    )
+    return [[left, right] for _, left, right in merges]
+
+
+def _strings(settings, key):
+    value = settings.get(key)
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"{key} isn't a list of texts. Download the file again.")
+    return value
+
+
+def _is_id(value, tokens):
+    return isinstance(value, int) and 0 <= value < len(tokens)

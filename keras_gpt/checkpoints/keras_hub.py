@@ -1,0 +1,244 @@
+"""Models of KerasHub, in memory or from its presets."""
+
+import re
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_gpt.checkpoints.checkpoint import Checkpoint
+from keras_gpt.checkpoints.gguf_tokenizer import tokenizer_from_gguf
+from keras_gpt.checkpoints.names import KERAS_HUB_GPT2, KERAS_HUB_LLAMA
+from keras_gpt.config import GPTConfig
+from keras_gpt.tokenizers import Tokenizer
+
+# The class of the backbone, and the name of its mathematics
+_FAMILIES = {
+    "GPT2Backbone": "gpt2",
+    "LlamaBackbone": "llama",  # Llama 3's too
+    "MistralBackbone": "mistral",
+    "QwenBackbone": "qwen2",
+    "Qwen3Backbone": "qwen3",
+}
+# How the tokenizers of byte-level merges cut text into words, as GGUF calls it
+_RULES = {
+    "GPT2Tokenizer": "gpt-2",
+    "Llama3Tokenizer": "llama-bpe",
+    "QwenTokenizer": "qwen2",
+    "Qwen3Tokenizer": "qwen2",
+}
+_SENTENCE_PIECE = ("LlamaTokenizer", "MistralTokenizer")
+_END_TOKENS = ("end_token_id", "end_token2_id")
+_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # GGUF's kinds of tokens
+_DEFAULT_CONTEXT_LENGTH = 1024  # of KerasHub's preprocessors
+
+
+def read_keras_hub(source: Any) -> Checkpoint:
+    """Look at a model of KerasHub.
+
+    The model may have seen longer texts than its preprocessor's `sequence_length`,
+    which becomes the `context_length` where positions are rotary.
+
+    Args:
+        source: A `CausalLM` or `Backbone` of GPT-2, Llama, Mistral, Qwen 2 or Qwen 3,
+            or the name of a preset. A backbone has no tokenizer.
+
+    Raises:
+        FileNotFoundError: There is no such preset, or no connection.
+        ValueError: It is another kind of model.
+    """
+    name = type(source).__name__
+    if isinstance(source, str):
+        name, source = source, _download(source)
+    backbone = getattr(source, "backbone", source)
+    preprocessor = getattr(source, "preprocessor", None)
+    family = _find(_FAMILIES, backbone)
+    if family is None:
+        raise ValueError(
+            "`source` must be a KerasHub model of GPT-2, Llama, Mistral, Qwen 2 or "
+            f"Qwen 3. Received: {type(source).__name__}."
+        )
+    weights = {weight.path: weight for weight in backbone.weights}
+
+    def read(path: str) -> np.ndarray:
+        return _flatten(path, ops.convert_to_numpy(weights[path]))
+
+    tokenizer = getattr(preprocessor, "tokenizer", None)
+    stop_ids = [getattr(tokenizer, name, None) for name in _END_TOKENS]
+    return Checkpoint(
+        config=_read_config(family, backbone, preprocessor),
+        names=KERAS_HUB_GPT2 if family == "gpt2" else KERAS_HUB_LLAMA,
+        read=read,
+        available=weights,
+        tokenizer=None if tokenizer is None else _read_tokenizer(preprocessor),
+        stop_ids=tuple(dict.fromkeys(i for i in stop_ids if i is not None)),
+        source={"format": "KerasHub", "name": name, "architecture": family},
+    )
+
+
+def _download(preset):
+    import keras_hub
+
+    try:
+        return keras_hub.models.CausalLM.from_preset(preset)
+    # its downloaders, Kaggle's and Hugging Face's, raise their own kinds
+    except Exception as error:
+        reason = re.split(r"[.:]\s|\n", str(error))[0]
+        raise FileNotFoundError(
+            f"keras_hub://{preset} can't be loaded ({reason}). Check the name, such as "
+            "gpt2_base_en, and the connection."
+        ) from error
+
+
+def _find(table, thing):
+    """The entry of a KerasHub class, or of the one that it is derived from."""
+    return next(
+        (
+            table[base.__name__]
+            for base in type(thing).__mro__
+            if base.__name__ in table and base.__module__.startswith("keras_hub.")
+        ),
+        None,
+    )
+
+
+def _flatten(path, values):
+    """Make a matrix of what has an axis for the heads."""
+    if path.endswith("attention_output/kernel"):
+        return values.reshape(-1, values.shape[-1])
+    if "/self_attention/" in path and path.endswith("/kernel"):
+        return values.reshape(len(values), -1)
+    if path.endswith("/bias"):
+        return values.reshape(-1)
+    # `Names` takes it to be the transposed one
+    return values.T if path.endswith("reverse_embeddings") else values
+
+
+def _read_config(family, backbone, preprocessor):
+    fields = {
+        "vocab_size": backbone.vocabulary_size,
+        "embedding_dimension": backbone.hidden_dim,
+        "num_layers": backbone.num_layers,
+        "feed_forward_dimension": backbone.intermediate_dim,
+        "dropout_rate": backbone.dropout,
+        "tie_embeddings": backbone.token_embedding.tie_weights,
+    }
+    if family == "gpt2":
+        return GPTConfig(
+            **fields,
+            context_length=backbone.max_sequence_length,
+            num_heads=backbone.num_heads,
+            activation="gelu_tanh",
+            norm_epsilon=backbone.layer_norm.epsilon,
+        )
+    length = getattr(preprocessor, "sequence_length", None) or _DEFAULT_CONTEXT_LENGTH
+    width = getattr(backbone, "head_dim", None)
+    width = width and width * backbone.num_query_heads
+    return GPTConfig(
+        **fields,
+        context_length=length,
+        num_heads=backbone.num_query_heads,
+        num_kv_heads=backbone.num_key_value_heads,
+        attention_dimension=None if width == backbone.hidden_dim else width,
+        position_embedding="rotary",
+        rotary_base=backbone.rope_max_wavelength,
+        rotary_scaling=_read_rotary_scaling(backbone),
+        normalization="rms_norm",
+        norm_epsilon=backbone.layer_norm_epsilon,
+        activation="swiglu",
+        use_bias=False,
+        query_key_value_bias=True if family == "qwen2" else None,
+        qk_norm=family == "qwen3",
+        sliding_window=_read_sliding_window(family, backbone, length),
+    )
+
+
+def _read_rotary_scaling(backbone):
+    # KerasHub 0.32 has Llama's factor, but doesn't use it
+    names = ("rope_position_scaling_factor", "rope_scaling_factor")
+    linear = next(getattr(backbone, n) for n in names if hasattr(backbone, n))
+    factor = getattr(backbone, "rope_frequency_adjustment_factor", None)
+    if factor is None:
+        return None if linear == 1 else {"type": "linear", "factor": linear}
+    if linear != 1:
+        raise ValueError(
+            "Rotary positions can be scaled in one way only. Received: "
+            f"rope_position_scaling_factor={linear}, "
+            f"rope_frequency_adjustment_factor={factor}."
+        )
+    return {
+        "type": "llama3",
+        "factor": factor,
+        "low_frequency_factor": backbone.rope_low_freq_factor,
+        "high_frequency_factor": backbone.rope_high_freq_factor,
+        "original_context_length": backbone.rope_pretraining_sequence_length,
+    }
+
+
+def _read_sliding_window(family, backbone, context_length):
+    # KerasHub 0.32 has Qwen's windows, but doesn't use them on JAX and PyTorch
+    window = None
+    if family == "mistral":
+        window = backbone.sliding_window
+    elif family == "qwen3" or getattr(backbone, "use_sliding_window_attention", False):
+        window = backbone.sliding_window_size
+    return window if window and window < context_length else None
+
+
+def _read_tokenizer(preprocessor) -> Tokenizer:
+    """Describe the tokenizer as a GGUF file does, from which one can be made."""
+    tokenizer = preprocessor.tokenizer
+    rule = _find(_RULES, tokenizer)
+    settings = {
+        "tokenizer.ggml.bos_token_id": getattr(tokenizer, "start_token_id", None),
+        "tokenizer.ggml.add_bos_token": preprocessor.add_start_token,
+    }
+    if rule is not None:
+        settings |= _describe_merges(tokenizer) | {"tokenizer.ggml.pre": rule}
+    elif _find(dict.fromkeys(_SENTENCE_PIECE, True), tokenizer):
+        settings |= _describe_pieces(tokenizer)
+    else:
+        raise ValueError(
+            "The model's tokenizer must be of GPT-2, Llama, Mistral, Qwen 2 or Qwen 3. "
+            f"Received: {type(tokenizer).__name__}."
+        )
+    return tokenizer_from_gguf(settings)
+
+
+def _describe_merges(tokenizer):
+    vocabulary = tokenizer.vocabulary
+    size = max(vocabulary.values()) + 1
+    tokens, kinds = [f"[UNUSED{i}]" for i in range(size)], [_UNUSED] * size
+    for token, i in vocabulary.items():
+        tokens[i], kinds[i] = token, _NORMAL
+    for token in tokenizer.special_tokens:
+        kinds[vocabulary[token]] = _CONTROL
+    merges = [merge for merge in tokenizer.merges if "#version:" not in merge]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+def _describe_pieces(tokenizer):
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=tokenizer.proto)
+    ids = range(processor.vocab_size())
+
+    def kind(i):
+        if processor.is_unknown(i):
+            return _UNKNOWN
+        if processor.is_control(i):
+            return _CONTROL
+        return _BYTE if processor.is_byte(i) else _NORMAL
+
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [processor.id_to_piece(i) for i in ids],
+        "tokenizer.ggml.token_type": [kind(i) for i in ids],
+        "tokenizer.ggml.scores": [processor.get_score(i) for i in ids],
+        "tokenizer.ggml.unknown_token_id": processor.unk_id(),
+    }

@@ -1,0 +1,91 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gpt.layers.linear import linear, project_int8
+
+RANDOM = np.random.default_rng(0)
+KERNEL = RANDOM.normal(size=(64, 10)).astype("float32")
+BIAS = RANDOM.normal(size=10).astype("float32")
+
+
+def make_dense(use_bias=True, dtype="float32", width=64):
+    dense = keras.layers.Dense(10, use_bias=use_bias, dtype=dtype)
+    dense.build((None, None, width))
+    dense.set_weights([KERNEL[:width], BIAS] if use_bias else [KERNEL[:width]])
+    return dense
+
+
+def quantize(layer):
+    layer.quantize("int8")
+    return layer
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(ops.stop_gradient(tensor), "float32"))
+
+
+# PyTorch's kernel crashes where the width isn't a multiple of 16
+@pytest.mark.parametrize("shape", [(1, 64), (2, 3, 64), (5, 24), (2, 33), (1, 1)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_int8_weights_give_the_product_with_what_they_stand_for(shape, use_bias):
+    dense = quantize(make_dense(use_bias, width=shape[-1]))
+    x = RANDOM.normal(size=shape).astype("float32")
+    weights = numpy(dense.kernel).astype("float64") / numpy(dense.kernel_scale)
+    expected = x @ weights + (BIAS if use_bias else 0)
+    # a weight is rounded to 1/127 of its column's largest
+    kernel = KERNEL[: shape[-1]]
+    np.testing.assert_allclose(weights, kernel, atol=np.abs(kernel).max() / 127)
+    y = numpy(linear(dense, ops.convert_to_tensor(x)))
+    # PyTorch multiplies in bfloat16: 2**-8 of sums of 64 products of about 1
+    np.testing.assert_allclose(y, expected, atol=0.15)
+    assert y.shape == (*shape[:-1], 10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_keep_their_dtype(dtype):
+    dense = quantize(make_dense(dtype=dtype))
+    y = linear(dense, ops.ones((1, 64), dtype=dtype))
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+
+
+def test_a_layer_that_is_not_quantized_is_called():
+    dense = make_dense()
+    x = ops.convert_to_tensor(RANDOM.normal(size=(3, 64)).astype("float32"))
+    np.testing.assert_array_equal(numpy(linear(dense, x)), numpy(dense(x)))
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_logits_of_int8_embeddings_are_products_with_what_they_stand_for(tie_weights):
+    layer = keras.layers.ReversibleEmbedding(10, 64, tie_weights=tie_weights)
+    layer.build((None, None))
+    layer.set_weights([KERNEL.T] if tie_weights else [KERNEL.T, KERNEL])
+    quantize(layer)
+    x = RANDOM.normal(size=(2, 64)).astype("float32")
+    logits = numpy(project_int8(layer, ops.convert_to_tensor(x)))
+    # as above, and the rounding of the weights themselves
+    np.testing.assert_allclose(logits, x @ KERNEL, atol=0.3)
+
+
+def test_the_gradient_passes_int8_weights():
+    # what LoRA over int8 weights needs
+    dense = quantize(make_dense())
+    model = keras.Sequential([keras.layers.Dense(64), dense])
+    model.build((None, 64))
+    dense.trainable = False
+    x = RANDOM.normal(size=(8, 64)).astype("float32")
+
+    class Through(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = model.layers[0]
+
+        def call(self, x):
+            return linear(dense, self.first(x))
+
+    through = Through()
+    through.compile("adam", "mse")
+    before = numpy(model.layers[0].kernel)
+    through.fit(x, np.zeros((8, 10), "float32"), verbose=0)
+    assert np.all(numpy(model.layers[0].kernel) != before)
