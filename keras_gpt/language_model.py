@@ -557,7 +557,8 @@ class LanguageModel:
 
 
 def _is_ours(path):
-    return path.is_file() and "format" in read_json(path)
+    description = read_json(path) if path.is_file() else None
+    return isinstance(description, dict) and "format" in description
 
 
 def _check_stop(stop):

@@ -56,8 +56,8 @@ def find(
     if (path / "config.json").is_file():
         return read_huggingface(path, name)
     raise FileNotFoundError(
-        f"There is no pretrained model {name!r}. Give a folder with a config.json, a "
-        ".gguf file, hf://owner/name, keras_hub://preset, or smollm2."
+        f"There is no pretrained model {name!r}. Give the folder of a run or a model, "
+        "a .gguf file, hf://owner/name, keras_hub://preset, or smollm2."
     )
 
 

@@ -64,8 +64,8 @@ def download(
         ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{HUB}{name} can't be downloaded: {str(error).splitlines()[0]} Check the "
-            "name, the connection and, for a private model, `token`."
+            f"{HUB}{name} can't be downloaded ({str(error).splitlines()[0]}). Check "
+            "the name, the connection and, for a private model, `token`."
         ) from error
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
     if dtype not in _DTYPES:
         raise ValueError(f"Unknown dtype. {suggest('dtype', dtype, _DTYPES)}")
     family = find_family(config)
+    shards = _shards(lm.model, family, _DTYPES[dtype])
     settings = {
         "architectures": [_ARCHITECTURES[family]],
         "model_type": family,
@@ -103,7 +105,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
             template = lm.chat_template.template
             (folder / "chat_template.jinja").write_text(template, "utf-8")
         (folder / "README.md").write_text(_card(lm.source.get("license")), "utf-8")
-        _write_tensors(lm.model, family, _DTYPES[dtype], folder)
+        _write_tensors(lm.model, family, _DTYPES[dtype], shards, folder)
 
 
 def _is_empty(directory):
@@ -293,11 +295,10 @@ def _card(license_name):
     return _CARD.format(license=f"license: {license_name}\n" if known else "")
 
 
-def _write_tensors(model, family, dtype, folder):
+def _write_tensors(model, family, dtype, shards, folder):
     """Write the weights in shards, so that only one of them is held in memory."""
     from safetensors.numpy import save_file
 
-    shards = _shards(model, family, dtype)
     weight_map, total = {}, 0
     for number, paths in enumerate(shards, 1):
         file = "model.safetensors"
@@ -308,6 +309,8 @@ def _write_tensors(model, family, dtype, folder):
             tensors |= _tensors(model, family, path, dtype)
         # Transformers asks for the metadata
         save_file(tensors, folder / file, {"format": "pt"})
+        # safetensors lets only the owner read
+        shutil.copymode(folder / "config.json", folder / file)
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:

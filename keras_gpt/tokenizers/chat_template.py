@@ -109,7 +109,7 @@ class ChatTemplate:
 
 def check_messages(messages: Sequence[dict[str, Any]]) -> None:
     """Raise `ValueError` unless these are messages with a role and a content."""
-    if isinstance(messages, str | dict) or not messages:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError(
             "`messages` must be a list such as [{'role': 'user', 'content': 'Hi'}]. "
             f"Received: {messages!r}."
