@@ -11,11 +11,9 @@ import difflib
 import itertools
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,6 +170,8 @@ class ChatSession:
 
     def _answer(self, turns):
         """Answer the last of these turns, which then are the conversation."""
+        from keras_gpt.runs import noticed_interrupts
+
         # JAX and TensorFlow compile for each size, mostly in the first answer
         compiles = self._num_answers == 0 and _backend() != "torch"
         reason = "Compiling, once for each size" if compiles else "Reading"
@@ -183,7 +183,7 @@ class ChatSession:
         )
         pieces: list[str] = []
         start = shown = time.perf_counter()
-        with _noticed_interrupts() as noticed, contextlib.suppress(KeyboardInterrupt):
+        with noticed_interrupts() as noticed, contextlib.suppress(KeyboardInterrupt):
             with self.screen.waiting(reason):
                 # reading makes the first token and a loop the second: two programs
                 head = list(_until(noticed, itertools.islice(stream, 2)))
@@ -299,33 +299,6 @@ class ChatSession:
 
     def _quit(self, _):
         self.is_over = True
-
-
-@contextlib.contextmanager
-def _noticed_interrupts() -> Iterator[threading.Event]:
-    """Note Ctrl-C instead of raising it anywhere, such as amid a compilation.
-
-    A second one is raised, for who can't wait.
-
-    Yields:
-        The note.
-    """
-    noticed = threading.Event()
-
-    def notice(number, frame):
-        del number, frame
-        if noticed.is_set():
-            raise KeyboardInterrupt
-        noticed.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield noticed  # signals come to the main thread only
-        return
-    before = signal.signal(signal.SIGINT, notice)
-    try:
-        yield noticed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _until(noticed, pieces):

@@ -1,8 +1,10 @@
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
@@ -414,3 +416,30 @@ def test_sources_without_a_model_are_one_line_errors(run, tmp_path):
     (tmp_path / "empty" / "config.json").write_text("5")
     assert_one_line_error(run("info", tmp_path / "empty"), "config.json")
     assert_one_line_error(run("chat", "hf://nothing"), "hf://owner/name")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
+def test_ctrl_c_stops_training_and_says_how_to_go_on(corpus, tmp_path):
+    # Keras on JAX loses a KeyboardInterrupt that comes while it waits for a loss
+    fields = [f"model.{field}" for field in TINY]
+    sizes = ["tokenizer=characters", "batch_size=2", "steps=1000000"]
+    command = ["train", *fields, *sizes, "evaluate_every=20", "sample_tokens=0"]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", "import keras_gpt_cli; keras_gpt_cli.main()"),
+            *(*command, "--corpus", str(corpus), "--output", str(tmp_path / "run")),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "run" / "log.csv"
+    for _ in range(600):
+        # a second line: training is under way
+        if log.is_file() and log.read_text().count("\n") > 1:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped." in errors
+    assert "Traceback" not in errors

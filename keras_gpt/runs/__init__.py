@@ -1,6 +1,7 @@
 """Training runs: from a corpus and a configuration to a folder with everything."""
 
 from keras_gpt.runs.config import RunConfig
+from keras_gpt.runs.interrupts import noticed_interrupts
 from keras_gpt.runs.report import (
     CONFIG_FILE,
     DATA_FOLDER,
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "evaluate_validation",
     "first_words",
+    "noticed_interrupts",
     "plot_losses",
     "read_log",
     "read_result",

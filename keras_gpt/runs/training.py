@@ -17,6 +17,7 @@ from keras_gpt.files import atomic_path, write_json
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
+from keras_gpt.runs.interrupts import EndOnInterrupt, noticed_interrupts
 from keras_gpt.runs.report import (
     CONFIG_FILE,
     DATA_FOLDER,
@@ -291,17 +292,18 @@ def _fit(config, lm, directory, length, step, console):
     # last, so that a run that goes on from a state lacks nothing from before it
     callbacks.append(training.SaveState(output / STATE_FILE, config.evaluate_every))
     try:
-        lm.model.fit(
-            batches,
-            epochs=config.steps // config.evaluate_every,
-            initial_epoch=epoch,
-            steps_per_epoch=config.evaluate_every * config.accumulation_steps,
-            validation_data=validation,
-            validation_steps=len(validation),
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=0,
-        )
+        with noticed_interrupts() as noticed:
+            lm.model.fit(
+                batches,
+                epochs=config.steps // config.evaluate_every,
+                initial_epoch=epoch,
+                steps_per_epoch=config.evaluate_every * config.accumulation_steps,
+                validation_data=validation,
+                validation_steps=len(validation),
+                callbacks=[*callbacks, EndOnInterrupt(noticed)],
+                shuffle=False,
+                verbose=0,
+            )
     except BaseException:
         # Keras leaves files open then, and the bar running and the cursor hidden
         for callback in reporting:

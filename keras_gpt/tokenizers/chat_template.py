@@ -226,7 +226,7 @@ def _environment():
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset("+ * ** %".split())
+        intercepted_binops = frozenset(["+", "*", "**", "%"])
 
         def call_binop(self, context, operator, left, right):
             # what makes text or numbers that fill the memory

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a real chat model, beside Transformers with the same weights."""
+"""SmolLM2-135M-Instruct, a real chat model, beside Transformers."""
 
 from importlib.util import find_spec
 
