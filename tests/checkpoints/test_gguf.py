@@ -38,7 +38,8 @@ FAMILIES = {
     "qwen2": {**LLAMA, "query_key_value_bias": True},
     "qwen3": {**LLAMA, "qk_norm": True},
 }
-ANY_BACKEND = pytest.mark.any_backend
+# test_huggingface.py builds each family on every backend, test_smollm2.py from a GGUF
+pytestmark = pytest.mark.any_backend
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,6 @@ def test_quantized_models_equal_transformers(kind, llama_file, tmp_path):
     np.testing.assert_allclose(ours, transformers_logits(path), atol=1e-5)
 
 
-@ANY_BACKEND
 def test_every_quantization_of_the_gguf_package_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("keras_gpt.checkpoints.gguf_file._CHUNK", 4 * 256 * 3)
     random = np.random.default_rng(0)
@@ -208,7 +208,6 @@ def test_every_quantization_of_the_gguf_package_is_read(tmp_path, monkeypatch):
         np.testing.assert_array_equal(read.astype("float32"), values, kind.name)
 
 
-@ANY_BACKEND
 def test_a_split_model_is_read_whole(llama_file, tmp_path):
     names = list(llama_file.tensors)
     parts = {1: names[:5], 2: names[5:9], 3: names[9:]}
@@ -232,7 +231,6 @@ def test_a_split_model_is_read_whole(llama_file, tmp_path):
         read_gguf(first)
 
 
-@ANY_BACKEND
 def test_template_stop_ids_and_source_go_through_the_file(make_lm, tokenizer, tmp_path):
     end = tokenizer.end_of_text_id
     template = ChatTemplate("{{ eos_token }}", {"eos_token": "<|endoftext|>"})
@@ -256,7 +254,6 @@ def test_template_stop_ids_and_source_go_through_the_file(make_lm, tokenizer, tm
     }
 
 
-@ANY_BACKEND
 def test_sampling_settings_become_generation_defaults(llama_file, tmp_path):
     settings = {"general.sampling.temp": 0.5, "general.sampling.top_p": 0.9}
     path = tmp_path / "sampling.gguf"
@@ -265,7 +262,6 @@ def test_sampling_settings_become_generation_defaults(llama_file, tmp_path):
     assert read_gguf(path).generation_defaults == expected
 
 
-@ANY_BACKEND
 def test_an_output_that_copies_the_embedding_is_tied(llama_file, tmp_path):
     tensors = dict(llama_file.tensors)
     assert not read_gguf(llama_file.path).config.tie_embeddings
@@ -285,7 +281,6 @@ LLAMA3_SCALING = {
 }
 
 
-@ANY_BACKEND
 @pytest.mark.parametrize(
     "scaling",
     [LLAMA3_SCALING, {"type": "linear", "factor": 4.0}],
@@ -300,7 +295,6 @@ def test_rotary_scaling_goes_through_the_file(scaling, make_lm, tmp_path):
     assert {**read, "factor": scaling["factor"]} == scaling
 
 
-@ANY_BACKEND
 def test_settings_of_the_older_kind_are_read(llama_file, tmp_path):
     settings = dict(llama_file.settings)
     for name in ("key_length", "value_length"):
@@ -314,7 +308,6 @@ def test_settings_of_the_older_kind_are_read(llama_file, tmp_path):
     assert config.sliding_window == 8
 
 
-@ANY_BACKEND
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -349,7 +342,6 @@ def test_what_is_not_supported_is_refused(key, value, message, llama_file, tmp_p
     assert str(path) in str(error.value)
 
 
-@ANY_BACKEND
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -369,7 +361,6 @@ def test_other_tensors_are_refused(changes, message, llama_file, tmp_path):
         read_gguf(tmp_path / "other.gguf").build_model()
 
 
-@ANY_BACKEND
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -414,7 +405,6 @@ def test_a_damaged_file_is_named(damage, message, llama_file):
     assert "\n" not in str(error.value)
 
 
-@ANY_BACKEND
 def test_any_changed_byte_of_the_header_is_read_or_refused(llama_file):
     data = bytearray(llama_file.path.read_bytes())
     end = min(info.offset for info in read_gguf_file(llama_file.path)[1].values())
@@ -431,13 +421,11 @@ def test_any_changed_byte_of_the_header_is_read_or_refused(llama_file):
         assert not error or str(llama_file.path) in error
 
 
-@ANY_BACKEND
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.gguf"):
         read_gguf(tmp_path / "none.gguf")
 
 
-@ANY_BACKEND
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -463,7 +451,6 @@ def test_architectures_that_llama_cpp_lacks_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-@ANY_BACKEND
 def test_bad_arguments_of_writing_are_refused(make_lm, tmp_path):
     lm = make_lm(FAMILIES["gpt2"])
     with pytest.raises(ValueError, match="dtype='int3'"):
@@ -477,7 +464,6 @@ def test_bad_arguments_of_writing_are_refused(make_lm, tmp_path):
         write_gguf(lm, tmp_path / "model.gguf")
 
 
-@ANY_BACKEND
 def test_weights_that_are_not_all_of_the_model_are_not_written(make_lm, tmp_path):
     lm = make_lm(FAMILIES["llama"])
     lm.model.blocks[0].attention.query_key_value.enable_lora(2)
@@ -497,7 +483,6 @@ def smollm2():
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-@ANY_BACKEND
 def test_smollm2_is_described_by_its_file():
     checkpoint = read_gguf(smollm2())
     preset = keras_gpt.GPTConfig.from_preset("smollm2_135m", num_kv_heads=3)
