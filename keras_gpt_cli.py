@@ -47,6 +47,8 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="Such as float32, bfloat16 or mixed_bfloat16."),
 ]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
 class Weights(StrEnum):
@@ -194,9 +196,7 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(help="Processes. \\[default: one for each core]")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a corpus into token files for training; goes on where it was stopped."""
     _import_quietly()
@@ -397,9 +397,7 @@ def evaluate(
 @app.command()
 def info(
     model: Model,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.")
-    ] = None,
+    revision: Revision = None,
 ) -> None:
     """Say what a model is: architecture, parameters, tokenizer, origin, training.
 
@@ -429,12 +427,8 @@ def import_model(
     output: Annotated[Path, typer.Argument(help="Folder for the model.")],
     dtype: Dtype = None,
     weights: StoredWeights = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there.")
-    ] = False,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Bring a pretrained model into a folder of keras_gpt's own format."""
     _check_free(output, overwrite)
@@ -477,9 +471,7 @@ def write(
             "\\[default: the model's; gguf: float16]"
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model for Transformers and vLLM (huggingface) or llama.cpp (gguf)."""
     format_ = format_ or ("gguf" if output.suffix == ".gguf" else "huggingface")
@@ -540,13 +532,11 @@ def _import_quietly():
 
 def _is_ours(model):
     """Whether a folder is a run's, a model's of `save`, or one without any model."""
-    from keras_gpt.files import read_json
+    from keras_gpt.language_model import CONFIG_FILE, is_saved
 
-    if not Path(model).is_dir():
-        return False
-    config = Path(model) / "config.json"
-    settings = read_json(config) if config.is_file() else None
-    return not isinstance(settings, dict) or "format" in settings
+    folder = Path(model)
+    is_empty = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
+    return is_empty or is_saved(folder)
 
 
 def _load(model, dtype=None, weights=None, revision=None):

@@ -101,7 +101,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deep
         raise ValueError(
             f"{path} is not valid JSON ({error}). It may be truncated: write it again."
         ) from error

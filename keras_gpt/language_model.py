@@ -131,7 +131,7 @@ class LanguageModel:
             FileNotFoundError: There is no such model.
             ValueError: The architecture isn't supported, or a file is damaged.
         """
-        if isinstance(source, str | Path) and _is_ours(Path(source) / CONFIG_FILE):
+        if isinstance(source, str | Path) and is_saved(source):
             return cls.load(source, dtype=dtype)
         checkpoint = checkpoints.find(source, revision=revision, token=token)
         if checkpoint.tokenizer is None:
@@ -556,7 +556,9 @@ class LanguageModel:
         return [start + ids if ids else empty for ids in rows]
 
 
-def _is_ours(path):
+def is_saved(directory: str | Path) -> bool:
+    """Whether a folder holds what `LanguageModel.save` wrote, a run's folder too."""
+    path = Path(directory) / CONFIG_FILE
     description = read_json(path) if path.is_file() else None
     return isinstance(description, dict) and "format" in description
 

@@ -162,6 +162,37 @@ def weight_paths(config: GPTConfig) -> Iterator[str]:
     yield from norm("final_norm")
 
 
+def part_widths(config: GPTConfig, width: int, count: int) -> list[int]:
+    """Columns of each of the tensors that other formats make of one weight.
+
+    Args:
+        config: The architecture.
+        width: Columns of the weight.
+        count: Number of tensors: 3 are query, key and value, others are alike.
+    """
+    shares = [1] * count
+    if count == 3:
+        kv_heads = config.num_kv_heads or config.num_heads
+        shares = [config.num_heads, kv_heads, kv_heads]
+    return [share * (width // sum(shares)) for share in shares]
+
+
+def cast_weight(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
+    """Cast what is to be written.
+
+    Raises:
+        ValueError: A value is too large for float16; the name is in the message.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(dtype, copy=False)
+    except FloatingPointError as error:
+        raise ValueError(
+            f"{name} has values beyond 65504, the largest of float16. Use "
+            "dtype='bfloat16' or 'float32'."
+        ) from error
+
+
 def _starts_at_random(path):
     return path.endswith(("embeddings", "kernel"))
 

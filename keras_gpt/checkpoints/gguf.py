@@ -16,10 +16,7 @@ from keras_gpt.checkpoints.gguf_tokenizer import (
     chat_template_from_gguf,
     tokenizer_from_gguf,
 )
-from keras_gpt.checkpoints.gguf_writing import write_gguf
 from keras_gpt.config import GPTConfig
-
-__all__ = ["read_gguf", "write_gguf"]
 
 _ROTATED = re.compile(r"blk\.\d+\.attn_([qk])\.(weight|bias)")
 _CONTROLS = {

@@ -1,9 +1,8 @@
 """From a tokenizer and a chat template to the settings in a GGUF file."""
 
+import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from keras_gpt.checkpoints.gguf_tokenizer import (
@@ -20,7 +19,6 @@ from keras_gpt.checkpoints.gguf_tokenizer import (
     normalizer_of,
     tokenizer_content,
 )
-from keras_gpt.files import read_json
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, Tokenizer
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -49,9 +47,7 @@ def tokenizer_settings(
             f"tokenizer={type(tokenizer).__name__}. Write Hugging Face's format, or "
             "train with a BytePairTokenizer."
         )
-    with TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        content = read_json(Path(folder) / tokenizer.file_name)
+    content = json.loads(tokenizer.to_json())
     is_byte_level = not content["model"].get("byte_fallback")
     tokens, types = _tokens(content, vocab_size)
     settings = {

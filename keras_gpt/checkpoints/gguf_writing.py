@@ -10,7 +10,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_gpt.checkpoints.checkpoint import weight_paths
+from keras_gpt.checkpoints.checkpoint import cast_weight, part_widths, weight_paths
 from keras_gpt.checkpoints.gguf_config import LLAMA3, NAMES
 from keras_gpt.checkpoints.gguf_tokenizer_writing import tokenizer_settings
 from keras_gpt.config import GPTConfig, default_feed_forward_dimension, suggest
@@ -41,7 +41,7 @@ def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
     Example:
 
     >>> import keras_gpt
-    >>> from keras_gpt.checkpoints.gguf import read_gguf, write_gguf
+    >>> from keras_gpt.checkpoints import read_gguf, write_gguf
     >>> texts = ["the cat sat", "the cat ran"]
     >>> tokenizer = keras_gpt.BytePairTokenizer.train(texts, 300, progress=False)
     >>> config = keras_gpt.GPTConfig.from_preset("quickstart", num_layers=1)
@@ -93,7 +93,8 @@ def _write_tensors(writer, slots, dtype):
     writer.write_ti_data_to_file()
     for slot in slots:
         kind = _DTYPES[slot.dtype(dtype)][0]
-        writer.write_tensor_data(_cast(slot.name, slot.values(), kind))
+        values = cast_weight(slot.name, slot.values(), kind)
+        writer.write_tensor_data(np.ascontiguousarray(values))
 
 
 def _architecture(config: GPTConfig) -> str:
@@ -248,11 +249,7 @@ def _slots(model, architecture) -> Iterator[_Slot]:
                 f"{path} is quantized, to {weights[path].dtype}. Write the model "
                 "before it is quantized."
             )
-        width = weights[path].shape[-1]
-        shares = [1] * len(theirs)
-        if len(theirs) == 3:
-            shares = [config.num_heads, num_kv_heads, num_kv_heads]
-        ends = np.cumsum(shares) * (width // sum(shares))
+        ends = np.cumsum(part_widths(config, weights[path].shape[-1], len(theirs)))
         for name, start, end in zip(theirs, [0, *ends], ends, strict=False):
             yield _Slot(
                 name,
@@ -267,16 +264,3 @@ def _slots(model, architecture) -> Iterator[_Slot]:
             width, base, config.rotary_scaling
         )
         yield _Slot("rope_freqs.weight", divisors, slice(0, width // 2))
-
-
-def _cast(name, values, kind):
-    with np.errstate(over="ignore"):  # reported below
-        cast = np.ascontiguousarray(values, kind)
-    if kind is np.float16 and not np.array_equal(
-        np.isfinite(cast), np.isfinite(values)
-    ):
-        raise ValueError(
-            f"{name} has values beyond 65504, the largest of float16. Use "
-            "dtype='bfloat16' or 'float32'."
-        )
-    return cast

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_gpt.checkpoints.checkpoint import Checkpoint
-from keras_gpt.checkpoints.huggingface_config import read_config
+from keras_gpt.checkpoints.huggingface_config import CONTROLS, read_config
 from keras_gpt.files import read_json
 from keras_gpt.tokenizers import (
     BytePairTokenizer,
@@ -17,7 +17,6 @@ from keras_gpt.tokenizers import (
 HUB = "hf://"
 _FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md")
 _DTYPES = ("F64", "F32", "F16", "BF16")
-_CONTROLS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def download(
@@ -127,10 +126,7 @@ def read_huggingface(folder: str | Path, name: str | None = None) -> Checkpoint:
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        settings = read_json(path)
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid JSON: it is nested too deep.") from error
+    settings = read_json(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     return settings
@@ -152,6 +148,7 @@ def _tensor_files(folder):
             raise ValueError(f"{index} lacks 'weight_map'. Download it again.")
         for file in weight_map.values():
             _check_shard(folder, index, file)
+        _check_promises(folder, weight_map)
     elif (folder / "model.safetensors").is_file():
         weight_map = dict.fromkeys(
             _tensor_names(folder / "model.safetensors"), "model.safetensors"
@@ -165,14 +162,6 @@ def _tensor_files(folder):
         raise FileNotFoundError(
             f"There are no weights in {folder}: model.safetensors is missing."
         )
-    for file in set(weight_map.values()):
-        held = set(_tensor_names(folder / file))
-        lacking = [n for n, f in weight_map.items() if f == file and n not in held]
-        if lacking:
-            raise ValueError(
-                f"{folder / file} lacks {lacking[0]}, which its index promises. "
-                "Download both again."
-            )
     # GPT-2's files have the prefix or don't
     return {
         re.sub(r"^transformer\.", "", name): (folder / file, name)
@@ -191,6 +180,18 @@ def _check_shard(folder, index, file):
         raise FileNotFoundError(
             f"The shard {folder / file} is missing. Download the model again."
         )
+
+
+def _check_promises(folder, weight_map):
+    """Raise unless each shard holds what the index says."""
+    for file in set(weight_map.values()):
+        held = set(_tensor_names(folder / file))
+        lacking = [n for n, f in weight_map.items() if f == file and n not in held]
+        if lacking:
+            raise ValueError(
+                f"{folder / file} lacks {lacking[0]}, which its index promises. "
+                "Download both again."
+            )
 
 
 def _open(path):
@@ -262,7 +263,7 @@ def _generation(folder, settings, vocab_size) -> tuple[tuple[int, ...], dict[str
     stop_ids = tuple(i for i in stop if 0 <= i < vocab_size)
     if not generation.get("do_sample", False):
         return stop_ids, {}
-    defaults = {name: generation[name] for name in _CONTROLS if generation.get(name)}
+    defaults = {name: generation[name] for name in CONTROLS if generation.get(name)}
     for name, value in defaults.items():
         if not isinstance(value, int | float):
             raise ValueError(f"{path} has a {name} that is no number: {value!r:.80}.")

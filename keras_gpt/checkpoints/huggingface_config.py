@@ -10,14 +10,14 @@ from keras_gpt.checkpoints.names import (
 from keras_gpt.config import GPTConfig, suggest
 
 # Theirs: ours, for the settings that are the same thing
-_GPT2_FIELDS = {
+GPT2_FIELDS = {
     "vocab_size": "vocab_size",
     "n_positions": "context_length",
     "n_embd": "embedding_dimension",
     "n_layer": "num_layers",
     "n_head": "num_heads",
 }
-_LLAMA_FIELDS = {
+LLAMA_FIELDS = {
     "vocab_size": "vocab_size",
     "max_position_embeddings": "context_length",
     "hidden_size": "embedding_dimension",
@@ -38,7 +38,9 @@ _NAMES = {
     "qwen3": HUGGING_FACE_LLAMA,
 }
 _FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
-_ROTARY_SCALING = {
+# Of generation, by the names that are ours too
+CONTROLS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+ROTARY_SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_frequency_factor",
     "high_freq_factor": "high_frequency_factor",
@@ -94,7 +96,7 @@ def _read_gpt2(settings, family):
         "add_cross_attention": False,
     }.items():
         _require(settings, name, value)
-    fields = {ours: settings[theirs] for theirs, ours in _GPT2_FIELDS.items()}
+    fields = {ours: settings[theirs] for theirs, ours in GPT2_FIELDS.items()}
     activation = settings.get("activation_function", "gelu_new")
     if activation not in _ACTIVATIONS:
         _refuse("activation_function", activation)
@@ -115,11 +117,10 @@ def _read_gpt2(settings, family):
 def _read_llama(settings, family):
     _require(settings, "hidden_act", "silu")
     _require(settings, "partial_rotary_factor", 1.0)
-    fields = {ours: settings[theirs] for theirs, ours in _LLAMA_FIELDS.items()}
+    fields = {ours: settings[theirs] for theirs, ours in LLAMA_FIELDS.items()}
     # the defaults of Transformers' configuration classes
     num_kv_heads = settings.get("num_key_value_heads") or fields["num_heads"]
-    width = settings.get("head_dim") or 128 if family == "qwen3" else None
-    width = width or settings.get("head_dim")
+    width = settings.get("head_dim") or (128 if family == "qwen3" else None)
     attention_dimension = width * fields["num_heads"] if width else None
     if attention_dimension == fields["embedding_dimension"]:
         attention_dimension = None
@@ -156,7 +157,7 @@ def _read_rotary(settings):
     if kind == "linear":
         return base, {"type": "linear", "factor": rotary["factor"]}
     if kind == "llama3":
-        scaling = {ours: rotary[theirs] for theirs, ours in _ROTARY_SCALING.items()}
+        scaling = {ours: rotary[theirs] for theirs, ours in ROTARY_SCALING.items()}
         return base, {"type": "llama3", **scaling}
     return _refuse("rope_type", kind, "only default, linear and llama3 are known")
 

@@ -7,6 +7,7 @@ from keras_gpt.tokenizers import (
     SentencePieceTokenizer,
     Tokenizer,
 )
+from keras_gpt.tokenizers.base import SPACE_MARK
 
 _UNKNOWN = "<|unknown|>"  # of a CharacterTokenizer
 
@@ -70,7 +71,7 @@ def _from_pieces(path):
             processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i)
         ):
             # Plain spaces, so that a "▁" of the text has no piece and becomes bytes
-            piece = piece.replace("▁", " ")
+            piece = piece.replace(SPACE_MARK, " ")
             scores[piece] = processor.get_score(i)
         ids[piece] = i
     # the score of a merge is its rank, that of a unigram its log-probability

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import warnings
@@ -12,12 +13,19 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_gpt.checkpoints.checkpoint import weight_paths
+from keras_gpt.checkpoints.checkpoint import cast_weight, part_widths, weight_paths
 from keras_gpt.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
+from keras_gpt.checkpoints.huggingface_config import (
+    CONTROLS,
+    GPT2_FIELDS,
+    LLAMA_FIELDS,
+    ROTARY_SCALING,
+)
 from keras_gpt.checkpoints.huggingface_tokenizer import write_tokenizer
 from keras_gpt.checkpoints.names import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA
 from keras_gpt.config import GPTConfig, default_feed_forward_dimension, suggest
 from keras_gpt.files import atomic_update, write_json
+from keras_gpt.tokenizers import BytePairTokenizer
 
 _DTYPES = {
     "float32": np.float32,
@@ -33,7 +41,6 @@ _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _GPT2_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
-_CONTROLS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _CARD = """\
 ---
 {license}library_name: transformers
@@ -84,7 +91,8 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
     if dtype not in _DTYPES:
         raise ValueError(f"Unknown dtype. {suggest('dtype', dtype, _DTYPES)}")
     family = find_family(config)
-    shards = _shards(lm.model, family, _DTYPES[dtype])
+    weights = {variable.path: variable for variable in lm.model.weights}
+    shards = _shards(weights, config, family, _DTYPES[dtype])
     settings = {
         "architectures": [_ARCHITECTURES[family]],
         "model_type": family,
@@ -99,13 +107,13 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
         write_json(folder / "generation_config.json", _generation_settings(lm))
         write_tokenizer(lm.tokenizer, folder)
         if family == "qwen2":
-            _warn_of_words(folder / "tokenizer.json")
+            _warn_of_words(lm.tokenizer)
         write_json(folder / "tokenizer_config.json", _tokenizer_settings(lm))
         if lm.chat_template is not None:
             template = lm.chat_template.template
             (folder / "chat_template.jinja").write_text(template, "utf-8")
         (folder / "README.md").write_text(_card(lm.source.get("license")), "utf-8")
-        _write_tensors(lm.model, family, _DTYPES[dtype], shards, folder)
+        _write_tensors(weights, config, family, _DTYPES[dtype], shards, folder)
 
 
 def _is_empty(directory):
@@ -172,11 +180,7 @@ def _refuse(config, name, reason):
 
 def _gpt2_settings(config):
     return {
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_embd": config.embedding_dimension,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
+        **{theirs: getattr(config, ours) for theirs, ours in GPT2_FIELDS.items()},
         "n_inner": config.feed_forward_dimension,
         "activation_function": _GPT2_ACTIVATIONS[config.activation],
         "layer_norm_epsilon": config.norm_epsilon,
@@ -192,11 +196,7 @@ def _llama_settings(config):
         config.embedding_dimension, config.activation
     )
     settings = {
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.embedding_dimension,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{theirs: getattr(config, ours) for theirs, ours in LLAMA_FIELDS.items()},
         "num_key_value_heads": config.num_kv_heads or config.num_heads,
         "head_dim": config.head_dimension,
         "intermediate_size": hidden,
@@ -219,13 +219,12 @@ def _rotary_settings(config):
     base = {"rope_theta": config.rotary_base}
     rotary = {"rope_type": "default"}
     if scaling is not None:
-        rotary = {"rope_type": scaling["type"], "factor": scaling["factor"]}
-        if scaling["type"] == "llama3":
-            rotary |= {
-                "low_freq_factor": scaling["low_frequency_factor"],
-                "high_freq_factor": scaling["high_frequency_factor"],
-                "original_max_position_embeddings": scaling["original_context_length"],
-            }
+        rotary = {"rope_type": scaling["type"]}
+        rotary |= {
+            theirs: scaling[ours]
+            for theirs, ours in ROTARY_SCALING.items()
+            if ours in scaling
+        }
     settings = {**base, "rope_parameters": {**base, **rotary}}
     return settings if scaling is None else {**settings, "rope_scaling": rotary}
 
@@ -243,7 +242,7 @@ def _token_ids(lm):
 
 def _generation_settings(lm):
     settings = _token_ids(lm)
-    defaults = {name: lm.generation_defaults.get(name) for name in _CONTROLS}
+    defaults = {name: lm.generation_defaults.get(name) for name in CONTROLS}
     if not any(value is not None for value in defaults.values()):
         return settings
     if defaults["temperature"] == 0:
@@ -275,11 +274,12 @@ def _tokenizer_settings(lm):
     }
 
 
-def _warn_of_words(path):
+def _warn_of_words(tokenizer):
     """Warn unless a tokenizer cuts text into words as Qwen's does."""
     [cut, _] = PRE_TOKENIZERS["qwen2"]["pretokenizers"]
     pattern = json.dumps(cut["pattern"]["Regex"])
-    if not path.is_file() or pattern not in path.read_text("utf-8"):
+    is_byte_pair = isinstance(tokenizer, BytePairTokenizer)
+    if not is_byte_pair or pattern not in tokenizer.to_json():
         warnings.warn(
             "This model is written as a Qwen2, and AutoTokenizer of Transformers 5 "
             "cuts text as Qwen does for each of them. Load its tokenizer with "
@@ -295,7 +295,7 @@ def _card(license_name):
     return _CARD.format(license=f"license: {license_name}\n" if known else "")
 
 
-def _write_tensors(model, family, dtype, shards, folder):
+def _write_tensors(weights, config, family, dtype, shards, folder):
     """Write the weights in shards, so that only one of them is held in memory."""
     from safetensors.numpy import save_file
 
@@ -306,7 +306,7 @@ def _write_tensors(model, family, dtype, shards, folder):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {}
         for path in paths:
-            tensors |= _tensors(model, family, path, dtype)
+            tensors |= _tensors(weights, config, family, path, dtype)
         # Transformers asks for the metadata
         save_file(tensors, folder / file, {"format": "pt"})
         # safetensors lets only the owner read
@@ -318,23 +318,21 @@ def _write_tensors(model, family, dtype, shards, folder):
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _shards(model, family, dtype):
+def _shards(weights, config, family, dtype):
     """Our paths of the weights, in lists of at most `_SHARD_SIZE` bytes."""
-    ours = {variable.path for variable in model.weights}
-    other = sorted(ours ^ set(weight_paths(model.config)))
+    other = sorted(weights.keys() ^ set(weight_paths(config)))
     if other:
         raise ValueError(
             "The model must have the weights of a plain GPT, neither quantized nor "
             f"with adapters. Received: {other[0]}. Merge adapters, or load the model "
             "unquantized."
         )
-    config = model.config
     if family == "gpt2":
         fields = {"use_bias": True, "query_key_value_bias": None}
         config = dataclasses.replace(config, **fields)
     shards, room = [], 0
     for path in weight_paths(config):
-        size = int(np.prod(_find_shape(model, path))) * np.dtype(dtype).itemsize
+        size = math.prod(_find_shape(weights, path)) * np.dtype(dtype).itemsize
         if not shards or size > room:
             shards.append([])
             room = _SHARD_SIZE
@@ -343,31 +341,24 @@ def _shards(model, family, dtype):
     return shards
 
 
-def _find_shape(model, path):
+def _find_shape(weights, path):
     """The shape of a weight, also of a bias that the model doesn't have."""
-    weights = {variable.path: tuple(variable.shape) for variable in model.weights}
     if path in weights:
-        return weights[path]
+        return tuple(weights[path].shape)
     beside = path.replace("/beta", "/gamma").replace("/bias", "/kernel")
-    return weights[beside][-1:]
+    return tuple(weights[beside].shape)[-1:]
 
 
-def _tensors(model, family, path, dtype):
+def _tensors(weights, config, family, path, dtype):
     """What Transformers calls the parts of a weight, and their values."""
     names = HUGGING_FACE_GPT2 if family == "gpt2" else HUGGING_FACE_LLAMA
-    weights = {variable.path: variable for variable in model.weights}
     if path in weights:
-        values = _convert(ops.convert_to_numpy(weights[path]), dtype, path)
+        values = cast_weight(path, ops.convert_to_numpy(weights[path]), dtype)
     else:
-        values = np.zeros(_find_shape(model, path), dtype)
+        values = np.zeros(_find_shape(weights, path), dtype)
     theirs = names.find(path)
-    config = model.config
-    widths = [values.shape[-1] // len(theirs)] * len(theirs)
-    if len(theirs) == 3:  # query, key and value
-        kv_heads = config.num_kv_heads or config.num_heads
-        heads = (config.num_heads, kv_heads, kv_heads)
-        widths = [number * config.head_dimension for number in heads]
-    parts = np.split(values, np.cumsum(widths)[:-1], axis=-1)
+    ends = np.cumsum(part_widths(config, values.shape[-1], len(theirs)))
+    parts = np.split(values, ends[:-1], axis=-1)
     if names.is_transposed(path):
         parts = [part.T for part in parts]
     # as Transformers names them itself
@@ -376,13 +367,3 @@ def _tensors(model, family, path, dtype):
         name if name == "lm_head.weight" else prefix + name: np.ascontiguousarray(part)
         for name, part in zip(theirs, parts, strict=True)
     }
-
-
-def _convert(values, dtype, path):
-    try:
-        with np.errstate(over="raise"):
-            return values.astype(dtype, copy=False)
-    except FloatingPointError as error:
-        raise ValueError(
-            f"{path} has values beyond float16's largest, 65504. Use dtype='bfloat16'."
-        ) from error

