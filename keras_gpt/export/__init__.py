@@ -1,0 +1,1 @@
+"""A SavedModel that TensorFlow Serving serves as text in, text out."""
