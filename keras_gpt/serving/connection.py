@@ -1,0 +1,101 @@
+"""What REST and gRPC have in common: errors, states and the protocol between."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+# TensorFlow's names of dtypes, and ours
+DTYPE_NAMES = {
+    "DT_STRING": "string",
+    "DT_INT32": "int32",
+    "DT_INT64": "int64",
+    "DT_FLOAT": "float32",
+    "DT_DOUBLE": "float64",
+    "DT_BOOL": "bool",
+}
+INITIALIZER = "__saved_model_init_op"  # listed with the signatures, but not one to call
+
+
+class ServingError(RuntimeError):
+    """The server refused a request, or there is none.
+
+    Args:
+        code: The name of a gRPC status, such as `"INVALID_ARGUMENT"`. Over REST it is
+            told from the HTTP status.
+        message: What the server said.
+
+    Attributes:
+        code: As above.
+        message: As above.
+    """
+
+    def __init__(self, code: str, message: str):
+        super().__init__(code, message)  # both, so that it can be pickled
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+
+class UnavailableError(ServingError):
+    """An error that may pass, so that the request is sent again."""
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """The state of a version of the model.
+
+    Attributes:
+        version: Its number.
+        state: `"START"`, `"LOADING"`, `"AVAILABLE"`, `"UNLOADING"` or `"END"`.
+        error: Why it failed to load, else empty.
+    """
+
+    version: int
+    state: str
+    error: str = ""
+
+
+class Connection(Protocol):
+    """A way to a server.
+
+    Each method but `close` takes the seconds that it may take, and raises
+    `UnavailableError`, another `ServingError` or `TimeoutError`.
+    """
+
+    def predict(
+        self, signature: str, inputs: dict[str, np.ndarray], seconds: float
+    ) -> dict[str, np.ndarray | list]:
+        """Call a signature; strings are objects of type `str`."""
+
+    def metadata(self, seconds: float) -> dict[str, Any]:
+        """The signatures."""
+
+    def status(self, seconds: float) -> list[VersionStatus]:
+        """The states of the versions."""
+
+    def close(self) -> None:
+        """Free the connection."""
+
+
+def no_server(address: str, is_rest: bool, model: str, reason: str) -> UnavailableError:
+    """The error for when nothing answers."""
+    port, other = ("rest_api_port=8501", "gRPC (8500)")
+    if not is_rest:
+        port, other = ("port=8500", "REST (8501)")
+    return UnavailableError(
+        "UNAVAILABLE",
+        f"No server answers at {address}. Start it with `tensorflow_model_server "
+        f"--{port} --model_name={model} --model_base_path=...`, and see that this "
+        f"isn't its port for {other}. {reason}",
+    )
+
+
+def too_late(address: str, reason: str) -> TimeoutError:
+    """The error for when an answer took too long."""
+    return TimeoutError(
+        f"No answer from {address} in time. Raise `timeout`, or ask for fewer tokens "
+        f"or a smaller `batch_size`. {reason}"
+    )

@@ -1,0 +1,162 @@
+"""A connection to TensorFlow Serving over REST."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from keras_gpt.serving.connection import (
+    DTYPE_NAMES,
+    INITIALIZER,
+    ServingError,
+    UnavailableError,
+    VersionStatus,
+    no_server,
+    too_late,
+)
+
+_CODES = {  # of the HTTP statuses that the server answers with
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_PASSING = (429, 502, 503, 504)
+_CONNECTIONS = 32  # kept open for threads that call at once
+
+
+class RestConnection:
+    """A `Connection` over REST; threads may share it.
+
+    Args:
+        address: `"http://host:port"`, or with https, or with a path before `/v1`.
+        model: Its name.
+        version: Its version, or `None`.
+        label: A label of versions, or `None`.
+    """
+
+    def __init__(
+        self, address: str, model: str, version: int | None, label: str | None
+    ):
+        import requests
+
+        self._errors = requests.exceptions
+        self._address = address.rstrip("/")
+        self._model = model
+        self._path = f"/v1/models/{quote(model, safe='')}"
+        if version is not None:
+            self._path += f"/versions/{version}"
+        elif label is not None:
+            self._path += f"/labels/{quote(label, safe='')}"
+        self._session = requests.Session()
+        # The client itself tries again, over gRPC too: none is done here.
+        adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def predict(
+        self, signature: str, inputs: dict[str, np.ndarray], seconds: float
+    ) -> dict[str, list]:
+        """See `Connection`."""
+        columns = {name: array.tolist() for name, array in inputs.items()}
+        body = {"signature_name": signature, "inputs": columns}
+        answer = self._send("POST", ":predict", seconds, body)
+        outputs = answer.get("outputs")
+        if not isinstance(outputs, dict):
+            raise ServingError(
+                "INTERNAL", f"The outputs of {signature!r} have no names: {outputs!r}."
+            )
+        return outputs
+
+    def metadata(self, seconds: float) -> dict[str, Any]:
+        """See `Connection`."""
+        answer = self._send("GET", "/metadata", seconds)
+        signatures = answer["metadata"]["signature_def"]["signature_def"]
+        return {
+            name: {
+                kind: {
+                    tensor: {
+                        "dtype": DTYPE_NAMES.get(info["dtype"], info["dtype"]),
+                        "shape": _shape(info["tensor_shape"]),
+                    }
+                    for tensor, info in signature.get(kind, {}).items()
+                }
+                for kind in ("inputs", "outputs")
+            }
+            for name, signature in sorted(signatures.items())
+            if name != INITIALIZER
+        }
+
+    def status(self, seconds: float) -> list[VersionStatus]:
+        """See `Connection`."""
+        answer = self._send("GET", "", seconds)
+        return [
+            VersionStatus(
+                int(item["version"]),
+                item["state"],
+                item.get("status", {}).get("error_message", ""),
+            )
+            for item in answer["model_version_status"]
+        ]
+
+    def close(self) -> None:
+        """See `Connection`."""
+        self._session.close()
+
+    def _send(
+        self, method: str, suffix: str, seconds: float, body: dict | None = None
+    ) -> dict:
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        try:
+            response = self._session.request(
+                method, self._address + self._path + suffix, data=data, timeout=seconds
+            )
+        except self._errors.Timeout as error:
+            raise too_late(self._address, f"It had {seconds:.3g} seconds.") from error
+        except self._errors.SSLError as error:
+            raise ServingError("UNAUTHENTICATED", str(error)) from error
+        except (
+            self._errors.ConnectionError,
+            self._errors.ChunkedEncodingError,
+        ) as error:
+            raise no_server(self._address, True, self._model, f"{error}") from error
+        text = response.content.decode("utf-8", "replace")
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if response.ok and isinstance(answer, dict):
+            return answer
+        status = response.status_code
+        if isinstance(answer, dict) and "error" in answer:
+            message = str(answer["error"])
+            if status == 504:
+                # The server gave up by itself, and would again.
+                raise too_late(
+                    self._address,
+                    f"The server said: {message} Its --rest_api_timeout_in_ms is 30000 "
+                    "unless set.",
+                )
+        else:
+            message = (
+                f"{self._address} answers with HTTP status {status} and no JSON as "
+                f"TensorFlow Serving's: {text[:200]!r}."
+            )
+        kind = UnavailableError if status in _PASSING else ServingError
+        raise kind(_CODES.get(status, "UNKNOWN"), message)
+
+
+def _shape(shape: dict) -> tuple[int | None, ...] | None:
+    if shape.get("unknown_rank"):
+        return None
+    sizes = [int(dim["size"]) for dim in shape.get("dim", [])]
+    return tuple(None if size < 0 else size for size in sizes)
