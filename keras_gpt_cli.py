@@ -66,6 +66,13 @@ class Format(StrEnum):
     GGUF = "gguf"
 
 
+class Flavour(StrEnum):
+    """Which servers run an exported model."""
+
+    STOCK = "stock"
+    XLA = "xla"
+
+
 StoredWeights = Annotated[
     Weights | None,
     typer.Option(help="Fewer bits take less memory; int8 changes answers slightly."),
@@ -489,6 +496,71 @@ def write(
     _note(f"Wrote {_size_on_disk(output) / 1e6:,.1f} MB to {output}.")
 
 
+@app.command()
+def export(
+    model: Model,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="Version folder to write, such as served/docs/1; with --next-version "
+            "the folder above, such as served/docs."
+        ),
+    ],
+    next_version: Annotated[
+        bool, typer.Option("--next-version", help="Choose the next number in PATH.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longest prompt. \\[default: the model's context]"),
+    ] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Fewer bits take less room on disk, not in memory."),
+    ] = None,
+    flavour: Annotated[
+        Flavour,
+        typer.Option(help="xla only for servers started with an XLA flag."),
+    ] = Flavour.STOCK,
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch-size",
+            help="Numbers of rows to warm the server up with; give it several times. "
+            "\\[default: 1, 8, 32]",
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Write a SavedModel for TensorFlow Serving: text in, text out."""
+    # TensorFlow makes the graph, whatever trained the model
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    _import_quietly()
+    lm = _load(model, dtype, revision=revision)
+    folder = lm.export(
+        path,
+        next_version=next_version,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        weights=weights and str(weights),
+        flavour=str(flavour),
+        seed=seed,
+        **_given(batch_sizes=batch_sizes),
+        **_sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+    )
+    _note(
+        f"How to serve and ask it: {folder / 'README.md'}. Its signatures: "
+        "serving_default, generate, generate_ids, score, tokenize."
+    )
+
+
 def main() -> None:
     """Run the command; show what a user can mend as one line and exit with 2."""
     # read by TensorFlow when it is imported
@@ -612,12 +684,7 @@ def _quantize(lm):
     """Keep the weights in int8; returns rows about what that saves and costs."""
     from keras_gpt import data
 
-    ids = []
-    for document in data.embedded_corpus():
-        ids += lm.tokenizer.encode(document)
-        if len(ids) >= SAMPLE_TOKENS:
-            break
-    sample = [ids[:SAMPLE_TOKENS]]
+    sample = [data.embedded_sample(lm.tokenizer, SAMPLE_TOKENS)]
     dtype = lm.model.dtype_policy.name
     large, before = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
     lm.quantize("int8")

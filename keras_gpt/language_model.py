@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_gpt import checkpoints, tokenizers
+from keras_gpt import checkpoints, export, tokenizers
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.generation import (
@@ -252,6 +252,79 @@ class LanguageModel:
             ValueError: llama.cpp has no such architecture or tokenizer.
         """
         checkpoints.write_gguf(self, path, dtype=dtype)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        max_new_tokens: int = 64,
+        max_prompt_tokens: int | None = None,
+        stop_ids: Sequence[int] | None = None,
+        weights: str | None = None,
+        flavour: str = "stock",
+        batch_sizes: Sequence[int] = (1, 8, 32),
+        next_version: bool = False,
+        progress: bool = True,
+        **defaults,
+    ) -> Path:
+        """Write a SavedModel that TensorFlow Serving serves as text in, text out.
+
+        Its signatures are described in the README.md that is written with it:
+        `serving_default`, `generate`, `generate_ids`, `score` and `tokenize`. On
+        JAX and PyTorch, TensorFlow writes it in a process of its own.
+
+        Args:
+            path: The version folder, whose name is a number: `"served/docs/1"` is
+                version 1 of the model `docs`.
+            max_new_tokens: Most tokens of an answer.
+            max_prompt_tokens: Longest prompt. Defaults to the model's context.
+            stop_ids: Token ids that end a text. Defaults to the model's.
+            weights: What they are stored in: `"float32"`, `"bfloat16"` or `"int8"`.
+                The server expands them once, when it loads the model. Defaults to
+                what the model has.
+            flavour: `"stock"` runs on every server; `"xla"` only on one that was
+                started with `--xla_cpu_compilation_enabled`, or the like for GPUs.
+            batch_sizes: Numbers of rows that the server is warmed up with: those
+                that its batching allows.
+            next_version: Whether `path` is the folder of all versions, in which the
+                next number is chosen.
+            progress: Whether to say on stderr what is being done.
+            **defaults: Controls of `serving_default`: `temperature`, `top_k`,
+                `top_p`, `seed`; and of all signatures: `min_p`,
+                `repetition_penalty`. Defaults to the model's.
+
+        Returns:
+            The version folder.
+
+        Raises:
+            FileExistsError: The version is there already.
+            ImportError: TensorFlow or tensorflow-text isn't installed.
+            ValueError: An option is out of its range, or no graph can be made of the
+                tokenizer.
+
+        Example:
+
+        >>> import keras_gpt
+        >>> tokenizer = keras_gpt.CharacterTokenizer.train(["hello world"])
+        >>> config = keras_gpt.GPTConfig(vocab_size=8, context_length=16, num_heads=2,
+        ...                              embedding_dimension=32, num_layers=1)
+        >>> lm = keras_gpt.LanguageModel(keras_gpt.GPT(config), tokenizer)
+        >>> lm.export("served/greeter/1", max_new_tokens=8, progress=False).name
+        '1'
+        """
+        return export.export_saved_model(
+            self,
+            path,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            stop_ids=stop_ids,
+            weights=weights,
+            flavour=flavour,
+            batch_sizes=batch_sizes,
+            next_version=next_version,
+            progress=progress,
+            **defaults,
+        )
 
     def quantize(self, mode: str = "int8") -> None:
         """Keep the model's weights in fewer bits; see `GPT.quantize`.

@@ -2,7 +2,7 @@
 
 from keras_gpt.data.batches import load_batches
 from keras_gpt.data.corpus import Corpus, read_documents
-from keras_gpt.data.embedded import embedded_corpus
+from keras_gpt.data.embedded import embedded_corpus, embedded_sample
 from keras_gpt.data.preparation import prepare
 from keras_gpt.data.shards import TokenDataset, read_metadata
 
@@ -10,6 +10,7 @@ __all__ = [
     "Corpus",
     "TokenDataset",
     "embedded_corpus",
+    "embedded_sample",
     "load_batches",
     "prepare",
     "read_documents",

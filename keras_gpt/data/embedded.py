@@ -50,6 +50,37 @@ def embedded_corpus() -> Iterator[str]:
             yield document
 
 
+def embedded_sample(tokenizer, num_tokens: int) -> list[int]:
+    """The first tokens of the embedded corpus, to compare losses on.
+
+    Args:
+        tokenizer: A tokenizer of `keras_gpt.tokenizers`. Characters that it doesn't
+            know are left out.
+        num_tokens: How many.
+
+    Returns:
+        Token ids.
+    """
+    ids = []
+    for document in embedded_corpus():
+        try:
+            ids += tokenizer.encode(document)
+        except ValueError:
+            known = {c for c in set(document) if _is_known(tokenizer, c)}
+            ids += tokenizer.encode("".join(c for c in document if c in known))
+        if len(ids) >= num_tokens:
+            break
+    return ids[:num_tokens]
+
+
+def _is_known(tokenizer, character):
+    try:
+        tokenizer.encode(character)
+    except ValueError:
+        return False
+    return True
+
+
 def _module_document(name: str, path: Path) -> str:
     """Join the docstrings of one module; "" if it has none or cannot be parsed."""
     try:

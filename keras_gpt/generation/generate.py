@@ -223,7 +223,7 @@ class Generation:
         if self._state is None:
             self._inputs, state = self._start(len(token_ids))
         else:
-            state = {name: self._state[name] for name in _CARRIED}
+            state = {name: self._state[name] for name in CARRIED}
             state["done"] = self._with_stopped(state["done"])
         inputs = {
             **self._inputs,
@@ -278,7 +278,7 @@ class Generation:
 
 
 # what a row keeps when its context is read anew
-_CARRIED = ("seen", "done", "tokens", "log_probs", "step")
+CARRIED = ("seen", "done", "tokens", "log_probs", "step")
 
 
 def compiled(model, program, **static):

@@ -197,7 +197,7 @@ class CausalSelfAttention(keras.layers.Layer):
         """
         query, key, value = self._project(x, positions)
         context, _ = self._attend_within(query, key, value, segment_ids)
-        room = [[0, 0], [0, 0], [0, cache_length - x.shape[1]], [0, 0]]
+        room = [[0, 0], [0, 0], [0, cache_length - ops.shape(x)[1]], [0, 0]]
         return self._combine(context), (ops.pad(key, room), ops.pad(value, room))
 
     def decode(self, x, cache, position, document_start=None):
@@ -218,7 +218,7 @@ class CausalSelfAttention(keras.layers.Layer):
         query, key, value = self._project(x, in_document[:, None])
         keys = backend.write_cache(cache[0], key, position)
         values = backend.write_cache(cache[1], value, position)
-        s = ops.arange(keys.shape[2], dtype="int32")  # (s,)
+        s = ops.arange(ops.shape(keys)[2], dtype="int32")  # (s,)
         mask = s <= position[:, None]  # (b, s)
         if document_start is not None:
             mask = ops.logical_and(mask, s >= document_start[:, None])

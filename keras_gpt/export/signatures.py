@@ -1,0 +1,255 @@
+"""What a SavedModel offers: text in, text out, and the steps between."""
+
+# Axes: b batch, t position, n new token
+
+import tensorflow as tf
+
+from keras_gpt.export.decode_loop import generate_ids
+from keras_gpt.export.stored_weights import StoredWeights
+from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
+from keras_gpt.generation.scoring import score_program
+
+CONTROLS = {
+    "max_new_tokens": tf.int32,
+    "temperature": tf.float32,
+    "top_k": tf.int32,
+    "top_p": tf.float32,
+    "seed": tf.int32,
+}
+
+
+class ServedModel:
+    """A language model whose methods are the signatures of a SavedModel.
+
+    Args:
+        lm: A `LanguageModel` on the TensorFlow backend.
+        settings: The checked `Settings`.
+    """
+
+    def __init__(self, lm, settings):
+        tokenizer = lm.tokenizer
+        self.settings = settings
+        self.weights = StoredWeights(lm.model, settings.weights)
+        self.encoder = make_text_encoder(tokenizer)
+        self.decoder = TextDecoder(tokenizer)
+        self.start_ids = list(tokenizer.start_ids)
+        end = tokenizer.end_of_text_id
+        # what stands for an empty text, if anything can
+        self.empty_ids = self.start_ids or ([] if end is None else [end])
+        # one graph, which three signatures call
+        self._continue = tf.function(
+            self._continue, autograph=False, reduce_retracing=True
+        )
+
+    def save(self, path):
+        """Write the SavedModel.
+
+        Args:
+            path: An empty folder, or one to be made.
+        """
+        # not the Keras model: its variables would be stored once more, and the loader
+        # in C++ would not find them
+        root = tf.Module()
+        root.stored = self.weights.stored
+        root.expanded = self.weights.expanded
+        root.encoder = self.encoder
+        root.decoder = self.decoder
+        tf.saved_model.save(root, str(path), signatures=self.signatures())
+
+    def signatures(self):
+        """The signatures by name, traced."""
+        text = tf.TensorSpec([None], tf.string, name="text")
+        prompt = tf.TensorSpec([None], tf.string, name="prompt")
+        controls = [
+            tf.TensorSpec([None], dtype, name=name) for name, dtype in CONTROLS.items()
+        ]
+        token_ids = tf.TensorSpec([None, None], tf.int32, name="token_ids")
+        lengths = tf.TensorSpec([None], tf.int32, name="lengths")
+        inputs = {
+            "serving_default": (self.complete, [prompt]),
+            "generate": (self.generate, [prompt, *controls]),
+            "generate_ids": (self.generate_ids, [token_ids, lengths, *controls]),
+            "score": (self.score, [text]),
+            "tokenize": (self.tokenize, [text]),
+        }
+        return {
+            name: tf.function(
+                function, input_signature=specs, autograph=False
+            ).get_concrete_function()
+            for name, (function, specs) in inputs.items()
+        }
+
+    def complete(self, prompt):
+        """Continue prompts with the controls that were fixed."""
+        controls = {
+            name: tf.fill(
+                tf.shape(prompt), tf.cast(getattr(self.settings, name), dtype)
+            )
+            for name, dtype in CONTROLS.items()
+        }
+        return self.generate(prompt, **controls)
+
+    def generate(self, prompt, max_new_tokens, temperature, top_k, top_p, seed):
+        """Continue prompts, each row with its own controls."""
+        controls = self._check_controls(
+            tf.shape(prompt)[0], max_new_tokens, temperature, top_k, top_p, seed
+        )
+        token_ids, lengths = self._encode_prompts(
+            "prompt", prompt, self.settings.max_prompt_tokens
+        )
+        tokens, _ = self._continue(token_ids, lengths, controls)
+        num_tokens = _count_tokens(tokens)
+        is_stopped = num_tokens < controls["max_new_tokens"]
+        return {
+            "text": self.decoder(tokens),
+            "num_tokens": num_tokens,
+            "finish_reason": tf.where(is_stopped, "stop", "length"),
+        }
+
+    def generate_ids(
+        self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed
+    ):
+        """Continue token ids."""
+        controls = self._check_controls(
+            tf.shape(token_ids)[0], max_new_tokens, temperature, top_k, top_p, seed
+        )
+        most = self.settings.max_prompt_tokens
+        t = tf.shape(token_ids)[1]
+        lengths = _check(
+            (lengths >= 1) & (lengths <= tf.minimum(most, t)),
+            lengths,
+            f"`lengths` must be from 1 to {most} and to the width of `token_ids`",
+        )
+        vocab_size = self.weights.model.config.vocab_size
+        is_padding = tf.logical_not(tf.sequence_mask(lengths, t))
+        is_id = (token_ids >= 0) & (token_ids < vocab_size)
+        token_ids = _check(
+            is_id | is_padding,
+            token_ids,
+            f"`token_ids` must be from 0 to {vocab_size - 1}",
+        )
+        token_ids = tf.where(is_padding, 0, token_ids)
+        tokens, log_probs = self._continue(token_ids, lengths, controls)
+        return {
+            "token_ids": tokens,
+            "log_probs": log_probs,
+            "num_tokens": _count_tokens(tokens),
+        }
+
+    def score(self, text):
+        """Log-probability of each token of texts given those before it."""
+        context_length = self.weights.model.config.context_length
+        token_ids, lengths = self._encode_prompts("text", text, context_length + 1)
+        t = tf.shape(token_ids)[1]
+        # a text of one token leaves nothing to predict: let there be one place
+        padded = tf.pad(token_ids, [[0, 0], [0, 1]])
+        inputs = {"token_ids": padded[:, : tf.maximum(t - 1, 1)]}
+        inputs["targets"] = padded[:, 1 : tf.maximum(t, 2)]
+        with self.weights.read():
+            log_probs = score_program(self.weights.model)({}, inputs)[:, : t - 1]
+        is_token = tf.sequence_mask(lengths, t)
+        return {
+            "log_probs": tf.where(is_token[:, 1:], log_probs, 0.0),
+            "token_ids": tf.where(is_token, token_ids, -1),
+            "num_tokens": lengths,
+        }
+
+    def tokenize(self, text):
+        """Token ids of texts."""
+        token_ids, lengths = self.encoder(text)
+        return {"token_ids": token_ids, "num_tokens": lengths}
+
+    def _continue(self, token_ids, lengths, controls):
+        settings, model = self.settings, self.weights.model
+        is_unlimited = controls["top_k"] == 0
+        top_k = tf.where(is_unlimited, model.config.vocab_size, controls["top_k"])
+        with self.weights.read():
+            return generate_ids(
+                model,
+                token_ids,
+                lengths,
+                {**controls, "top_k": top_k},
+                max_new_tokens=settings.max_new_tokens,
+                stop_ids=settings.stop_ids,
+                min_p=settings.min_p,
+                repetition_penalty=settings.repetition_penalty,
+                jit_compile=settings.flavour == "xla",
+            )
+
+    def _encode_prompts(self, name, texts, most):
+        """Ids and lengths of texts, as `LanguageModel` gives them to its model."""
+        batch_size = tf.shape(texts)[0]
+        texts = _check(
+            batch_size > 0, texts, f"`{name}` must have at least one row", batch_size
+        )
+        token_ids, lengths = self.encoder(texts)
+        start = tf.tile(tf.constant([self.start_ids], tf.int32), [batch_size, 1])
+        is_empty = lengths == 0
+        if not self.empty_ids:
+            lengths = _check(
+                tf.logical_not(is_empty),
+                lengths,
+                f"`{name}` must not be empty: this tokenizer has no end-of-text token "
+                "to start from",
+                texts,
+            )
+        token_ids = tf.concat([start, tf.maximum(token_ids, 0)], axis=1)
+        room = tf.maximum(len(self.empty_ids) - tf.shape(token_ids)[1], 0)
+        token_ids = tf.pad(token_ids, [[0, 0], [0, room]])
+        empty = tf.constant([self.empty_ids], tf.int32)
+        empty = tf.pad(empty, [[0, 0], [0, tf.shape(token_ids)[1] - empty.shape[1]]])
+        token_ids = tf.where(is_empty[:, None], empty, token_ids)
+        lengths = tf.where(is_empty, len(self.empty_ids), lengths + len(self.start_ids))
+        is_short = lengths <= most
+        message = f"`{name}` is longer than {most} tokens: each row's number is shown"
+        token_ids = _check(is_short, token_ids, message, lengths)
+        return token_ids, lengths
+
+    def _check_controls(self, batch_size, *values):
+        """Fail with a message that names the control, what came and what is wanted."""
+        most = self.settings.max_new_tokens
+        controls = {}
+        for name, value in zip(CONTROLS, values, strict=True):
+            sizes = tf.stack([tf.shape(value)[0], batch_size])
+            is_alike = (sizes[0] == batch_size) & (batch_size > 0)
+            message = f"`{name}` must have one value for each of at least one row"
+            controls[name] = _check(is_alike, value, message, sizes)
+        n, temperature, top_k, top_p, seed = controls.values()
+        limits = {
+            "max_new_tokens": ((n >= 0) & (n <= most), f"from 0 to {most}"),
+            "temperature": (
+                (temperature >= 0) & tf.math.is_finite(temperature),
+                "at least 0 (0 is greedy)",
+            ),
+            "top_k": (top_k >= 0, "at least 1, or 0 for no limit"),
+            "top_p": ((top_p > 0) & (top_p <= 1), "above 0 and at most 1"),
+            "seed": (seed >= 0, "at least 0"),
+        }
+        return {
+            name: _check(is_valid, controls[name], f"`{name}` must be {wanted}")
+            for name, (is_valid, wanted) in limits.items()
+        }
+
+
+def _check(condition, values, message, received=None):
+    """Fail unless all of a condition holds; what uses the result waits for that.
+
+    Args:
+        condition: Booleans.
+        values: A tensor.
+        message: What is wrong, up to "Received".
+        received: What to show. Defaults to the values.
+
+    Returns:
+        The values.
+    """
+    received = values if received is None else received
+    holds = tf.debugging.Assert(
+        tf.reduce_all(condition), [f"{message}. Received:", received]
+    )
+    with tf.control_dependencies([holds]):
+        return tf.identity(values)
+
+
+def _count_tokens(tokens):
+    return tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)

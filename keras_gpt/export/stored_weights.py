@@ -1,0 +1,142 @@
+"""A model's weights in a SavedModel, in as few bits as wanted.
+
+What is stored in fewer bits is expanded once, when a server loads the model: it then
+computes as fast as ever, and only the files are small.
+"""
+
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_gpt.layers.initial import given_values
+from keras_gpt.model import GPT
+
+
+class StoredWeights:
+    """Weights that TensorFlow stores, and the float tensors that a graph reads.
+
+    Args:
+        model: A `GPT` on the TensorFlow backend, quantized or not.
+        weights: `"float32"`, `"bfloat16"`, `"int8"`, or `None` for what the model
+            keeps them in.
+
+    Attributes:
+        model: A `GPT` that isn't quantized; `read` gives the values for it.
+        stored: By name, the variables of each weight: its values, perhaps its scales.
+        expanded: By name, what a server computes from them as it loads.
+    """
+
+    def __init__(self, model, weights=None):
+        if weights == "int8" and model.quantization is None:
+            model = _quantized(model)
+        self.model = model if model.quantization is None else _empty_float(model)
+        stored = {variable.path: variable for variable in model.weights}
+        self.stored = {}
+        self.expanded = {}
+        for variable in self.model.weights:
+            path, dtype = variable.path, variable.dtype
+            values = tf.convert_to_tensor(stored[path].value)
+            scale = stored.get(f"{path}_scale")
+            name = _name(variable)
+            if scale is not None:
+                scale = tf.Variable(scale.value, trainable=False, name=f"{name}_scale")
+            elif weights in ("float32", "bfloat16") and values.shape.rank > 1:
+                values = tf.cast(values, weights)
+            self.stored[name] = [tf.Variable(values, trainable=False, name=name)]
+            if scale is not None:
+                self.stored[name].append(scale)
+            if self.stored[name][0].dtype.name != dtype:
+                self.expanded[name] = _ExpandedWeight(name, self.stored[name], dtype)
+
+    @property
+    def num_bytes(self):
+        """What the weights take on disk."""
+        parts = [part for parts in self.stored.values() for part in parts]
+        return sum(part.shape.num_elements() * part.dtype.size for part in parts)
+
+    def to_model(self):
+        """A `GPT` that has the values that the graph reads."""
+        model = _empty_float(self.model)
+        for variable in model.weights:
+            stored = self.stored[_name(variable)]
+            variable.assign(_expand(stored, variable.dtype))
+        return model
+
+    def read(self):
+        """Give the weights to what is called within.
+
+        Returns:
+            A context manager: within, `model` computes with the stored weights.
+        """
+        mapping = []
+        for variable in self.model.weights:
+            name = _name(variable)
+            source = self.expanded.get(name)
+            value = source.read() if source else self.stored[name][0].read_value()
+            mapping.append((variable, value))
+        return keras.StatelessScope(state_mapping=mapping)
+
+
+class _ExpandedWeight(tf.saved_model.experimental.TrackableResource):
+    """A weight that is computed from what is stored, after that has been loaded."""
+
+    def __init__(self, name, stored, dtype):
+        super().__init__()
+        self._name = name
+        self._stored = stored
+        self._dtype = dtype
+        self._initialize()
+
+    def _create_resource(self):
+        return tf.raw_ops.VarHandleOp(
+            dtype=self._dtype,
+            shape=self._stored[0].shape,
+            shared_name=f"expanded_{self._name}",
+        )
+
+    def _initialize(self):
+        tf.raw_ops.AssignVariableOp(
+            resource=self.resource_handle, value=_expand(self._stored, self._dtype)
+        )
+
+    def _destroy_resource(self):
+        tf.raw_ops.DestroyResourceOp(resource=self.resource_handle)
+
+    def read(self):
+        value = tf.raw_ops.ReadVariableOp(
+            resource=self.resource_handle, dtype=self._dtype
+        )
+        value.set_shape(self._stored[0].shape)
+        return value
+
+
+def _name(variable):
+    return variable.path.replace("/", "_")
+
+
+def _expand(stored, dtype):
+    """Float values of a weight that is stored alone, or as int8 with its scales."""
+    values = tf.cast(stored[0], dtype)
+    if len(stored) == 1:
+        return values
+    scale = tf.cast(stored[1], dtype)
+    # embeddings have a scale for each row, other matrices for each column
+    is_by_row = stored[0].name.startswith("embedding_") and (
+        not stored[0].name.startswith("embedding_tokens_reverse")
+    )
+    return values / (scale[:, None] if is_by_row else scale)
+
+
+def _quantized(model):
+    copy = GPT.from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    copy.quantize("int8")
+    return copy
+
+
+def _empty_float(model):
+    """A model of the same architecture that isn't quantized; its weights are zeros."""
+    with given_values(itertools.repeat(np.zeros)):
+        return GPT(model.config, dtype=model.dtype_policy)

@@ -1,0 +1,358 @@
+"""Exported models, answered by TensorFlow's C API without Python, as on a server."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from keras_gpt import LanguageModel, generate
+from keras_gpt.generation import Generation
+from tests.export.answer import answer
+from tests.export.conftest import CONTEXT_LENGTH, TEXT
+from tests.serving.capi import graph_ops
+
+MAX_NEW_TOKENS = 12
+# Each tokenizer with each architecture; JAX and PyTorch share them out, since there an
+# export takes a process that starts TensorFlow
+PAIRS = [
+    (architecture, tokenizer)
+    for tokenizer in ("characters", "sentence_piece", "byte_pairs")
+    for architecture in ("gpt2", "llama")
+]
+HERE = {"tensorflow": PAIRS, "jax": PAIRS[0::3], "torch": PAIRS[1::3]}[
+    keras.backend.backend()
+]
+
+
+@pytest.fixture(scope="module", params=HERE, ids="-".join)
+def exported(request, make_language_model, tmp_path_factory):
+    """A language model and the folder that it was exported to."""
+    lm = make_language_model(*request.param)
+    folder = tmp_path_factory.mktemp("served") / "docs" / "1"
+    lm.export(folder, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+    return lm, folder
+
+
+@pytest.fixture(scope="module")
+def small(make_language_model, tmp_path_factory):
+    """One language model, exported, for what doesn't depend on the kind."""
+    lm = make_language_model()
+    folder = tmp_path_factory.mktemp("served") / "docs" / "1"
+    lm.export(folder, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+    return lm, folder
+
+
+def prompts_for(lm):
+    """50 prompts: ragged, Unicode, empty, as long as the context, repeated."""
+    texts = ["", TEXT[:1], "12", "naïve café", "你好", "  a", " ", "мир! It's"]
+    texts += [TEXT[n : n + n % 30] for n in range(40)] + [TEXT, TEXT]
+    return [_shorten(lm, text) for text in texts]
+
+
+def _shorten(lm, text):
+    while len(lm.tokenizer.encode(text)) > CONTEXT_LENGTH:
+        text = text[: min(len(text), 9 * CONTEXT_LENGTH) - 1]
+    return text
+
+
+def controls(rows, **given):
+    defaults = {
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "seed": 0,
+    }
+    spread = {**defaults, **given}
+    return {
+        name: value if isinstance(value, list) else [value] * rows
+        for name, value in spread.items()
+    }
+
+
+def test_served_text_equals_generated_text(exported):
+    lm, folder = exported
+    prompts = prompts_for(lm)
+    rows = len(prompts)
+    seeds = list(range(7, 7 + rows))
+    sampling = {"temperature": 1.0, "top_k": 20, "top_p": 0.9}
+    greedy, sampled, again, other, alone, score, tokens = answer(
+        folder,
+        [
+            ["generate", {"prompt": prompts, **controls(rows)}],
+            ["generate", {"prompt": prompts, **controls(rows, seed=seeds, **sampling)}],
+            ["generate", {"prompt": prompts, **controls(rows, seed=seeds, **sampling)}],
+            ["generate", {"prompt": prompts, **controls(rows, seed=99, **sampling)}],
+            ["generate", {"prompt": prompts[9:10], **controls(1, seed=16, **sampling)}],
+            ["score", {"text": prompts}],
+            ["tokenize", {"text": prompts}],
+        ],
+    )
+    wanted = lm.complete(prompts, MAX_NEW_TOKENS, temperature=0)
+    assert greedy["text"] == [completion.text for completion in wanted]
+    assert greedy["finish_reason"] == [c.finish_reason for c in wanted]
+    assert greedy["num_tokens"] == [len(c.ids) for c in wanted]
+    assert {"length"} <= set(greedy["finish_reason"])
+    # some rows outgrew the context, so that it was read anew
+    lengths = [len(lm.tokenizer.encode(prompt)) for prompt in prompts]
+    assert (rows, max(lengths)) == (50, CONTEXT_LENGTH)
+    grown = np.add(lengths, greedy["num_tokens"]) > CONTEXT_LENGTH
+    assert grown.any()
+
+    # the uniforms are the same bits, so a seed gives the same text
+    assert sampled["text"] == lm.generate(prompts, MAX_NEW_TOKENS, seed=7, **sampling)
+    assert sampled == again
+    assert sampled["text"] != other["text"]
+    assert alone["text"] == sampled["text"][9:10]
+
+    # float32 sums in another order: 1e-5 of logits up to some tens
+    for row, log_probs in enumerate(lm.score(prompts)):
+        got = score["log_probs"][row][: len(log_probs)]
+        np.testing.assert_allclose(got, log_probs, atol=1e-4)
+        assert not any(score["log_probs"][row][len(log_probs) :])
+    for ids, padded, number in zip(
+        lm.tokenizer.encode_batch(prompts),
+        tokens["token_ids"],
+        tokens["num_tokens"],
+        strict=True,
+    ):
+        assert padded[:number] == ids
+        assert set(padded[number:]) <= {-1}
+
+
+def test_graph_has_only_operations_of_the_stock_server(exported):
+    _, folder = exported
+    ops = graph_ops(folder)
+    # XLA's fail when the graph runs, Python's have no Python
+    assert not [op for op in ops if re.search("Xla|PyFunc|JitCompile", op)]
+    assert "While" in ops or "StatelessWhile" in ops
+
+
+def test_served_ids_equal_generated_ids(small):
+    lm, folder = small
+    prompts = [[5], [1, 2, 3], list(range(CONTEXT_LENGTH)), [9, 9]]
+    width = max(map(len, prompts))
+    # what stands behind a row's length is ignored, also what no id can be
+    padded = [row + [-7] * (width - len(row)) for row in prompts]
+    rows = {"token_ids": padded, "lengths": [len(row) for row in prompts]}
+    lengths = [0, 3, MAX_NEW_TOKENS, MAX_NEW_TOKENS]
+    [got] = answer(
+        folder, [["generate_ids", {**rows, **controls(4, max_new_tokens=lengths)}]]
+    )
+    run = Generation(
+        lm.model, prompts, max_new_tokens=lengths, temperature=0, stop_ids=lm.stop_ids
+    )
+    run.advance()
+    assert run.ids == generate(
+        lm.model, prompts, lengths, temperature=0, stop_ids=lm.stop_ids
+    )
+    for row, ids in enumerate(run.ids):
+        assert got["num_tokens"][row] == len(ids)
+        assert got["token_ids"][row] == ids + [-1] * (MAX_NEW_TOKENS - len(ids))
+        np.testing.assert_allclose(
+            got["log_probs"][row][: len(ids)], run.log_probs[row], atol=1e-4
+        )
+
+
+def test_bad_requests_fail_with_a_reason_and_the_next_is_served(small):
+    _, folder = small
+    too_long = " ".join(["cat"] * 40)
+    cases = {
+        "`prompt` is longer than 24 tokens": [
+            "generate",
+            {"prompt": [too_long], **controls(1)},
+        ],
+        "`text` is longer than 25": ["score", {"text": [too_long]}],
+        "of at least one row": ["generate", {"prompt": [], **controls(0)}],
+        "`text` must have at least one row": ["score", {"text": []}],
+        "`seed` must have one value for each": [
+            "generate",
+            {"prompt": ["a", "b"], **controls(2, seed=[1])},
+        ],
+        "`lengths` must be from 1": [
+            "generate_ids",
+            {"token_ids": [[1, 2]], "lengths": [3], **controls(1)},
+        ],
+        "`token_ids` must be from 0": [
+            "generate_ids",
+            {"token_ids": [[1, -2]], "lengths": [2], **controls(1)},
+        ],
+    }
+    bad_controls = {
+        "`max_new_tokens` must be from 0 to 12": {"max_new_tokens": 13},
+        "`temperature` must be at least 0": {"temperature": float("nan")},
+        "`top_k` must be": {"top_k": -1},
+        "`top_p` must be": {"top_p": 0.0},
+        "`seed` must be at least 0": {"seed": -1},
+    }
+    for message, bad in bad_controls.items():
+        cases[message] = ["generate", {"prompt": ["a"], **controls(1, **bad)}]
+    good = ["serving_default", {"prompt": ["a"]}]
+    answers = answer(folder, [good, *[r for c in cases.values() for r in (c, good)]])
+    first = answers.pop(0)
+    for message, failed, served in zip(cases, answers[::2], answers[1::2], strict=True):
+        assert message in failed["error"]
+        assert served == first
+
+
+def test_defaults_of_the_default_signature(make_language_model, tmp_path):
+    lm = make_language_model()
+    lm.generation_defaults = {"temperature": 0.7, "repetition_penalty": 1.3}
+    folder = lm.export(
+        tmp_path / "docs", next_version=True, progress=False, max_new_tokens=9, seed=5
+    )
+    assert folder == tmp_path / "docs" / "1"
+    [got] = answer(folder, [["serving_default", {"prompt": ["Once", "It's"]}]])
+    wanted = [lm.generate(text, 9, seed=5) for text in ("Once", "It's")]
+    assert got["text"] == wanted
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_weights_in_fewer_bits_take_less_room(make_language_model, tmp_path, weights):
+    lm = make_language_model("llama")
+    sizes = {}
+    for stored in ("float32", weights):
+        folder = tmp_path / stored / "1"
+        lm.export(folder, max_new_tokens=8, weights=stored, progress=False)
+        [file] = (folder / "variables").glob("*.data-*")
+        sizes[stored] = file.stat().st_size
+    card = (folder / "README.md").read_text()
+    assert re.search(rf"weights in {weights}, which adds [+-]0\.\d+ nats", card)
+    # biases and norms stay float32, int8 has a float32 for each column
+    assert sizes[weights] < {"bfloat16": 0.55, "int8": 0.45}[weights] * sizes["float32"]
+    if weights == "int8":
+        lm.quantize("int8")
+    else:
+        for weight in lm.model.weights:
+            if len(weight.shape) > 1:
+                rounded = keras.ops.cast(weight.value, "bfloat16")
+                weight.assign(keras.ops.cast(rounded, "float32"))
+    prompts = ["Once", "naïve", "12"]
+    [got] = answer(
+        folder, [["generate", {"prompt": prompts, **controls(3, max_new_tokens=8)}]]
+    )
+    assert got["text"] == lm.generate(prompts, 8, temperature=0)
+
+
+def test_quantized_model_is_served_as_it_is(make_language_model, tmp_path):
+    lm = make_language_model("llama")
+    lm.quantize("int8")
+    lm.export(tmp_path / "1", max_new_tokens=8, progress=False)
+    prompts = ["Once", "naïve", "12"]
+    [got] = answer(
+        tmp_path / "1",
+        [["generate", {"prompt": prompts, **controls(3, max_new_tokens=8)}]],
+    )
+    assert got["text"] == lm.generate(prompts, 8, temperature=0)
+
+
+def test_xla_flavour_gives_the_same_text_where_xla_is_on(make_language_model, tmp_path):
+    lm = make_language_model()
+    lm.export(tmp_path / "1", max_new_tokens=20, flavour="xla", progress=False)
+    prompts = ["Once upon", "", "12"]
+    request = ["generate", {"prompt": prompts, **controls(3, max_new_tokens=20)}]
+    [got] = answer(tmp_path / "1", [request], xla=True)
+    assert got["text"] == lm.generate(prompts, 20, temperature=0)
+    [refused] = answer(tmp_path / "1", [request])
+    assert "XLA" in refused["error"] or "xla" in refused["error"]
+    card = (tmp_path / "1" / "README.md").read_text()
+    assert "--xla_cpu_compilation_enabled=true" in card
+
+
+def test_warm_up_requests_are_answered(small):
+    tensorflow_serving = pytest.importorskip("tensorflow_serving.apis")
+    del tensorflow_serving
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    _, folder = small
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
+    requests = []
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog.FromString(record)
+        request = log.predict_log.request
+        inputs = {}
+        for name, value in request.inputs.items():
+            array = tf.make_ndarray(value)
+            is_text = array.dtype == object
+            inputs[name] = [v.decode() for v in array] if is_text else array.tolist()
+        requests.append([request.model_spec.signature_name, inputs])
+    assert {name for name, _ in requests} == {
+        "serving_default",
+        "generate",
+        "generate_ids",
+        "score",
+        "tokenize",
+    }
+    batch_sizes = {len(r["prompt"]) for name, r in requests if name == "generate"}
+    assert batch_sizes == {1, 8, 32}
+    assert all("error" not in got for got in answer(folder, requests))
+
+
+def test_requests_of_the_model_card_are_answered(small):
+    _, folder = small
+    card = (folder / "README.md").read_text()
+    bodies = [json.loads(body) for body in re.findall(r"-d '(.*)'", card)]
+    requests = []
+    for body in bodies:
+        [row] = body["instances"]
+        if isinstance(row, str):
+            name = {"score": "text", "tokenize": "text"}
+            row = {name.get(body.get("signature_name"), "prompt"): row}
+        inputs = {name: [value] for name, value in row.items()}
+        requests.append([body.get("signature_name", "serving_default"), inputs])
+    assert len({name for name, _ in requests}) == 5
+    assert all("error" not in got for got in answer(folder, requests))
+
+
+def test_existing_version_is_refused_and_the_next_is_found(small, make_language_model):
+    lm, folder = small
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(FileExistsError, match="next_version=True"):
+        lm.export(folder)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    (folder.parent / "7").mkdir()
+    (folder.parent / "notes").mkdir()
+    made = lm.export(folder.parent, next_version=True, progress=False)
+    assert made == folder.parent / "8"
+
+
+def test_failed_export_leaves_nothing(make_language_model, tmp_path):
+    lm = make_language_model()
+    content = json.loads(lm.tokenizer.to_json())
+    content["normalizer"] = {"type": "NFKC"}
+    tokenizer = type(lm.tokenizer)(json.dumps(content))
+    lm = LanguageModel(lm.model, tokenizer)
+    with pytest.raises(ValueError, match="NFKC"):
+        lm.export(tmp_path / "docs" / "1", progress=False)
+    assert list((tmp_path / "docs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer of at least 1"),
+        ({"max_prompt_tokens": 25}, "`max_prompt_tokens` .* at most 24"),
+        ({"temperature": float("nan")}, "`temperature` must be"),
+        ({"top_k": 1.5}, "`top_k` must be an integer"),
+        ({"top_p": 0}, "`top_p` must be above 0"),
+        ({"weights": "int4"}, "Unknown `weights`.*int8"),
+        ({"flavour": "jit"}, "Unknown `flavour`.*stock"),
+        ({"batch_sizes": [0]}, "`batch_sizes` must be integers from 1"),
+        ({"stop_ids": [1000]}, "stop_ids"),
+        ({"top_kk": 3}, "Did you mean 'top_k'"),
+    ],
+)
+def test_bad_options_are_refused(make_language_model, tmp_path, options, message):
+    lm = make_language_model()
+    with pytest.raises((TypeError, ValueError), match=message):
+        lm.export(tmp_path / "1", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_tensorflow_text_is_named(make_language_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install tensorflow tensorflow-text"):
+        make_language_model().export(tmp_path / "1")
