@@ -12,6 +12,7 @@ else:
     chosen = None
 
 if chosen is not None:
+    apply_to_rows = chosen.apply_to_rows
     bucket = chosen.bucket
     compile_function = chosen.compile_function
     default_jit_compile = chosen.default_jit_compile

@@ -19,6 +19,11 @@ def fused_attention(query, key, value):
     return context.transpose(0, 2, 1, 3)
 
 
+def apply_to_rows(function, x):
+    """`function(x)`, which multiplies `x` `(..., input)` by a matrix."""
+    return function(x)
+
+
 def default_jit_compile(dtype):
     """Whether `fit` should compile: always."""
     del dtype

@@ -11,6 +11,21 @@ def fused_attention(query, key, value):
     del query, key, value
 
 
+def apply_to_rows(function, x):
+    """`function(x)`, which multiplies `x` `(..., input)` by a matrix.
+
+    In a graph whose batch or length is unknown, Keras's product of more than two axes
+    is a dozen operations on shapes around the one that multiplies.
+    """
+    if not tf.is_tensor(x) or x.shape.rank <= 2 or x.shape.is_fully_defined():
+        return function(x)
+    y = function(tf.reshape(x, (-1, x.shape[-1])))
+    middle = x.shape[1:-1]
+    if middle.is_fully_defined():
+        return tf.reshape(y, (-1, *middle, y.shape[-1]))
+    return tf.reshape(y, tf.concat([tf.shape(x)[:-1], [y.shape[-1]]], axis=0))
+
+
 def default_jit_compile(dtype):
     """Whether `fit` should compile with XLA.
 

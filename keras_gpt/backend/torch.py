@@ -15,6 +15,11 @@ def fused_attention(query, key, value):
     )
 
 
+def apply_to_rows(function, x):
+    """`function(x)`, which multiplies `x` `(..., input)` by a matrix."""
+    return function(x)
+
+
 def default_jit_compile(dtype):
     """Whether `fit` should compile: no, torch.compile takes a minute on a CPU."""
     del dtype

@@ -230,15 +230,16 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def _project(self, x, positions):
         """Q, K and V: `(b, n, t, h)`, `(b, k, t, h)`, `(b, k, t, h)`."""
-        b, t = ops.shape(x)[0], ops.shape(x)[1]
+        t = ops.shape(x)[1]
+        n, k = self.num_heads, self._kv_heads
+        # the batch as -1, and slices where there could be splits: a graph whose batch
+        # is unknown then needs fewer operations on shapes
         projected = ops.reshape(
-            linear(self.query_key_value, x),
-            (b, t, self.num_heads + 2 * self._kv_heads, self._head_dimension),
+            linear(self.query_key_value, x), (-1, t, n + 2 * k, self._head_dimension)
         )
-        n = self.num_heads
-        turned, value = ops.split(projected, [n + self._kv_heads], axis=2)
+        turned, value = projected[:, :, : n + k], projected[:, :, n + k :]
         if self.qk_norm:
-            query, key = ops.split(turned, [n], axis=2)
+            query, key = turned[:, :, :n], turned[:, :, n:]
             turned = ops.concatenate(
                 [self.query_norm(query), self.key_norm(key)], axis=2
             )
@@ -249,7 +250,7 @@ class CausalSelfAttention(keras.layers.Layer):
                 positions, self._head_dimension, self.rotary_base, self.rotary_scaling
             )
             turned = apply_rotary(turned, cos, sin)
-        query, key = ops.split(turned, [n], axis=2)
+        query, key = turned[:, :, :n], turned[:, :, n:]
         return tuple(ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
 
     def _attend_within(
@@ -285,13 +286,13 @@ class CausalSelfAttention(keras.layers.Layer):
         Returns:
             Context `(b, n, t, h)` and attention scores `(b, n, t, s)`.
         """
-        b, t, s = ops.shape(query)[0], ops.shape(query)[2], ops.shape(key)[2]
+        t, s = ops.shape(query)[2], ops.shape(key)[2]
         k, h = self._kv_heads, self._head_dimension
         g = self.num_heads // k
         # the queries that share a key head are rows of one product
-        query = ops.reshape(query * h**-0.5, (b, k, g * t, h))
+        query = ops.reshape(query * h**-0.5, (-1, k, g * t, h))
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, gt, s)
-        scores = ops.cast(ops.reshape(scores, (b, k, g, t, s)), "float32")
+        scores = ops.cast(ops.reshape(scores, (-1, k, g, t, s)), "float32")
         scores = ops.where(mask, scores, -1e30)
         # Keras warns of a softmax over one value, which one token's is
         is_single = isinstance(s, int) and s == 1  # TensorFlow may not know it
@@ -300,17 +301,17 @@ class CausalSelfAttention(keras.layers.Layer):
         weights = attention_scores
         if training and self.dropout_rate > 0:
             weights = self.scores_dropout(weights, training=training)
-        context_weights = ops.matmul(ops.reshape(weights, (b, k, g * t, s)), value)
+        context_weights = ops.matmul(ops.reshape(weights, (-1, k, g * t, s)), value)
         return (
-            ops.reshape(context_weights, (b, k * g, t, h)),
-            ops.reshape(attention_scores, (b, k * g, t, s)),
+            ops.reshape(context_weights, (-1, k * g, t, h)),
+            ops.reshape(attention_scores, (-1, k * g, t, s)),
         )
 
     def _combine(self, context, training=False):
         """From the heads' `(b, n, t, h)` to the output `(b, t, e)`."""
-        b, t = ops.shape(context)[0], ops.shape(context)[2]
         x = ops.transpose(context, (0, 2, 1, 3))
-        x = ops.reshape(x, (b, t, self.num_heads * self._head_dimension))
+        t = ops.shape(x)[1]
+        x = ops.reshape(x, (-1, t, self.num_heads * self._head_dimension))
         return self.output_dropout(linear(self.output_projection, x), training=training)
 
     def get_config(self):

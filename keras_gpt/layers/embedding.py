@@ -175,7 +175,8 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         """
         if self.tokens.quantization_mode == "int8":
             return ops.cast(project_int8(self.tokens, x), "float32")
-        return ops.cast(self.tokens(x, reverse=True), "float32")
+        logits = backend.apply_to_rows(lambda x: self.tokens(x, reverse=True), x)
+        return ops.cast(logits, "float32")
 
     def get_config(self):
         return {

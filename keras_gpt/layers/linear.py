@@ -19,7 +19,7 @@ def linear(dense, x):
         `(..., output)`.
     """
     if dense.quantization_mode != "int8" or dense.lora_enabled:
-        return dense(x)
+        return backend.apply_to_rows(dense, x)
     y = backend.matmul_int8(x, dense.kernel, dense.kernel_scale)
     return y if dense.bias is None else y + ops.cast(dense.bias, y.dtype)
 

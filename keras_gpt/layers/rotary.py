@@ -68,7 +68,8 @@ def apply_rotary(x, cos, sin):
     """
     cos = ops.cast(cos, x.dtype)
     sin = ops.cast(sin, x.dtype)
-    first, second = ops.split(x, 2, axis=-1)  # (b, t, n, h/2)
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]  # (b, t, n, h/2)
     return ops.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     )
