@@ -92,7 +92,9 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     Returns:
         Token ids, int32 `(batch,)`.
     """
-    greedy = ops.cast(ops.argmax(logits, axis=-1), "int32")
+    # of integers: of floats Keras also tells 0 from -0, by an op that OpenVINO lacks
+    is_best = ops.equal(logits, ops.max(logits, axis=-1, keepdims=True))
+    greedy = ops.cast(ops.argmax(ops.cast(is_best, "int32"), axis=-1), "int32")
     is_sampled = temperature > 0
     vocab_size = logits.shape[1]
     is_truncated = ops.logical_or(
