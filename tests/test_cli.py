@@ -443,3 +443,26 @@ def test_ctrl_c_stops_training_and_says_how_to_go_on(corpus, tmp_path):
     assert process.returncode == 130
     assert "Stopped." in errors
     assert "Traceback" not in errors
+
+
+def test_export_writes_a_version_and_no_version_twice(
+    run, model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())  # put back afterwards
+    served = tmp_path / "served" / "docs"
+    command = ["export", model, served, "--next-version", "--max-new-tokens", 8]
+    status, _, errors = run(*command, "--weights", "int8", "--batch-size", 1)
+    assert status == 0
+    assert "weights in int8" in errors
+    assert re.search(r"nats per\s+token\s+\([+-]0\.\d+", errors)
+    assert "1/README.md" in errors
+    assert (served / "1" / "saved_model.pb").is_file()
+    status, _, errors = run("export", model, served / "1")
+    assert status == 2
+    assert "is there already" in errors
+    assert "--next-version" in errors
+    status, _, errors = run(*command, "--max-prompt-tokens", 17)
+    assert status == 2
+    assert (
+        "`max_prompt_tokens` must be an integer of at least 1 and at most 16" in errors
+    )

@@ -4,6 +4,8 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+from keras_gpt.export.warmup import sample_text
+
 FILE = "README.md"
 _CONTROLS = """\
 | `max_new_tokens` | int32 | 0 to {max_new_tokens} |
@@ -40,7 +42,7 @@ curl http://localhost:8501/v1/models/{name}:predict -d '{generate_ids}'
 from keras_gpt.serving import Client
 
 with Client("http://localhost:8501", model="{name}") as client:  # or localhost:8500
-    print(client.generate("Once upon a time", max_new_tokens={max_new_tokens}))
+    print(client.generate({prompt}, max_new_tokens={max_new_tokens}))
 ```
 
 ## Signatures
@@ -102,6 +104,7 @@ def write_model_card(lm, settings, folder: Path, path: Path, losses) -> None:
         losses: As `_compare_losses` in `saved_model.py`.
     """
     name = path.absolute().parent.name
+    text = sample_text(lm.tokenizer, settings.max_prompt_tokens)
     source = ", ".join(f"{key} {value}" for key, value in lm.source.items())
     stored = settings.weights or lm.model.quantization or lm.model.variable_dtype
     loss = f", which adds {losses[1] - losses[0]:+.4f} nats per token" if losses else ""
@@ -131,12 +134,13 @@ def write_model_card(lm, settings, folder: Path, path: Path, losses) -> None:
         min_p=settings.min_p,
         repetition_penalty=settings.repetition_penalty,
         stop_ids=", ".join(map(str, settings.stop_ids)) or "none",
-        **_requests(settings),
+        prompt=json.dumps(text),
+        **_requests(settings, text, lm.tokenizer.encode(text)),
     )
     (folder / FILE).write_text(content, encoding="utf-8")
 
 
-def _requests(settings):
+def _requests(settings, text, token_ids):
     """Bodies of REST requests by signature."""
     controls = {
         "max_new_tokens": min(16, settings.max_new_tokens),
@@ -145,8 +149,7 @@ def _requests(settings):
         "top_p": 1.0,
         "seed": 0,
     }
-    text = "Once upon a time"
-    ids = {"token_ids": [1, 2, 3], "lengths": 3}
+    ids = {"token_ids": token_ids, "lengths": len(token_ids)}
 
     def body(signature, row):
         return json.dumps({"signature_name": signature, "instances": [row]})

@@ -15,6 +15,7 @@ import keras
 
 from keras_gpt.export.settings import Settings
 from keras_gpt.files import atomic_path
+from keras_gpt.generation.scoring import score_program
 
 # What a process of its own may fail with; others are bugs, and keep their traceback
 _REFUSED = 2
@@ -131,17 +132,25 @@ def write_saved_model(
 def _compare_losses(lm, weights, num_tokens=4000):
     """Losses with the model's own weights and the stored ones; `None` if alike."""
     from keras_gpt.data import embedded_sample
-    from keras_gpt.generation import evaluate_ids
 
     if not weights.expanded or lm.model.quantization is not None:
         return None
     ids = embedded_sample(lm.tokenizer, num_tokens)
     if len(ids) < 2:
         return None
-    return tuple(
-        evaluate_ids(model, [list(ids)], lm.tokenizer.decode_bytes).loss
-        for model in (lm.model, weights.to_model())
-    )
+    return tuple(_loss(model, ids) for model in (lm.model, weights.to_model()))
+
+
+def _loss(model, ids):
+    """Mean loss in nats, in short windows and without XLA, which compiles for long."""
+    length = min(model.config.context_length, 512)
+    windows = [ids[i : i + length + 1] for i in range(0, len(ids) - 1, length)]
+    program = score_program(model)
+    log_probs = [
+        program({}, {"token_ids": tensor[:, :-1], "targets": tensor[:, 1:]})
+        for tensor in (keras.ops.convert_to_tensor([window]) for window in windows)
+    ]
+    return -float(keras.ops.mean(keras.ops.concatenate(log_probs, axis=1)))
 
 
 def _write_in_process(lm, path, settings, progress):

@@ -64,8 +64,8 @@ class GrpcConnection:
             )
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "gRPC needs tensorflow-serving-api: pip install 'keras-gpt[serving]'. "
-                "REST doesn't: begin the address with http://."
+                "gRPC needs a package: pip install tensorflow-serving-api. REST "
+                "doesn't: begin the address with http://."
             ) from error
         self._grpc = grpc
         self._messages = (predict_pb2, get_model_metadata_pb2, get_model_status_pb2)
