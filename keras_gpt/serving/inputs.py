@@ -1,14 +1,16 @@
 """What a caller asks of a served model, checked before anything is sent."""
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from keras_gpt.generation.controls import Controls, check_prompts
+
 _MOST = 2**31 - 1  # the model's integers are int32
-_BEYOND = 2**30  # more than any vocabulary or text: no limit
+# only the server knows how large its model is
+_ANY_MODEL = SimpleNamespace(vocab_size=2**30, context_length=2**30)
 
 
 def check_address(address: str) -> bool:
@@ -100,30 +102,7 @@ def check_ids(ids) -> list[list[int]]:
     Raises:
         ValueError: They aren't.
     """
-    if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
-        raise ValueError(
-            "`ids` must be a list of prompts, each a list of token ids. Received: "
-            f"{type(ids).__name__}."
-        )
-    checked = []
-    for row, prompt in enumerate(ids):
-        if isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray):
-            raise ValueError(
-                "`ids` must be a list of prompts, each a list of token ids. Received "
-                f"at {row}: {prompt!r}. For one prompt write [ids]."
-            )
-        if len(prompt) == 0:
-            raise ValueError(
-                f"Prompt {row} is empty. Give at least one token, for example the "
-                "end-of-text token."
-            )
-        for token in prompt:
-            if not isinstance(token, Integral) or not 0 <= token <= _MOST:
-                raise ValueError(
-                    f"`ids` must be token ids. Received in prompt {row}: {token!r}."
-                )
-        checked.append([int(token) for token in prompt])
-    return checked
+    return check_prompts(ids, _ANY_MODEL)
 
 
 def pad_ids(prompts: list[list[int]]) -> dict[str, np.ndarray]:
@@ -135,79 +114,28 @@ def pad_ids(prompts: list[list[int]]) -> dict[str, np.ndarray]:
     return {"token_ids": token_ids, "lengths": lengths}
 
 
-def check_controls(
-    rows: int, *, max_new_tokens, temperature=0.8, top_k=40, top_p=None, seed=0
-) -> dict[str, np.ndarray]:
+def check_controls(rows: int, *, seed=0, **controls) -> dict[str, np.ndarray]:
     """The controls as inputs of the model, a value for each row.
+
+    Args:
+        rows: How many there are.
+        seed: As of `keras_gpt.generate`, as are the others.
+        **controls: `max_new_tokens`, `temperature`, `top_k`, `top_p`.
 
     Raises:
         ValueError: One is out of its range, or a list has another length.
     """
-
-    def spread(name, value, default, is_valid, wanted, dtype):
-        values = value if isinstance(value, Sequence | np.ndarray) else [value] * rows
-        if len(values) != rows:
-            raise ValueError(
-                f"`{name}` must be one value or one for each of the {rows} prompts. "
-                f"Received: {len(values)} values."
-            )
-        values = [default if item is None else item for item in values]
-        for item in values:
-            if not (isinstance(item, Real) and math.isfinite(item) and is_valid(item)):
-                raise ValueError(f"`{name}` must be {wanted}. Received: {item!r}.")
-        return np.minimum(np.array(values, "float64"), _BEYOND).astype(dtype)
-
-    top_k = spread(
-        "top_k",
-        top_k,
-        _BEYOND,
-        lambda k: k >= 1 and k == int(k),
-        "an integer of at least 1, or None for no limit",
-        "int32",
-    )
-    return {
-        "max_new_tokens": spread(
-            "max_new_tokens",
-            max_new_tokens,
-            64,
-            lambda n: 0 <= n <= _BEYOND and n == int(n),
-            "an integer from 0 to 2**30",
-            "int32",
-        ),
-        "temperature": spread(
-            "temperature",
-            temperature,
-            1.0,
-            lambda t: t >= 0,
-            "at least 0 (0 is greedy)",
-            "float32",
-        ),
-        "top_k": np.where(top_k == _BEYOND, 0, top_k),  # 0 is no limit there
-        "top_p": spread(
-            "top_p",
-            top_p,
-            1.0,
-            lambda p: 0 < p <= 1,
-            "above 0 and at most 1, or None for no limit",
-            "float32",
-        ),
-        "seed": _spread_seeds(seed, rows),
-    }
-
-
-def _spread_seeds(seed, rows: int) -> np.ndarray:
-    """Counted up from one seed, or each row's own."""
-    is_list = isinstance(seed, Sequence | np.ndarray)
-    for item in seed if is_list else [seed]:
-        if not isinstance(item, Integral) or not 0 <= item <= _MOST:
-            raise ValueError(
-                f"`seed` must be an integer from 0 to {_MOST}. Received: {item!r}."
-            )
-    if is_list and len(seed) != rows:
+    checked = Controls.check(_ANY_MODEL, [[0]] * rows, seed=seed, **controls)
+    if max(checked.seeds, default=0) > _MOST:
         raise ValueError(
-            f"`seed` must be one integer or one for each of the {rows} prompts. "
-            f"Received: {len(seed)} values."
+            f"`seed` must be at most {_MOST} in every row. Received: {seed!r} for "
+            f"{rows} rows."
         )
-    seeds = [int(item) for item in seed] if is_list else range(seed, seed + rows)
-    # beyond the last seed it goes on from the first
-    return np.array([item % (_MOST + 1) for item in seeds], "int32")
+    return {
+        "max_new_tokens": checked.max_new_tokens,
+        "temperature": checked.temperature,
+        # there 0 is no limit
+        "top_k": np.where(checked.top_k == _ANY_MODEL.vocab_size, 0, checked.top_k),
+        "top_p": checked.top_p,
+        "seed": np.array(checked.seeds, "int32"),
+    }

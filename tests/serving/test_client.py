@@ -330,8 +330,8 @@ def test_bad_arguments_are_told_before_anything_is_sent(arguments, error, messag
         ([1, 2], r"For one prompt write \[ids\]"),
         ("ab", "must be a list of prompts"),
         ([[1], []], "Prompt 1 is empty"),
-        ([[1, -1]], "must be token ids"),
-        ([[1.0]], "must be token ids"),
+        ([[1, -1]], "must be from 0"),
+        ([[1.0]], "must be integers"),
     ],
 )
 def test_bad_ids_are_told(ids, message):
