@@ -331,3 +331,33 @@ def test_64_requests_at_once_from_8_clients_get_what_each_gets_alone(server):
     assert together == alone
     for client in clients:
         client.close()
+
+
+def test_bad_requests_are_errors_and_the_next_is_served(server):
+    controls = (
+        '"max_new_tokens": 4, "temperature": NaN, "top_k": 0, "top_p": 1, "seed": 0'
+    )
+    row = f'{{"prompt": "a", {controls}}}'
+    good = '{"instances": ["a"]}'
+    bodies = {
+        f'{{"signature_name": "generate", "instances": [{row}]}}': (
+            "`temperature` must be at least 0"
+        ),
+        '{"signature_name": "translate", "instances": ["a"]}': "translate",
+        '{"instances": []}': "",
+        '{"inputs": {"prompt": []}}': "at least one row",
+        '{"instances": [1]}': "string",
+        '{"instances": [{"text": "a"}]}': "does not have named input: text",
+    }
+
+    def post(body):
+        url = f"{server.rest}/v1/models/docs:predict"
+        return requests.post(url, data=body, timeout=60)
+
+    first = post(good).json()
+    assert first["predictions"]
+    for body, message in bodies.items():
+        answer = post(body)
+        assert answer.status_code == 400, answer.text
+        assert message in answer.json()["error"]
+        assert post(good).json() == first
