@@ -13,6 +13,7 @@ from keras_gpt.layers import (
     TokenAndPositionEmbedding,
     TransformerBlock,
 )
+from keras_gpt.layers.adapter import Adapters
 from keras_gpt.layers.block import make_normalization
 from keras_gpt.layers.initial import Normal
 
@@ -127,6 +128,7 @@ class GPT(keras.Model):
         self.blocks = blocks
         self.final_norm = final_norm
         self.documents = documents
+        self.adapters = Adapters(name="adapters")  # `training.enable_lora` fills it
         # Keras asks the model's own policy whether to scale the loss
         self.dtype_policy = policy
 
@@ -232,28 +234,46 @@ class GPT(keras.Model):
         return self.embedding.project(self.final_norm(last))[:, 0], cache
 
     def decode(self, token_ids, cache, position):
-        """Read one more token a row.
+        """Read one more token a row, or several.
 
         Args:
-            token_ids: Integers `(batch,)`.
+            token_ids: Integers `(batch,)`, or `(batch, tokens)` for several.
             cache: What `prefill` or `decode` returned; it may be written in place.
-            position: Integers `(batch,)`, the place of each token in its row.
+            position: Integers `(batch,)`, the place of each row's first token.
 
         Returns:
-            Logits of the next token, `(batch, vocab_size)`, and the new cache.
+            Logits of the next token, `(batch, vocab_size)`, or for several tokens
+            after each `(batch, tokens, vocab_size)`; and the new cache. The last of
+            them are taken back by reading others in their places, from a cache whose
+            `"document_start"`, if it has one, was set back too.
         """
+        if len(token_ids.shape) == 1:
+            logits, cache = self.decode(token_ids[:, None], cache, position)
+            return logits[:, 0], cache
+        t = token_ids.shape[1]
+        index = ops.arange(t, dtype="int32")
+        position = position[:, None] + index if t > 1 else position[:, None]  # (b, t)
         start = cache.get("document_start")
+        cache = dict(cache)
+        if start is not None:
+            start = start[:, None]
+            is_separator = ops.equal(token_ids, self.config.document_separator_id)
+            ends = ops.where(is_separator, position + 1, start)
+            if t > 1:  # the largest so far
+                earlier = index <= index[:, None]  # (t, t)
+                ends = ops.max(ops.where(earlier, ends[:, None, :], 0), axis=-1)
+                start = ops.concatenate([start, ends[:, :-1]], axis=1)
+            cache["document_start"] = ends[:, -1]
         in_document = position if start is None else position - start
-        x = self.embedding(token_ids[:, None], positions=in_document[:, None])
+        if t > 1:  # those beyond the context are there to be taken back
+            in_document = ops.minimum(in_document, self.config.context_length - 1)
+        x = self.embedding(token_ids, positions=in_document)
         layers = []
         for block, layer in zip(self.blocks, cache["layers"], strict=True):
             x, layer = block.decode(x, layer, position, start)
             layers.append(layer)
-        cache = {**cache, "layers": tuple(layers)}
-        if start is not None:
-            is_separator = ops.equal(token_ids, self.config.document_separator_id)
-            cache["document_start"] = ops.where(is_separator, position + 1, start)
-        return self.embedding.project(self.final_norm(x))[:, 0], cache
+        cache["layers"] = tuple(layers)
+        return self.embedding.project(self.final_norm(x)), cache
 
     def attention_scores(self, token_ids):
         """Attention weights of every layer, for plots.
@@ -314,6 +334,11 @@ class GPT(keras.Model):
         return (2 * kernels + attention) * (3 if training else 1)
 
     def get_config(self):
+        if self.adapters.settings is not None:
+            raise ValueError(
+                "A model with adapters isn't saved as a whole. Call "
+                "keras_gpt.training.merge_lora(model) first, or save_adapter."
+            )
         return {
             "config": self.config.to_dict(),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),

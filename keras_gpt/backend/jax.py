@@ -1,6 +1,6 @@
 """The backend functions on JAX."""
 
-# Axes: b batch, k key-value head, s cache position, h head dimension
+# Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
 import jax
 import jax.numpy as jnp
@@ -64,5 +64,6 @@ def with_dense_gradient(variable):
 
 
 def write_cache(cache, new, position):
-    """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
-    return cache.at[jnp.arange(cache.shape[0]), :, position].set(new[:, :, 0])
+    """Put `new` `(b, k, t, h)` at each row's `position` `(b, t)` of `(b, k, s, h)`."""
+    rows = jnp.arange(cache.shape[0])[:, None]
+    return cache.at[rows, :, position].set(new.transpose(0, 2, 1, 3))

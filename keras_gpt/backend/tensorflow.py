@@ -1,8 +1,9 @@
 """The backend functions on TensorFlow."""
 
-# Axes: b batch, k key-value head, s cache position, h head dimension
+# Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -68,10 +69,11 @@ def with_dense_gradient(variable):
 
 
 def write_cache(cache, new, position):
-    """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
-    b, k = tf.shape(cache)[0], cache.shape[1]
-    rows = tf.repeat(tf.range(b), k)
-    heads = tf.tile(tf.range(k), [b])
-    indices = tf.stack([rows, heads, tf.repeat(position, k)], axis=1)  # (bk, 3)
-    updates = tf.reshape(new, (b * k, cache.shape[3]))
+    """Put `new` `(b, k, t, h)` at each row's `position` `(b, t)` of `(b, k, s, h)`."""
+    b, k, t = tf.shape(cache)[0], cache.shape[1], new.shape[2]
+    rows = tf.repeat(tf.range(b), k * t)
+    heads = tf.tile(np.repeat(np.arange(k, dtype="int32"), t), [b])
+    places = tf.reshape(tf.tile(position[:, None], [1, k, 1]), [-1])
+    indices = tf.stack([rows, heads, places], axis=1)  # (bkt, 3)
+    updates = tf.reshape(new, (b * k * t, cache.shape[3]))
     return tf.tensor_scatter_nd_update(cache, indices, updates)

@@ -1,6 +1,6 @@
 """The backend functions on PyTorch."""
 
-# Axes: b batch, k key-value head, s cache position, h head dimension
+# Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
 import keras
 import torch
@@ -105,7 +105,7 @@ def with_dense_gradient(variable):
 
 
 def write_cache(cache, new, position):
-    """Put `new` `(b, k, 1, h)` at each row's `position` `(b,)` of `(b, k, s, h)`."""
-    rows = torch.arange(cache.shape[0], device=cache.device)
-    cache[rows, :, position] = new[:, :, 0]
+    """Put `new` `(b, k, t, h)` at each row's `position` `(b, t)` of `(b, k, s, h)`."""
+    rows = torch.arange(cache.shape[0], device=cache.device)[:, None]
+    cache[rows, :, position] = new.transpose(1, 2)
     return cache

@@ -105,7 +105,7 @@ def load_batches(
     tokens = TokenDataset(directory, split)
     _check_vocabulary(tokens, vocab_size)
     rows = _choose_rows(tokens, order, packing, sequence_length, seed)
-    source = _BatchSource(
+    source = BatchSource(
         rows,
         batch_size,
         drop_remainder=drop_remainder or process_count > 1,
@@ -131,17 +131,25 @@ def load_batches(
     return StepDataset(source, start_step, stop_step)
 
 
-class _BatchSource:
-    """Batches by step."""
+class BatchSource:
+    """Batches by step.
+
+    Args:
+        rows: What gathers the rows of a step.
+        batch_size: Rows in a batch.
+        drop_remainder: As in `load_batches`.
+        process_index: As in `load_batches`.
+        process_count: As in `load_batches`.
+    """
 
     def __init__(
         self,
         rows: Any,
         batch_size: int,
         *,
-        drop_remainder: bool,
-        process_index: int,
-        process_count: int,
+        drop_remainder: bool = False,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         self._rows = rows
         self._batch_size = batch_size
@@ -193,42 +201,60 @@ class _SequentialWindows:
         return _shift(self._tokens.gather(rows * self._length, self._length + 1))
 
 
+class EpochOrder:
+    """Rows epoch after epoch, each time in another order, or once as they are.
+
+    Args:
+        num_rows: How many there are.
+        seed: Chooses the order; `None` for once as they are.
+    """
+
+    def __init__(self, num_rows: int, seed: int | None):
+        self._num_rows = num_rows
+        self._seed = seed
+        self._epoch = -1
+        self._permutation = np.empty(0, np.int64)
+
+    def rows(self, places: range) -> list[int]:
+        """Give the rows at these places of all epochs joined."""
+        if self._seed is None:
+            return list(range(places.start, min(places.stop, self._num_rows)))
+        return [self._choose(place) for place in places]
+
+    def _choose(self, place: int) -> int:
+        epoch, index = divmod(place, self._num_rows)
+        if self._epoch != epoch:
+            generator = _generator(self._seed, epoch)
+            self._epoch, self._permutation = (
+                epoch,
+                generator.permutation(self._num_rows),
+            )
+        return int(self._permutation[index])
+
+
 class _PackedDocuments:
     """Rows of whole documents: once in order, or epoch after epoch in random order."""
 
     def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int | None):
         self._tokens = tokens
         self._length = sequence_length
-        self._seed = seed
         self._separator_id = tokens.metadata["end_of_text_id"]
         self._plan = plan_packing(tokens.document_ends, sequence_length)
-        self._epoch_order = (-1, np.empty(0, np.int64))
+        self._order = EpochOrder(self._plan.num_rows, seed)
         self.num_rows = self._plan.num_rows if seed is None else None
 
     def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
         first = step * batch_size
-        rows = range(first, first + batch_size)[part]
-        if self._seed is None:
-            rows = range(rows.start, min(rows.stop, self._plan.num_rows))
+        rows = self._order.rows(range(first, first + batch_size)[part])
         shape = (len(rows), self._length)
         token_ids = np.full(shape, self._separator_id, np.int32)
         targets = np.full(shape, self._separator_id, np.int32)
         weights = np.zeros(shape, np.float32)
         for index, row in enumerate(rows):
-            self._fill(self._choose(row), token_ids[index], targets[index])
+            self._fill(row, token_ids[index], targets[index])
             # A separator ends its document: what follows it is not to be learned.
             weights[index] = token_ids[index] != self._separator_id
         return token_ids, targets, weights
-
-    def _choose(self, row: int) -> int:
-        """Give the plan's row that is the `row`-th of all epochs."""
-        if self._seed is None:
-            return row
-        epoch, place = divmod(row, self._plan.num_rows)
-        if self._epoch_order[0] != epoch:
-            generator = _generator(self._seed, epoch)
-            self._epoch_order = (epoch, generator.permutation(self._plan.num_rows))
-        return int(self._epoch_order[1][place])
 
     def _fill(self, row: int, token_ids: np.ndarray, targets: np.ndarray) -> None:
         plan, place = self._plan, 0

@@ -30,6 +30,7 @@ def generate(
     stop_ids: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     num_return_sequences: int = 1,
+    lookup_tokens: int = 0,
 ) -> list[list[int]]:
     """Continue each prompt.
 
@@ -50,11 +51,16 @@ def generate(
         repetition_penalty: Above 1, tokens of the prompt and of the text so far
             become less likely.
         num_beams: Above 1, beam search (`beam_search`), which is deterministic and
-            takes neither temperature, `top_k`, `top_p`, `min_p` nor `seed`.
+            takes neither temperature, `top_k`, `top_p`, `min_p`, `seed` nor
+            `lookup_tokens`.
         stop_ids: Ids that end a row. They are not part of the result.
         seed: Of the samples; row `i` takes `seed + i`. A list gives each row's own.
         num_return_sequences: Continuations for each prompt, one after the other in
             the result.
+        lookup_tokens: Above 0, each pass of the model reads up to so many tokens more,
+            guessed from where a row's last tokens occurred before, and keeps those
+            that it would have chosen. The result is the same, sooner where the text
+            copies from the prompt or repeats itself. Another value compiles anew.
 
     Returns:
         The new ids of each row, without the prompt.
@@ -97,6 +103,7 @@ def generate(
         stop_ids=stop_ids,
         seed=seed,
         num_return_sequences=num_return_sequences,
+        lookup_tokens=lookup_tokens,
     )
     run.advance()
     return run.ids
@@ -128,13 +135,22 @@ class Generation:
     (4, ['length'])
     """
 
-    def __init__(self, model, prompts, **controls):
+    def __init__(self, model, prompts, *, lookup_tokens=0, **controls):
+        if not isinstance(lookup_tokens, int) or lookup_tokens < 0:
+            raise ValueError(
+                "`lookup_tokens` must be an integer of at least 0 (0 looks nothing "
+                f"up). Received: lookup_tokens={lookup_tokens!r}."
+            )
         self._model = model
+        # no draft reaches beyond the context
+        self._lookup_tokens = min(lookup_tokens, model.config.context_length - 1)
         self._controls = Controls.check(model.config, prompts, **controls)
         self._prompts = self._controls.prompts
         rows = len(self._prompts)
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.log_probs: list[list[float]] = [[] for _ in range(rows)]
+        # with drafts they run ahead of what `advance` was asked for
+        self._chosen = [([], []) for _ in range(rows)]
         self._stopped = np.zeros(rows, bool)
         self._done = self._controls.max_new_tokens == 0
         self._window_starts = [0] * rows
@@ -143,7 +159,7 @@ class Generation:
     @property
     def finished(self) -> bool:
         """Whether every row has ended."""
-        return bool(np.all(self._done | self._stopped))
+        return None not in self.finish_reasons
 
     @property
     def finish_reasons(self) -> list[str | None]:
@@ -152,7 +168,7 @@ class Generation:
         for row, ids in enumerate(self.ids):
             if self._stopped[row]:
                 reasons.append("stop")
-            elif not self._done[row]:
+            elif not self._done[row] or len(ids) < len(self._chosen[row][0]):
                 reasons.append(None)
             else:
                 is_full = len(ids) == self._controls.max_new_tokens[row]
@@ -173,22 +189,30 @@ class Generation:
             The ids that this call added to each row.
         """
         before = [len(ids) for ids in self.ids]
-        steps = max((len(ids) for ids in self.ids), default=0)
-        until = int(self._controls.max_new_tokens.max(initial=0))
+        until = self._controls.max_new_tokens
         if num_tokens is not None:
-            until = min(until, steps + num_tokens)
-        while not self.finished and steps < until:
+            until = np.minimum(until, np.array(before, int) + max(num_tokens, 0))
+        while self._is_below(until):
             if self._state is None or self._is_full():
                 self._prefill()
             else:
                 self._loop(until)
-            steps = self._read()
+            self._read()
+        for row in np.flatnonzero(~self._stopped):
+            ids, log_probs = self._chosen[row]
+            self.ids[row] = ids[: until[row]]
+            self.log_probs[row] = log_probs[: until[row]]
         return [ids[n:] for ids, n in zip(self.ids, before, strict=True)]
+
+    def _is_below(self, until):
+        """Whether a row that goes on has fewer tokens than it should."""
+        counts = np.array([len(ids) for ids, _ in self._chosen], int)
+        return bool(np.any(~self._done & ~self._stopped & (counts < until)))
 
     def _is_full(self):
         """Whether a row that goes on has no room for its last token."""
         return any(
-            len(self._prompts[row]) + len(self.ids[row]) - start
+            len(self._prompts[row]) + len(self._chosen[row][0]) - start
             > self._model.config.context_length
             for row, start in enumerate(self._window_starts)
             if not (self._done[row] or self._stopped[row])
@@ -199,7 +223,7 @@ class Generation:
         context_length = self._model.config.context_length
         windows = []
         for row, prompt in enumerate(self._prompts):
-            text = prompt + self.ids[row]
+            text = prompt + self._chosen[row][0]
             if self._done[row] or self._stopped[row]:
                 windows.append(text[:1])
                 continue
@@ -214,23 +238,41 @@ class Generation:
         )
         # a power of two on every backend: PyTorch records a step for each length
         cache_length = min(1 << max(longest - 1, 15).bit_length(), context_length)
-        prefill = compiled(self._model, prefill_program, cache_length=cache_length)
-        # looked up once here, not for each token of a stream
-        self._decode_loop = compiled(
-            self._model, loop_program, cache_length=cache_length
+        prefill = compiled(
+            self._model,
+            prefill_program,
+            cache_length=cache_length + self._lookup_tokens,
         )
+        # looked up once here, not for each token of a stream
+        self._decode_loop = self._compiled_loop(cache_length)
         token_ids, lengths = pad_prompts(windows, self._model.config)
         if self._state is None:
             self._inputs, state = self._start(len(token_ids))
         else:
-            state = {name: self._state[name] for name in CARRIED}
+            carried = (*CARRIED, "passes") if self._lookup_tokens else CARRIED
+            state = {name: self._state[name] for name in carried}
             state["done"] = self._with_stopped(state["done"])
+        if self._lookup_tokens:
+            room = [(0, 0), (0, cache_length - token_ids.shape[1])]
+            state["text"] = ops.convert_to_tensor(np.pad(token_ids, room))
         inputs = {
             **self._inputs,
             "token_ids": ops.convert_to_tensor(token_ids),
             "lengths": ops.convert_to_tensor(lengths),
         }
         self._state = prefill(state, inputs)
+
+    def _compiled_loop(self, cache_length):
+        if not self._lookup_tokens:
+            return compiled(self._model, loop_program, cache_length=cache_length)
+        from keras_gpt.generation.lookup import lookup_program
+
+        return compiled(
+            self._model,
+            lookup_program,
+            cache_length=cache_length,
+            lookup_tokens=self._lookup_tokens,
+        )
 
     def _start(self, padded_rows):
         """Inputs that stay, and the state before the first token."""
@@ -249,11 +291,19 @@ class Generation:
             "log_probs": np.zeros((padded_rows, num_new), "float32"),
             "step": np.zeros((), "int32"),
         }
+        if self._lookup_tokens:
+            state["step"] = np.zeros(padded_rows, "int32")
+            state["passes"] = np.zeros((), "int32")
         state = {name: ops.convert_to_tensor(array) for name, array in state.items()}
         return inputs, state
 
     def _loop(self, until):
-        inputs = {**self._inputs, "until": ops.convert_to_tensor(np.int32(until))}
+        if self._lookup_tokens:
+            room = (0, len(self._inputs["max_new_tokens"]) - len(until))
+            until = np.pad(until.astype("int32"), room)
+        else:  # the rows that go on are at the same step
+            until = np.int32(until[~(self._done | self._stopped)].max())
+        inputs = {**self._inputs, "until": ops.convert_to_tensor(until)}
         self._state["done"] = self._with_stopped(self._state["done"])
         self._state = self._decode_loop(self._state, inputs)
 
@@ -265,16 +315,14 @@ class Generation:
         return ops.convert_to_tensor(done)
 
     def _read(self):
-        """Copy what the program wrote; return the number of steps done."""
+        """Copy what the program wrote."""
         tokens = np.array(ops.convert_to_numpy(self._state["tokens"]))
         log_probs = np.array(ops.convert_to_numpy(self._state["log_probs"]))
         done = np.array(ops.convert_to_numpy(self._state["done"]))
         self._done = done[: len(self._prompts)]
         for row in np.flatnonzero(~self._stopped):
             new = tokens[row][tokens[row] >= 0]
-            self.ids[row] = new.tolist()
-            self.log_probs[row] = log_probs[row][: len(new)].tolist()
-        return int(self._state["step"])
+            self._chosen[row] = new.tolist(), log_probs[row][: len(new)].tolist()
 
 
 # what a row keeps when its context is read anew
@@ -296,7 +344,7 @@ def compiled(model, program, **static):
 
 
 # How often a program was traced, by name: tests count that nothing is traced twice.
-trace_counts = {"prefill": 0, "loop": 0, "beam": 0}
+trace_counts = {"prefill": 0, "loop": 0, "lookup": 0, "beam": 0}
 
 
 def prefill_program(model, cache_length):
@@ -308,7 +356,7 @@ def prefill_program(model, cache_length):
         logits, cache = model.prefill(inputs["token_ids"], lengths, cache_length)
         first = ops.zeros_like(lengths)
         state = {**state, "cache": cache, "token": first, "position": lengths - 1}
-        return _add_token(logits, state, inputs)
+        return add_token(logits, state, inputs)
 
     return prefill
 
@@ -330,17 +378,18 @@ def loop_program(model, cache_length):
         def step(state):
             position = ops.minimum(state["position"], cache_length - 1)
             logits, cache = decode(state["token"], state["cache"], position)
-            return (_add_token(logits, {**state, "cache": cache}, inputs),)
+            return (add_token(logits, {**state, "cache": cache}, inputs),)
 
         return ops.while_loop(goes_on, step, (state,))[0]
 
     return loop
 
 
-def _add_token(logits, state, inputs):
+def add_token(logits, state, inputs):
     """Choose each row's next token and note it where the row goes on."""
     step, done = state["step"], state["done"]
-    at_step = ops.equal(ops.arange(state["tokens"].shape[1], dtype="int32"), step)
+    index = ops.arange(state["tokens"].shape[1], dtype="int32")
+    at_step = ops.equal(index, step[..., None])  # (n,), or (b, n) of each row's own
     uniforms = ops.sum(ops.where(at_step, inputs["uniforms"], 0.0), axis=1)
     token = choose(
         penalize_repetition(logits, state["seen"], inputs["repetition_penalty"]),
@@ -355,13 +404,14 @@ def _add_token(logits, state, inputs):
     noted = ops.logical_and(
         at_step, ops.logical_not(ops.logical_or(done, is_stop))[:, None]
     )
+    token = ops.where(done, state["token"], token)
     is_token = ops.equal(
         ops.arange(state["seen"].shape[1], dtype="int32"), token[:, None]
     )
     is_last = step + 1 >= inputs["max_new_tokens"]
     return {
         **state,
-        "token": ops.where(done, state["token"], token),
+        "token": token,
         "position": ops.where(done, state["position"], state["position"] + 1),
         "seen": ops.logical_or(state["seen"], is_token),
         "done": ops.logical_or(done, ops.logical_or(is_stop, is_last)),

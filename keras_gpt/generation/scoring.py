@@ -48,35 +48,76 @@ def score(model, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
     Raises:
         ValueError: A row is empty, too long or has ids out of range.
     """
-    rows = check_prompts(ids, model.config, most=model.config.context_length + 1)
-    program = compiled(model, score_program)
-    scores = [np.zeros(0, "float32")] * len(rows)
-    # rows of like length together, so that little is computed for padding
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for first in range(0, len(order), _BATCH_SIZE):
-        chosen = order[first : first + _BATCH_SIZE]
-        inputs, _ = pad_prompts([rows[row][:-1] for row in chosen], model.config)
-        targets, _ = pad_prompts([rows[row][1:] for row in chosen], model.config)
-        arguments = {
-            "token_ids": ops.convert_to_tensor(inputs),
-            "targets": ops.convert_to_tensor(targets),
-        }
-        log_probs = np.array(ops.convert_to_numpy(program({}, arguments)))
-        for i, row in enumerate(chosen):
-            scores[row] = log_probs[i, : len(rows[row]) - 1]
-    return scores
+    return _score_rows(model, ids, score_program, _BATCH_SIZE)
+
+
+def score_against_greedy(
+    model, ids: Sequence[Sequence[int]], *, batch_size: int = _BATCH_SIZE
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Score tokens, and tell which of them greedy decoding would have chosen.
+
+    Args:
+        model: A `GPT`.
+        ids: As of `score`.
+        batch_size: Rows at once.
+
+    Returns:
+        For each row its log-probabilities as of `score`, and booleans of that shape:
+        whether no other token was likelier.
+
+    Raises:
+        ValueError: As of `score`.
+    """
+    rows = _score_rows(model, ids, greedy_program, batch_size)
+    return [(row[:, 0], row[:, 1] == 1) for row in rows]
 
 
 def score_program(model):
     """Make the function from ids and targets to log-probabilities, all `(b, t)`."""
 
     def log_probs(state, inputs):
-        logits = model(inputs["token_ids"])  # (b, t, v)
-        targets = inputs["targets"][..., None]
-        chosen = ops.take_along_axis(logits, targets, axis=-1)[..., 0]
-        return chosen - ops.logsumexp(logits, axis=-1)
+        return _log_probs(model(inputs["token_ids"]), inputs["targets"])
 
     return log_probs
+
+
+def greedy_program(model):
+    """Make that function, with whether targets are greedy beside it: `(b, t, 2)`."""
+
+    def score(state, inputs):
+        logits, targets = model(inputs["token_ids"]), inputs["targets"]
+        log_probs = _log_probs(logits, targets)
+        is_greedy = ops.equal(ops.argmax(logits, axis=-1), targets)
+        return ops.stack([log_probs, ops.cast(is_greedy, log_probs.dtype)], axis=-1)
+
+    return score
+
+
+def _log_probs(logits, targets):
+    """Log-probabilities `(b, t)` of targets under logits `(b, t, v)`."""
+    chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - ops.logsumexp(logits, axis=-1)
+
+
+def _score_rows(model, ids, program, batch_size):
+    """For each row what the program gives for its tokens but the first."""
+    rows = check_prompts(ids, model.config, most=model.config.context_length + 1)
+    program = compiled(model, program)
+    scores = [np.zeros(0, "float32")] * len(rows)
+    # rows of like length together, so that little is computed for padding
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        inputs, _ = pad_prompts([rows[row][:-1] for row in chosen], model.config)
+        targets, _ = pad_prompts([rows[row][1:] for row in chosen], model.config)
+        arguments = {
+            "token_ids": ops.convert_to_tensor(inputs),
+            "targets": ops.convert_to_tensor(targets),
+        }
+        result = np.array(ops.convert_to_numpy(program({}, arguments)))
+        for i, row in enumerate(chosen):
+            scores[row] = result[i, : len(rows[row]) - 1]
+    return scores
 
 
 def evaluate_ids(

@@ -1,5 +1,6 @@
 """The layers that a GPT is made of."""
 
+from keras_gpt.layers.adapter import LowRankAdapter
 from keras_gpt.layers.attention import CausalSelfAttention
 from keras_gpt.layers.block import TransformerBlock
 from keras_gpt.layers.embedding import DocumentPositions, TokenAndPositionEmbedding
@@ -9,6 +10,7 @@ __all__ = [
     "CausalSelfAttention",
     "DocumentPositions",
     "FeedForward",
+    "LowRankAdapter",
     "TokenAndPositionEmbedding",
     "TransformerBlock",
 ]

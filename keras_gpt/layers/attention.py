@@ -160,7 +160,7 @@ class CausalSelfAttention(keras.layers.Layer):
         return_attention_scores=False,
         training=None,
     ):
-        query, key, value = self._project(x, positions)
+        query, key, value = self._project(x, positions, training)
         context, attention_scores = self._attend_within(
             query, key, value, segment_ids, training, return_attention_scores
         )
@@ -201,41 +201,48 @@ class CausalSelfAttention(keras.layers.Layer):
         return self._combine(context), (ops.pad(key, room), ops.pad(value, room))
 
     def decode(self, x, cache, position, document_start=None):
-        """Attend from one new token a row to the cache and itself.
+        """Attend from new tokens to the cache, to those before them and themselves.
 
         Args:
-            x: `(batch, 1, embedding)`.
+            x: `(batch, tokens, embedding)`.
             cache: Keys and values as `prefill` returns them. The backend may write
                 into it in place: use only the returned one afterwards.
-            position: Integers `(batch,)`, the place of each row's token.
-            document_start: Optional integers `(batch,)`, the place where each row's
-                document starts; nothing before it is seen.
+            position: Integers `(batch, tokens)`, the place of each token, or
+                `(batch,)` for one token a row. What the cache holds in a later place
+                isn't seen.
+            document_start: Optional integers of the same shape, the place where each
+                token's document starts; nothing before it is seen.
 
         Returns:
-            The output `(batch, 1, embedding)` and the new cache.
+            The output `(batch, tokens, embedding)` and the new cache.
         """
+        if len(position.shape) == 1:
+            position = position[:, None]
+            if document_start is not None:
+                document_start = document_start[:, None]
         in_document = position if document_start is None else position - document_start
-        query, key, value = self._project(x, in_document[:, None])
+        query, key, value = self._project(x, in_document)
         keys = backend.write_cache(cache[0], key, position)
         values = backend.write_cache(cache[1], value, position)
         s = ops.arange(ops.shape(keys)[2], dtype="int32")  # (s,)
-        mask = s <= position[:, None]  # (b, s)
+        mask = s <= position[:, :, None]  # (b, t, s)
         if document_start is not None:
-            mask = ops.logical_and(mask, s >= document_start[:, None])
+            mask = ops.logical_and(mask, s >= document_start[:, :, None])
         if self.sliding_window is not None:
-            recent = s > position[:, None] - self.sliding_window
+            recent = s > position[:, :, None] - self.sliding_window
             mask = ops.logical_and(mask, recent)
-        context, _ = self._attend(query, keys, values, mask[:, None, None, None, :])
+        context, _ = self._attend(query, keys, values, mask[:, None, None])
         return self._combine(context), (keys, values)
 
-    def _project(self, x, positions):
+    def _project(self, x, positions, training=False):
         """Q, K and V: `(b, n, t, h)`, `(b, k, t, h)`, `(b, k, t, h)`."""
         t = ops.shape(x)[1]
         n, k = self.num_heads, self._kv_heads
         # the batch as -1, and slices where there could be splits: a graph whose batch
         # is unknown then needs fewer operations on shapes
         projected = ops.reshape(
-            linear(self.query_key_value, x), (-1, t, n + 2 * k, self._head_dimension)
+            linear(self.query_key_value, x, training),
+            (-1, t, n + 2 * k, self._head_dimension),
         )
         turned, value = projected[:, :, : n + k], projected[:, :, n + k :]
         if self.qk_norm:
@@ -312,7 +319,8 @@ class CausalSelfAttention(keras.layers.Layer):
         x = ops.transpose(context, (0, 2, 1, 3))
         t = ops.shape(x)[1]
         x = ops.reshape(x, (-1, t, self.num_heads * self._head_dimension))
-        return self.output_dropout(linear(self.output_projection, x), training=training)
+        x = linear(self.output_projection, x, training)
+        return self.output_dropout(x, training=training)
 
     def get_config(self):
         return {

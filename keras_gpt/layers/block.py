@@ -185,7 +185,7 @@ class TransformerBlock(keras.layers.Layer):
         return x + self.feed_forward(self.feed_forward_norm(x)), cache
 
     def decode(self, x, cache, position, document_start=None):
-        """Do one step against the cache; see `CausalSelfAttention.decode`."""
+        """Read new tokens against the cache; see `CausalSelfAttention.decode`."""
         attended, cache = self.attention.decode(
             self.attention_norm(x), cache, position, document_start
         )

@@ -117,9 +117,9 @@ class FeedForward(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training=None):
-        x = linear(self.up_projection, x)  # (b, t, f), or (b, t, 2f) with a gate
+        x = linear(self.up_projection, x, training)  # (b, t, f); with a gate 2f
         x = _ACTIVATIONS[self.activation](x)  # (b, t, f)
-        x = linear(self.down_projection, x)  # (b, t, e)
+        x = linear(self.down_projection, x, training)  # (b, t, e)
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, x_shape):

@@ -5,8 +5,8 @@ from keras import ops
 from keras_gpt import backend
 
 
-def linear(dense, x):
-    """`dense(x)`, where int8 weights are read as they are and `x` keeps its dtype.
+def linear(dense, x, training=None):
+    """`dense(x)`, plus what LoRA learnt; int8 weights are read as they are.
 
     Keras would round `x` to int8 too, which costs accuracy, and it reads int8 weights
     no faster than others.
@@ -14,14 +14,19 @@ def linear(dense, x):
     Args:
         dense: A `keras.layers.Dense` without activation.
         x: `(..., input)`.
+        training: Whether the adapter's dropout applies.
 
     Returns:
         `(..., output)`.
     """
     if dense.quantization_mode != "int8" or dense.lora_enabled:
-        return backend.apply_to_rows(dense, x)
-    y = backend.matmul_int8(x, dense.kernel, dense.kernel_scale)
-    return y if dense.bias is None else y + ops.cast(dense.bias, y.dtype)
+        y = backend.apply_to_rows(dense, x)
+    else:
+        y = backend.matmul_int8(x, dense.kernel, dense.kernel_scale)
+        if dense.bias is not None:
+            y = y + ops.cast(dense.bias, y.dtype)
+    adapter = getattr(dense, "adapter", None)
+    return y if adapter is None else y + adapter(x, training=training)
 
 
 def project_int8(embedding, x):

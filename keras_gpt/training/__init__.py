@@ -10,12 +10,33 @@ from keras_gpt.training.callbacks import (
     Throughput,
     measure_peak_flops,
 )
+from keras_gpt.training.lora import (
+    ADAPTER_FILE,
+    LORA_TARGETS,
+    count_trainable,
+    enable_lora,
+    has_lora,
+    load_adapter,
+    merge_lora,
+    read_adapter,
+    remove_lora,
+    save_adapter,
+    without_lora,
+)
+from keras_gpt.training.preference import (
+    PreferenceModel,
+    load_preferences,
+    reference_margins,
+)
 from keras_gpt.training.recipe import WarmupSchedule, compile_model
 from keras_gpt.training.state import load_state, save_state
 
 __all__ = [
+    "ADAPTER_FILE",
+    "LORA_TARGETS",
     "BitsPerByte",
     "EventLog",
+    "PreferenceModel",
     "ProgressBar",
     "SaveBest",
     "SaveState",
@@ -23,7 +44,18 @@ __all__ = [
     "Throughput",
     "WarmupSchedule",
     "compile_model",
+    "count_trainable",
+    "enable_lora",
+    "has_lora",
+    "load_adapter",
+    "load_preferences",
     "load_state",
     "measure_peak_flops",
+    "merge_lora",
+    "read_adapter",
+    "reference_margins",
+    "remove_lora",
+    "save_adapter",
     "save_state",
+    "without_lora",
 ]

@@ -7,13 +7,16 @@ import numpy as np
 from keras import ops
 
 from keras_gpt.files import atomic_path
+from keras_gpt.training.lora import has_lora
 
 
 def save_state(model, path: str | Path, step: int) -> None:
     """Write weights, optimizer state, dropout seeds and the step, whole or not at all.
 
+    Of a model with adapters the frozen weights are left out.
+
     Args:
-        model: A compiled, built `GPT`.
+        model: A compiled, built `GPT`, or a `PreferenceModel`.
         path: The `.npz` file.
         step: Optimizer steps done.
     """
@@ -31,7 +34,8 @@ def load_state(model, path: str | Path) -> int:
     """Put back what `save_state` wrote.
 
     Args:
-        model: The same architecture, compiled alike.
+        model: The same architecture, compiled alike; the same weights where they are
+            frozen.
         path: The `.npz` file.
 
     Returns:
@@ -73,7 +77,11 @@ def _load_arrays(file):
 
 
 def _variables(model):
-    """What a step reads or writes, by number: Keras counts its names up."""
+    """What a step writes, by number: Keras counts its names up."""
     variables = [*model.trainable_variables, *model.non_trainable_variables]
+    if has_lora(model):
+        # the base, which no step changes; the seeds of dropout are no weights
+        frozen = {id(weight) for weight in model.non_trainable_weights}
+        variables = [v for v in variables if id(v) not in frozen]
     variables += model.optimizer.variables
     return [(f"{i:05d}", v) for i, v in enumerate(variables)]

@@ -1,0 +1,218 @@
+"""Examples of a task: records from files, and batches that teach the answers alone."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_gpt.data.batches import BatchSource, EpochOrder
+from keras_gpt.data.packing import plan_packing
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to learn from.
+
+    Attributes:
+        token_ids: All of it: a prompt and its answer, or a conversation.
+        is_answer: For each id whether it is learned.
+    """
+
+    token_ids: list[int]
+    is_answer: list[bool]
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """How many ids count in the loss; the first can't, nothing precedes it."""
+        return sum(self.is_answer[1:])
+
+
+def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read records, one a line of JSON Lines or a row of Parquet.
+
+    Args:
+        path: A `.jsonl`, `.jsonl.gz` or `.parquet` file.
+
+    Yields:
+        Where the record stands, such as `"train.jsonl, line 3"`, for errors about it,
+        and the record.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is of another kind, or a line isn't a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There are no examples at {path}. Give a .jsonl or .parquet file."
+        )
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path)
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        yield from _read_lines(path)
+    else:
+        raise ValueError(
+            f"Examples are read from .jsonl, .jsonl.gz and .parquet. Received: {path}."
+        )
+
+
+def _read_parquet(path):
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name}, row {number}", record
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file: {error}.") from error
+
+
+def _read_lines(path):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            place = f"{path.name}, line {number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{place} is not valid JSON: {error}.") from error
+            if not isinstance(record, dict):
+                raise ValueError(
+                    f'{place} must be an object such as {{"prompt": ..., '
+                    f'"completion": ...}}. Received: {line.strip()[:60]}.'
+                )
+            yield place, record
+
+
+def load_examples(
+    examples: Sequence[Example],
+    batch_size: int,
+    sequence_length: int,
+    seed: int = 0,
+    *,
+    separator_id: int | None = None,
+    order: str = "random",
+    start_step: int = 0,
+) -> "grain.IterDataset":
+    """Load batches of examples as a grain dataset that `fit` takes as it is.
+
+    Args:
+        examples: At most `sequence_length + 1` ids each, or `sequence_length` with a
+            separator.
+        batch_size: Rows in a batch.
+        sequence_length: Tokens in a row.
+        seed: Chooses the random order.
+        separator_id: Packs as many examples into a row as there is room for, with
+            this id behind each; a GPT whose `document_separator_id` it is keeps them
+            from seeing each other. Defaults to `None`: a row for each, padded on the
+            right.
+        order: `"random"`: epoch after epoch without end, or `"sequential"`: once,
+            the last batch perhaps smaller.
+        start_step: The step to start at, as if the steps before had been taken.
+
+    Returns:
+        A `grain.IterDataset` with `len`. Its items are `(token_ids, targets,
+        sample_weight)`, `(batch_size, sequence_length)`: int32, int32 and float32,
+        the targets one token ahead and the weights 1 where they are an answer's.
+
+    Raises:
+        ValueError: There is no example, one is too long, or has a separator inside.
+
+    Example:
+
+    >>> from keras_gpt.data import Example, load_examples
+    >>> example = Example([5, 6, 7, 8, 1], [False, False, True, True, True])
+    >>> batches = load_examples([example], 1, 6, order="sequential")
+    >>> [ids, targets, weights] = next(iter(batches))
+    >>> targets[0].tolist(), weights[0].tolist()
+    ([6, 7, 8, 1, 0, 0], [0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    """
+    rows = _ExampleRows(
+        examples,
+        sequence_length,
+        separator_id,
+        seed if order == "random" else None,
+    )
+    source = BatchSource(rows, batch_size)
+    from keras_gpt.data.step_dataset import StepDataset
+
+    return StepDataset(source, start_step, len(source))
+
+
+def count_rows(
+    examples: Sequence[Example], sequence_length: int, separator_id: int | None
+) -> int:
+    """How many rows `load_examples` makes of the examples."""
+    return _ExampleRows(examples, sequence_length, separator_id, None).num_rows
+
+
+class _ExampleRows:
+    """Rows of one or of several examples."""
+
+    def __init__(self, examples, sequence_length, separator_id, seed):
+        if not examples:
+            raise ValueError("There are no examples to learn from.")
+        self._examples = examples
+        self._length = sequence_length
+        self._separator_id = separator_id
+        lengths = np.array([len(example.token_ids) for example in examples])
+        most = sequence_length + (separator_id is None)
+        if lengths.max() > most:
+            raise ValueError(
+                f"`sequence_length` must be at least "
+                f"{lengths.max() - (separator_id is None)} for the longest example. "
+                f"Received: sequence_length={sequence_length}."
+            )
+        if separator_id is None:
+            self._rows = [[index] for index in range(len(examples))]
+        else:
+            self._rows = _pack(lengths, sequence_length)
+            for index, example in enumerate(examples):
+                if separator_id in example.token_ids[:-1]:
+                    raise ValueError(
+                        f"Example {index} holds the id {separator_id}, which separates "
+                        "packed examples. Don't pack: packing=false."
+                    )
+        self._order = EpochOrder(len(self._rows), seed)
+        self.num_rows = len(self._rows) if seed is None else None
+
+    def gather(self, step, batch_size, part):
+        first = step * batch_size
+        rows = self._order.rows(range(first, first + batch_size)[part])
+        shape = (len(rows), self._length)
+        token_ids = np.full(shape, self._separator_id or 0, np.int32)
+        targets = np.full(shape, self._separator_id or 0, np.int32)
+        weights = np.zeros(shape, np.float32)
+        for i, row in enumerate(rows):
+            place = 0
+            for index in self._rows[row]:
+                ids = self._examples[index].token_ids
+                end = place + len(ids) - 1
+                token_ids[i, place:end] = ids[:-1]
+                targets[i, place:end] = ids[1:]
+                weights[i, place:end] = self._examples[index].is_answer[1:]
+                # the last id predicts nothing: a separator may stand in its place
+                place = end + 1
+        return token_ids, targets, weights
+
+
+def _pack(lengths, sequence_length):
+    """Which examples share each row."""
+    ends = np.cumsum(lengths)
+    plan = plan_packing(ends, sequence_length)
+    # no example is longer than a row, so each part is a whole one
+    indices = np.searchsorted(ends - lengths, plan.starts)
+    return [part.tolist() for part in np.split(indices, plan.row_splits[1:-1])]

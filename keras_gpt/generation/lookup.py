@@ -1,0 +1,143 @@
+"""Prompt-lookup speculation: what follows is often what followed before.
+
+At each step a draft is copied from where the last tokens of a row occurred before, and
+one pass of the model reads all of it. Tokens are chosen as ever, one after the other,
+for as long as each is the one that was read in its place.
+
+References:
+    - [Saxena, 2023](https://github.com/apoorvumang/prompt-lookup-decoding)
+    - [Leviathan et al., 2023](https://arxiv.org/abs/2211.17192), speculative decoding
+"""
+
+# Axes: b batch, t token of a pass, s position, v vocabulary
+
+from keras import ops
+
+from keras_gpt import backend
+from keras_gpt.generation.generate import add_token, trace_counts
+
+_LONGEST_MATCH = 3
+
+
+def lookup_program(model, cache_length, lookup_tokens):
+    """Make the loop that decodes until the rows end, fill up, or reach `until`.
+
+    It is that of `loop_program` but for `step` and `until`, which each row has its own
+    of, and for two entries of the state: `text` `(b, cache_length)`, the token in each
+    place of the cache, and `passes`, their number. The cache has room for
+    `lookup_tokens` more, so that the last draft has a place.
+    """
+    decode = backend.record_step(lambda *arguments: model.decode(*arguments))
+
+    def loop(state, inputs):
+        trace_counts["lookup"] += 1
+
+        def goes_on(state):
+            active = ops.logical_not(state["done"])
+            has_room = state["position"] < cache_length
+            ready = ops.all(ops.logical_or(state["done"], has_room))
+            is_below = ops.logical_and(active, state["step"] < inputs["until"])
+            return ops.logical_and(ops.any(is_below), ready)
+
+        def step(state):
+            position = ops.minimum(state["position"], cache_length - 1)
+            draft = find_draft(state["text"], position, lookup_tokens)
+            read = ops.concatenate([state["token"][:, None], draft], axis=1)  # (b, t)
+            cache = dict(state["cache"])
+            if "document_start" in cache:
+                cache["document_start"] = _document_start(model, state)
+            logits, cache = decode(read, cache, position)
+            state = {name: state[name] for name in state if name != "cache"}
+            state = _choose_while_right(logits, read, state, inputs)
+            return ({**state, "cache": cache, "passes": state["passes"] + 1},)
+
+        # the program before this one doesn't know of `text`
+        return ops.while_loop(goes_on, step, (_note(state),))[0]
+
+    return loop
+
+
+def find_draft(text, position, num_tokens):
+    """Guess the tokens after `position` from what followed the last ones before.
+
+    Of the places where up to three of them occurred, the longest match counts, and of
+    equal ones the last. Where the text from there to its end is shorter than the draft,
+    it is repeated.
+
+    Args:
+        text: Token ids `(batch, sequence)`.
+        position: Integers `(batch,)`, the place of each row's last token; what is
+            behind it is ignored.
+        num_tokens: Length of the draft.
+
+    Returns:
+        Token ids `(batch, num_tokens)`: any where nothing matches.
+    """
+    size = text.shape[1]
+    s = ops.arange(size, dtype="int32")
+    matches = s < position[:, None]  # (b, s)
+    score = s
+    for n in range(_LONGEST_MATCH):
+        place = ops.maximum(position - n, 0)[:, None]
+        token = ops.take_along_axis(text, place, axis=1)  # (b, 1)
+        shifted = ops.pad(text[:, : size - n], [[0, 0], [n, 0]], constant_values=-1)
+        matches = ops.logical_and(matches, ops.equal(shifted, token))
+        score = score + size * ops.cast(matches, "int32")
+    best = ops.cast(ops.argmax(score, axis=1), "int32")  # (b,)
+    best = ops.maximum(ops.minimum(best, position - 1), 0)[:, None]
+    period = ops.maximum(position[:, None] - best, 1)
+    places = best + 1 + ops.arange(num_tokens, dtype="int32") % period
+    return ops.take_along_axis(text, places, axis=1)
+
+
+def _choose_while_right(logits, read, state, inputs):
+    """Choose each row's tokens, until one isn't the one that was read after it.
+
+    Args:
+        logits: After each token of `read`, `(b, t, v)`.
+        read: Token ids `(b, t)`, the last chosen one and the draft.
+        state: But for the cache.
+        inputs: As of the loop.
+    """
+    following = ops.pad(read[:, 1:], [[0, 0], [0, 1]], constant_values=-1)  # (b, t)
+
+    def goes_on(t, right, state):
+        del t, state
+        return ops.any(right)
+
+    def choose_one(t, right, state):
+        # rows that were wrong wait as if they were done
+        added = add_token(
+            ops.take(logits, t, axis=1),
+            {**state, "done": ops.logical_not(right)},
+            inputs,
+        )
+        added["step"] = ops.where(right, added["step"], state["step"])
+        has_ended = ops.logical_and(right, added["done"])
+        added["done"] = ops.logical_or(state["done"], has_ended)
+        is_read = ops.equal(added["token"], ops.take(following, t, axis=1))
+        has_room = added["position"] < state["text"].shape[1]
+        right = ops.logical_and(right, ops.logical_and(is_read, has_room))
+        right = ops.logical_and(right, ops.logical_not(added["done"]))
+        return t + 1, right, _note(added)
+
+    first = (ops.zeros((), "int32"), ops.logical_not(state["done"]), state)
+    return ops.while_loop(goes_on, choose_one, first)[2]
+
+
+def _note(state):
+    """Write each row's last token into its text."""
+    index = ops.arange(state["text"].shape[1], dtype="int32")
+    is_place = ops.equal(index, state["position"][:, None])
+    return {
+        **state,
+        "text": ops.where(is_place, state["token"][:, None], state["text"]),
+    }
+
+
+def _document_start(model, state):
+    """The place where the document of each row's last token starts."""
+    index = ops.arange(state["text"].shape[1], dtype="int32")
+    is_separator = ops.equal(state["text"], model.config.document_separator_id)
+    ends = ops.logical_and(is_separator, index < state["position"][:, None])
+    return ops.max(ops.where(ends, index + 1, 0), axis=1)

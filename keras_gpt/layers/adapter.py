@@ -1,0 +1,129 @@
+"""`LowRankAdapter`: what LoRA adds to a linear layer."""
+
+# Axes: i input, r rank, o output
+
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gpt.layers.initial import has_given_values, make_dropout
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class LowRankAdapter(keras.layers.Layer):
+    """A product of two thin matrices, which LoRA trains beside a frozen one.
+
+    Keras's own `Dense.enable_lora` adds the product to the kernel before it multiplies:
+    a backward pass then costs as much as training the kernel, there can be no dropout,
+    and in a bfloat16 layer what is trained is bfloat16, in which small updates vanish.
+
+    Args:
+        units: Width of the output.
+        rank: Columns of the first matrix and rows of the second, at most the width of
+            the input.
+        alpha: The product counts `alpha / rank` times. Defaults to `rank`.
+        dropout_rate: Fraction of the input dropped in training. Defaults to 0.
+        **kwargs: `name`, `dtype` of `keras.layers.Layer`.
+
+    Call arguments:
+        x: `(..., input)`.
+
+    Returns:
+        `(..., units)`: zeros until it was trained.
+
+    References:
+        - [Hu et al., 2021](https://arxiv.org/abs/2106.09685)
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_gpt.layers import LowRankAdapter
+    >>> adapter = LowRankAdapter(3, rank=2)
+    >>> adapter(np.ones((1, 4, 8), "float32")).shape == (1, 4, 3)
+    True
+    """
+
+    def __init__(self, units, *, rank, alpha=None, dropout_rate=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout_rate = dropout_rate
+
+    def build(self, x_shape):
+        if not 1 <= self.rank <= x_shape[-1]:
+            raise ValueError(
+                f"`rank` must be from 1 to {x_shape[-1]}, the width of the input. "
+                f"Received: rank={self.rank}."
+            )
+        self.down = self.add_weight(
+            (x_shape[-1], self.rank), initializer=_orthonormal, name="down"
+        )
+        self.up = self.add_weight((self.rank, self.units), "zeros", name="up")
+        # a weight, so that a compiled model can be run without the adapter
+        scale = (self.rank if self.alpha is None else self.alpha) / self.rank
+        self.scale = self.add_weight(
+            (), keras.initializers.Constant(scale), trainable=False, name="scale"
+        )
+        self.dropout = make_dropout(
+            self.dropout_rate, dtype=self.dtype_policy, name="dropout"
+        )
+        self.dropout.build(x_shape)
+        self.built = True
+
+    def call(self, x, training=None):
+        x = ops.matmul(self.dropout(x, training=training), self.down)  # (..., r)
+        return ops.matmul(x * self.scale, self.up)  # (..., o)
+
+    def compute_output_shape(self, x_shape):
+        return (*x_shape[:-1], self.units)
+
+    def product(self):
+        """What is added to the frozen matrix, NumPy float32 `(input, units)`."""
+        down, up, scale = (
+            np.asarray(ops.convert_to_numpy(weight), "float32")
+            for weight in (self.down, self.up, self.scale)
+        )
+        return scale * (down @ up)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dropout_rate": self.dropout_rate,
+        }
+
+
+class Adapters(keras.layers.Layer):
+    """The adapters of a model, at first none.
+
+    In a layer of their own, because a model takes in no more layers once it was
+    quantized.
+
+    Attributes:
+        layers: The `LowRankAdapter`s, block by block.
+        settings: What they were made with, or `None` without any.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.layers = []
+        self.settings = None
+        self.built = True
+
+
+def _orthonormal(shape, dtype=None):
+    """Orthonormal columns, the same on every backend.
+
+    With as many as there are rows, the first step goes where that of the frozen
+    matrix would go.
+    """
+    if has_given_values():
+        return ops.zeros(shape, dtype)
+    generator = np.random.Generator(np.random.Philox(random.randint(0, 2**32 - 1)))
+    columns, _ = np.linalg.qr(generator.standard_normal(shape))
+    return ops.convert_to_tensor(columns.astype("float32"), dtype)
