@@ -5,6 +5,7 @@ import Keras and its backend: `--help` needn't wait for that, and what TensorFlo
 prints meanwhile can be hidden.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -266,6 +267,173 @@ def train(
 
 
 @app.command()
+def finetune(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="JSON Lines or Parquet with the fields prompt and completion, text "
+            "and summary, source and target, or messages; or a folder with "
+            "train.jsonl and validation.jsonl."
+        ),
+    ],
+    output: Annotated[str, typer.Argument(help="Folder of the run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="Fields of the run, for example epochs=3 lora_rank=32, or "
+            "lora_rank=0 to train all weights; `keras_gpt.runs.FinetuneConfig` lists "
+            "them.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with fields of the run.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the stopped run in the folder."),
+    ] = False,
+) -> None:
+    """Teach a pretrained model a task from examples, by LoRA or in all its weights."""
+    _import_quietly()
+    from keras_gpt import runs
+
+    run_config = runs.FinetuneConfig.from_yaml(config, overrides or [])
+    # not as overrides: a path is no YAML
+    run_config = dataclasses.replace(run_config, model=model, data=data, output=output)
+    lm = runs.finetune(run_config, resume=resume)
+    for name, value in runs.read_result(output).items():
+        print(
+            f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
+        )
+    how = {
+        "summarize": f"summarize {output} --file TEXT",
+        "translate": f"translate {output} 'Good morning' --source en --target de",
+        "chat": f"chat {output}",
+    }
+    [task] = [*lm.tasks, "complete"][:1]
+    _note(f"Try it: keras-gpt {how.get(task, f'generate {output} PROMPT')}")
+
+
+@app.command()
+def preview(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="JSON Lines or Parquet of examples.")],
+    count: Annotated[int, typer.Option(help="Examples to show.")] = 3,
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens that an example may have.")
+    ] = 512,
+    instruction: Annotated[
+        str | None, typer.Option(help="What a chat model is told before the question.")
+    ] = None,
+) -> None:
+    """Show examples as the model will see them: what it learns is underlined."""
+    _import_quietly()
+    from rich.console import Console
+    from rich.text import Text
+
+    from keras_gpt import tasks
+
+    lm = _load(model)
+    if instruction is not None:
+        lm.tasks = {name: {"instruction": instruction} for name in tasks.TASKS}
+    examples, about = tasks.read_examples(lm, data, sequence_length)
+    console = Console(highlight=False, soft_wrap=True)
+    for number, example in enumerate(examples[:count], 1):
+        console.rule(f"example {number}: {len(example.token_ids)} tokens", align="left")
+        console.print(_color_tokens(lm.tokenizer, example, console.is_terminal, Text))
+    lengths = sorted(len(example.token_ids) for example in examples)
+    learned = sum(example.num_answer_tokens for example in examples)
+    _print_table(
+        {
+            "examples": f"{len(examples):,}",
+            "tokens": f"{sum(lengths):,}, of which {learned:,} are learned",
+            "tokens of an example": f"{lengths[0]} to {lengths[-1]}, "
+            f"median {lengths[len(lengths) // 2]}",
+            "shortened": f"{about['num_shortened']:,}",
+            "tasks": ", ".join(about["tasks"]),
+        }
+    )
+
+
+Texts = Annotated[
+    str | None, typer.Argument(help="The text; read from standard input if -")
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--file", help="A text file, or JSON Lines with the field of a task."),
+]
+
+
+@app.command()
+def summarize(
+    model: Model,
+    text: Texts = None,
+    file: TextFile = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of it.")] = 64,
+    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
+    instruction: Annotated[
+        str | None, typer.Option(help="What a chat model is told instead.")
+    ] = None,
+    lookup_tokens: Annotated[
+        int, typer.Option(help="Guess so many tokens from the text: the same, sooner.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(help="Texts at once.")] = 8,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Summarize a text, or each text of a file of JSON Lines."""
+    texts = _read_texts(text, file, "text")
+    _import_quietly()
+    lm = _load(model, dtype, weights)
+    if instruction is not None:
+        lm.tasks.setdefault("summarize", {})["instruction"] = instruction
+    controls = _given(lookup_tokens=lookup_tokens or None)
+    if num_beams > 1:
+        controls = {"num_beams": num_beams}
+    with _progress("summarizing", len(texts)) as on_progress:
+        summaries = lm.summarize(
+            texts,
+            max_new_tokens,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **controls,
+        )
+    print("\n".join(summaries))
+
+
+@app.command()
+def translate(
+    model: Model,
+    text: Texts = None,
+    source: Annotated[str, typer.Option(help="Language of the text.")] = "en",
+    target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
+    file: TextFile = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a part.")] = 128,
+    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Texts at once.")] = 8,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Translate a text, or each text of a file of JSON Lines."""
+    texts = _read_texts(text, file, "source")
+    _import_quietly()
+    lm = _load(model, dtype, weights)
+    with _progress("translating", len(texts)) as on_progress:
+        translations = lm.translate(
+            texts,
+            max_new_tokens,
+            source=source,
+            target=target,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **({"num_beams": num_beams} if num_beams > 1 else {}),
+        )
+    print("\n".join(translations))
+
+
+@app.command()
 def generate(
     model: Model,
     prompt: Annotated[
@@ -375,14 +543,51 @@ def evaluate(
         str | None,
         typer.Option(help=CORPUS_HELP + " \\[default: the run's validation data]"),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON Lines or Parquet with examples of a task: ROUGE of summaries, "
+            "BLEU and chrF of translations; or the name of a task of lm-eval."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many examples of the task.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the results of the task.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer to the task.")
+    ] = None,
+    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Texts of the task at once.")] = 8,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
     dtype: Dtype = None,
     weights: StoredWeights = None,
 ) -> None:
-    """Measure how well a model predicts text: loss, perplexity, bits per byte."""
+    """Measure how well a model predicts text, or does a task.
+
+    Of a text: loss, perplexity, bits per byte.
+    """
     _import_quietly()
     from keras_gpt import data, runs
+
+    if task is not None:
+        lm = _load(model, dtype, weights)
+        if Path(task).suffix not in (".jsonl", ".gz", ".parquet"):
+            _evaluate_harness(lm, task, limit, batch_size, output)
+            return
+        _evaluate_task(
+            lm,
+            task,
+            output,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            **({"num_beams": num_beams} if num_beams > 1 else {}),
+        )
+        return
 
     if file is None and not (Path(model) / runs.CONFIG_FILE).is_file():
         raise ValueError(
@@ -445,7 +650,7 @@ def import_model(
     is_int8 = weights == Weights.INT8
     rows = {}
     with Console(stderr=True).status("Loading the model") as status:
-        lm = _load(source, dtype, None if is_int8 else weights, revision)
+        lm = _load(source, dtype, None if is_int8 else weights, revision, merge=True)
         if is_int8:
             status.update("Measuring what int8 saves and costs")
             rows = _quantize(lm)
@@ -488,7 +693,7 @@ def write(
         )
     _check_free(output, overwrite)
     _import_quietly()
-    lm = _load(model)
+    lm = _load(model, merge=True)
     if format_ == Format.GGUF:
         lm.save_gguf(output, **_given(dtype=dtype))
     else:
@@ -543,7 +748,7 @@ def export(
     # TensorFlow makes the graph, whatever trained the model
     os.environ["KERAS_BACKEND"] = "tensorflow"
     _import_quietly()
-    lm = _load(model, dtype, revision=revision)
+    lm = _load(model, dtype, revision=revision, merge=True)
     folder = lm.export(
         path,
         next_version=next_version,
@@ -577,6 +782,8 @@ def main() -> None:
             hint = ""
             if sys.argv[1:2] in (["train"], ["quickstart"]):
                 hint = " It goes on with `keras-gpt train --resume --output FOLDER`."
+            elif sys.argv[1:2] == ["finetune"]:
+                hint = " It goes on with --resume."
             print(f"\nStopped.{hint}", file=sys.stderr)
         raise
 
@@ -611,9 +818,12 @@ def _is_ours(model):
     return is_empty or is_saved(folder)
 
 
-def _load(model, dtype=None, weights=None, revision=None):
-    """The model, of any source; a folder without one gets the error about runs."""
-    from keras_gpt import LanguageModel
+def _load(model, dtype=None, weights=None, revision=None, merge=False):
+    """The model, of any source; a folder without one gets the error about runs.
+
+    With `merge` an adapter becomes a part of the weights, as what is written needs it.
+    """
+    from keras_gpt import LanguageModel, training
 
     if weights in (Weights.FLOAT32, Weights.BFLOAT16):
         if dtype not in (None, str(weights)):
@@ -626,9 +836,105 @@ def _load(model, dtype=None, weights=None, revision=None):
         lm = LanguageModel.load(model, dtype=dtype)
     else:
         lm = LanguageModel.from_pretrained(model, dtype=dtype, revision=revision)
+    if merge and training.has_lora(lm.model):
+        lm.merge_adapter()
     if weights == Weights.INT8:
         lm.quantize("int8")
     return lm
+
+
+def _evaluate_task(lm, task, output, **options):
+    """Show how well a model does the task of a file of examples."""
+    from keras_gpt import evaluation
+    from keras_gpt.files import write_json
+
+    with _progress("answering", options["limit"]) as on_progress:
+        result = evaluation.evaluate_task(lm, task, on_progress=on_progress, **options)
+    rows = {
+        "task": f"{result.task}, {result.num_examples:,} examples",
+        "loss of the answers": f"{result.loss:.4f} nats per token",
+        "perplexity": f"{result.perplexity:.2f}",
+        "bits per byte": f"{result.bits_per_byte:.4f}",
+    }
+    for metric, value in result.scores.items():
+        rows[metric] = f"{value:.2f}"
+        if metric in result.intervals:
+            low, high = result.intervals[metric]
+            rows[metric] += f" (95%: {low:.2f} to {high:.2f})"
+    for metric, signature in result.signatures.items():
+        rows[f"{metric} signature"] = signature
+    _print_table(rows)
+    if output is not None:
+        write_json(output, dataclasses.asdict(result))
+        _note(f"Wrote the results and what the model wrote to {output}.")
+
+
+def _evaluate_harness(lm, task, limit, batch_size, output):
+    """Show how well a model does a task of lm-eval."""
+    from keras_gpt import evaluation
+    from keras_gpt.files import write_json
+
+    model = evaluation.lm_eval_model(lm, batch_size)
+    import lm_eval
+
+    results = lm_eval.simple_evaluate(model, tasks=[task], limit=limit)
+    for name, found in results["results"].items():
+        metrics = {k: v for k, v in found.items() if isinstance(v, int | float)}
+        _print_table(
+            {"task": name, **{k.removesuffix(",none"): v for k, v in metrics.items()}}
+        )
+    if output is not None:
+        write_json(output, results["results"])
+        _note(f"Wrote the results to {output}.")
+
+
+def _read_texts(text, file, field):
+    """The texts that a command is given: one, or those of a file."""
+    if (text is None) == (file is None):
+        raise ValueError("Give a text, or - for standard input, or --file; not both.")
+    if text is not None:
+        return [sys.stdin.read() if text == "-" else text]
+    if file.suffix not in (".jsonl", ".parquet"):
+        return [file.read_text(encoding="utf-8")]
+    from keras_gpt import data
+
+    texts = []
+    for place, record in data.read_records(file):
+        if not isinstance(record.get(field), str):
+            raise ValueError(f"{place}: the field {field!r} is missing or no text.")
+        texts.append(record[field])
+    return texts
+
+
+@contextlib.contextmanager
+def _progress(what, total):
+    """A progress bar on standard error; gives the function that moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _color_tokens(tokenizer, example, is_terminal, text_class):
+    """The tokens of an example: every other one shaded, those that count underlined."""
+    shown = text_class()
+    for index, token_id in enumerate(example.token_ids):
+        is_answer = example.is_answer[index]
+        piece = tokenizer.token(token_id)
+        style = ("on grey23" if index % 2 else "") + (
+            " underline bold green" if is_answer else " dim"
+        )
+        if not is_terminal and is_answer:
+            # no colors in a file
+            starts = index == 0 or not example.is_answer[index - 1]
+            ends = (
+                index + 1 == len(example.is_answer) or not example.is_answer[index + 1]
+            )
+            piece = "[[" * starts + piece + "]]" * ends
+        shown.append(piece, style=style)
+    return shown
 
 
 def _given(**options):

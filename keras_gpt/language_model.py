@@ -1,14 +1,14 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_gpt import checkpoints, export, tokenizers
+from keras_gpt import checkpoints, export, tasks, tokenizers, training
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.generation import (
@@ -62,6 +62,8 @@ class LanguageModel:
         generation_defaults: Controls, such as `temperature`, for when a caller gives
             none. Defaults to those of `keras_gpt.generate`.
         source: Where the model came from, for `keras-gpt info`.
+        tasks: What it was tuned for: by the name of the task, the `instruction` and
+            for translation the pairs of `languages` that it was tuned with.
 
     Raises:
         ValueError: The tokenizer has more ids than the model.
@@ -88,6 +90,7 @@ class LanguageModel:
         stop_ids: Sequence[int] | None = None,
         generation_defaults: dict[str, Any] | None = None,
         source: dict[str, Any] | None = None,
+        tasks: dict[str, dict[str, Any]] | None = None,
     ):
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -105,6 +108,7 @@ class LanguageModel:
         self.stop_ids = tuple(stop_ids)
         self.generation_defaults = dict(generation_defaults or {})
         self.source = dict(source or {})
+        self.tasks = dict(tasks or {})
 
     @classmethod
     def from_pretrained(
@@ -154,7 +158,11 @@ class LanguageModel:
         Args:
             directory: Made if there is none. When something fails, for example on a
                 full disk, a model that was there stays as it was.
+
+        Raises:
+            ValueError: The model has an adapter.
         """
+        self._check_merged()
         description = {
             "format": _FORMAT,
             "model": self.model.config.to_dict(),
@@ -164,6 +172,7 @@ class LanguageModel:
             "stop_ids": self.stop_ids,
             "generation_defaults": self.generation_defaults,
             "source": self.source,
+            "tasks": self.tasks,
         }
         if self.chat_template is not None:
             description["chat_template"] = self.chat_template.to_dict()
@@ -176,7 +185,7 @@ class LanguageModel:
     def load(
         cls, directory: str | Path, *, dtype: str | None = None
     ) -> "LanguageModel":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or `save_adapter`, with the base that it names.
 
         Args:
             directory: The folder.
@@ -187,6 +196,12 @@ class LanguageModel:
             ValueError: A file is damaged or doesn't fit the others.
         """
         directory = Path(directory)
+        if _is_adapter(directory):
+            lm = cls.from_pretrained(
+                training.read_adapter(directory)["base"], dtype=dtype
+            )
+            lm.load_adapter(directory)
+            return lm
         if not (directory / CONFIG_FILE).is_file():
             raise FileNotFoundError(
                 f"There is no model in {directory}: {CONFIG_FILE} is missing. Train "
@@ -226,7 +241,54 @@ class LanguageModel:
             stop_ids=description.get("stop_ids"),
             generation_defaults=description.get("generation_defaults"),
             source=description.get("source"),
+            tasks=description.get("tasks"),
         )
+
+    def save_adapter(self, directory: str | Path, *, base: str) -> None:
+        """Write what LoRA trained alone, a few MB; see `training.enable_lora`.
+
+        Args:
+            directory: Made if there is none. `load` reads it, together with the base.
+            base: What `from_pretrained` reads the base from.
+
+        Raises:
+            ValueError: The model has no adapter.
+        """
+        if Path(base).exists():
+            base = str(Path(base).absolute())
+        about = {
+            "base": base,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "tasks": self.tasks,
+        }
+        training.save_adapter(self.model, directory, about=about)
+
+    def load_adapter(self, directory: str | Path) -> None:
+        """Put what `save_adapter` wrote into this model, in place of another adapter.
+
+        Args:
+            directory: The folder.
+
+        Raises:
+            FileNotFoundError: There is no adapter.
+            ValueError: It was trained for another base, or a file is damaged.
+        """
+        about = training.read_adapter(directory)
+        if about["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
+            raise ValueError(
+                f"The adapter in {directory} was trained for another base: its "
+                f"tokenizer is another. Load {about['base']} first."
+            )
+        training.load_adapter(self.model, directory)
+        self.tasks = dict(about["tasks"])
+
+    def merge_adapter(self) -> None:
+        """Add the adapter to the weights, to save or export a model that is whole.
+
+        Raises:
+            ValueError: There is none, or the weights are int8.
+        """
+        training.merge_lora(self.model)
 
     def save_huggingface(self, directory: str | Path, dtype: str | None = None) -> None:
         """Write a folder that Transformers, vLLM and llama.cpp's converter read.
@@ -239,6 +301,7 @@ class LanguageModel:
             FileExistsError: The folder isn't empty.
             ValueError: No family of Transformers has this architecture.
         """
+        self._check_merged()
         checkpoints.write_huggingface(self, directory, dtype=dtype)
 
     def save_gguf(self, path: str | Path, dtype: str = "float16") -> None:
@@ -251,6 +314,7 @@ class LanguageModel:
         Raises:
             ValueError: llama.cpp has no such architecture or tokenizer.
         """
+        self._check_merged()
         checkpoints.write_gguf(self, path, dtype=dtype)
 
     def export(
@@ -312,6 +376,7 @@ class LanguageModel:
         >>> lm.export("served/greeter/1", max_new_tokens=8, progress=False).name
         '1'
         """
+        self._check_merged()
         return export.export_saved_model(
             self,
             path,
@@ -361,6 +426,9 @@ class LanguageModel:
             ValueError: A prompt or control is out of its range.
         """
         ids = self._encode_prompts(prompts)
+        return self._complete_ids(ids, max_new_tokens, stop, stop_ids, controls)
+
+    def _complete_ids(self, ids, max_new_tokens, stop, stop_ids, controls):
         run = Generation(
             self.model,
             ids,
@@ -418,41 +486,74 @@ class LanguageModel:
         Raises:
             ValueError: A prompt or control is out of its range.
         """
-        if num_beams == 1:
-            completions = self.complete(
-                prompts,
-                max_new_tokens,
-                stop=stop,
-                stop_ids=stop_ids,
-                num_return_sequences=num_return_sequences,
-                **controls,
-            )
-            texts = [completion.text for completion in completions]
-        else:
-            ids = self._encode_prompts(prompts)
-            taken = {"repetition_penalty", "length_penalty"} & set(controls)
-            unknown = set(controls) - taken - _CONTROLS_OF_SAMPLING
-            if unknown:
-                raise TypeError(
-                    f"Unknown control: {', '.join(sorted(unknown))}. With beams there "
-                    "are repetition_penalty and length_penalty."
-                )
-            rows = beam_search(
-                self.model,
-                ids,
-                num_beams=num_beams,
-                max_new_tokens=max_new_tokens,
-                stop_ids=self.stop_ids if stop_ids is None else stop_ids,
-                num_return_sequences=num_return_sequences,
-                **{name: controls[name] for name in taken},
-            )
-            texts = []
-            for row in rows:
-                text = TextAssembler(self.tokenizer, _check_stop(stop))
-                text.add(row)
-                text.finish()
-                texts.append(text.text)
+        texts = self.generate_from_ids(
+            self._encode_prompts(prompts),
+            max_new_tokens,
+            stop=stop,
+            stop_ids=stop_ids,
+            num_beams=num_beams,
+            num_return_sequences=num_return_sequences,
+            **controls,
+        )
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
+
+    def generate_from_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        max_new_tokens: int = 64,
+        *,
+        stop: str | Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        **controls,
+    ) -> list[str]:
+        """Continue prompts that are token ids, special tokens among them.
+
+        Args:
+            ids: Prompts, each a non-empty list of token ids.
+            max_new_tokens: Most tokens to add.
+            stop: As of `generate`, as are the others.
+            stop_ids: Token ids that end the text. Defaults to the model's.
+            num_beams: Above 1, beam search.
+            num_return_sequences: Continuations for each prompt.
+            **controls: As of `generate`.
+
+        Returns:
+            The new text alone of each.
+
+        Raises:
+            ValueError: A prompt or control is out of its range.
+        """
+        if num_beams == 1:
+            controls["num_return_sequences"] = num_return_sequences
+            completions = self._complete_ids(
+                ids, max_new_tokens, stop, stop_ids, controls
+            )
+            return [completion.text for completion in completions]
+        taken = {"repetition_penalty", "length_penalty"} & set(controls)
+        unknown = set(controls) - taken - _CONTROLS_OF_SAMPLING
+        if unknown:
+            raise TypeError(
+                f"Unknown control: {', '.join(sorted(unknown))}. With beams there "
+                "are repetition_penalty and length_penalty."
+            )
+        rows = beam_search(
+            self.model,
+            ids,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
+            num_return_sequences=num_return_sequences,
+            **{name: controls[name] for name in taken},
+        )
+        texts = []
+        for row in rows:
+            text = TextAssembler(self.tokenizer, _check_stop(stop))
+            text.add(row)
+            text.finish()
+            texts.append(text.text)
+        return texts
 
     def stream(
         self,
@@ -548,6 +649,86 @@ class LanguageModel:
         ids = encode_chat(self.chat_template, self.tokenizer, messages, room)
         yield from self._stream_ids(ids, max_new_tokens, stop, None, controls)
 
+    def summarize(
+        self,
+        texts: str | Sequence[str],
+        max_new_tokens: int = 64,
+        *,
+        batch_size: int = 8,
+        on_progress: Callable[[int], None] | None = None,
+        **controls,
+    ) -> str | list[str]:
+        """Summarize texts.
+
+        One that is too long for the model's context is cut where a paragraph or a
+        sentence ends; then the summaries of its parts are summarized.
+
+        Args:
+            texts: One text or several.
+            max_new_tokens: Most tokens of a summary.
+            batch_size: Texts at once.
+            on_progress: Called with the number of prompts that are done.
+            **controls: As of `generate`, but greedy unless `temperature` is given;
+                `num_beams` too, and `lookup_tokens`, which speeds up what copies.
+
+        Returns:
+            A string for one text, else a list.
+
+        Raises:
+            ValueError: The model was neither tuned for it nor for instructions.
+        """
+        return tasks.summarize(
+            self,
+            texts,
+            max_new_tokens,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **controls,
+        )
+
+    def translate(
+        self,
+        texts: str | Sequence[str],
+        max_new_tokens: int = 128,
+        *,
+        source: str,
+        target: str,
+        batch_size: int = 8,
+        on_progress: Callable[[int], None] | None = None,
+        **controls,
+    ) -> str | list[str]:
+        """Translate texts.
+
+        A long one is translated in parts, cut where a paragraph or sentence ends.
+
+        Args:
+            texts: One text or several.
+            max_new_tokens: Most tokens of a part's translation.
+            source: Code of the language of the texts, such as `"en"`.
+            target: Code of the language to translate to.
+            batch_size: Texts at once.
+            on_progress: Called with the number of prompts that are done.
+            **controls: As of `generate`, but greedy unless `temperature` or
+                `num_beams` is given.
+
+        Returns:
+            A string for one text, else a list.
+
+        Raises:
+            ValueError: The model was not tuned for these languages, or neither for
+                translation nor for instructions.
+        """
+        return tasks.translate(
+            self,
+            texts,
+            max_new_tokens,
+            source=source,
+            target=target,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **controls,
+        )
+
     def score(self, text: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Log-probability in nats of each token given those before it.
 
@@ -606,6 +787,13 @@ class LanguageModel:
         """
         return evaluate_ids(self.model, pieces, self.tokenizer.decode_bytes)
 
+    def _check_merged(self):
+        if training.has_lora(self.model):
+            raise ValueError(
+                "The model has an adapter. Call lm.merge_adapter() first, or write the "
+                "adapter alone with lm.save_adapter(directory, base=...)."
+            )
+
     def _assemble(self, run, texts, new_ids):
         pieces = []
         for row, (text, ids) in enumerate(zip(texts, new_ids, strict=True)):
@@ -630,10 +818,16 @@ class LanguageModel:
 
 
 def is_saved(directory: str | Path) -> bool:
-    """Whether a folder holds what `LanguageModel.save` wrote, a run's folder too."""
+    """Whether a folder holds what `LanguageModel.save` or `save_adapter` wrote."""
+    if _is_adapter(directory):
+        return True
     path = Path(directory) / CONFIG_FILE
     description = read_json(path) if path.is_file() else None
     return isinstance(description, dict) and "format" in description
+
+
+def _is_adapter(directory):
+    return (Path(directory) / training.ADAPTER_FILE).is_file()
 
 
 def _check_stop(stop):

@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import re
 import signal
@@ -19,6 +20,9 @@ from keras_gpt import (
     checkpoints,
 )
 from keras_gpt.tokenizers import ChatTemplate
+
+# each command calls functions that are tested on every backend
+pytestmark = pytest.mark.any_backend
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 TINY = ("embedding_dimension=16", "num_layers=1", "num_heads=2", "context_length=16")
@@ -97,23 +101,21 @@ def assert_one_line_error(result, *parts):
     "command",
     [
         *("quickstart", "tokenize", "prepare", "train", "generate", "chat"),
-        *("evaluate", "info", "import", "write"),
+        *("evaluate", "info", "import", "write", "export"),
+        *("preview", "finetune", "summarize", "translate"),
     ],
 )
-@pytest.mark.any_backend
 def test_every_command_explains_itself(run, command):
     status, output, _ = run(command, "--help")
     assert status == 0
     assert "Usage" in output
 
 
-@pytest.mark.any_backend
 def test_help_says_defaults_that_depend_on_the_model(run):
     _, output, _ = run("chat", "--help")
     assert "[default: the model's, or 0.8]" in re.sub(r"[\s│]+", " ", output)
 
 
-@pytest.mark.any_backend
 def test_help_does_not_load_keras():
     program = (
         "import sys, keras_gpt_cli\n"
@@ -182,7 +184,6 @@ def test_quickstart_trains_and_says_what_comes_next(run, tmp_path, corpus):
     assert list((output / "events").iterdir())
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -404,7 +405,6 @@ def test_controls_that_are_not_given_are_the_models_own(run, foreign, tmp_path):
     assert generated == "12" + lm.generate("12", 5, temperature=0) + "\n"
 
 
-@pytest.mark.any_backend
 def test_sources_without_a_model_are_one_line_errors(run, tmp_path):
     for command in ("generate", "chat", "evaluate --file x", "info"):
         command, *options = command.split()
@@ -466,3 +466,74 @@ def test_export_writes_a_version_and_no_version_twice(
     assert (
         "`max_prompt_tokens` must be an integer of at least 1 and at most 16" in errors
     )
+
+
+@pytest.fixture
+def summaries(tmp_path):
+    """A file with examples of summaries."""
+    path = tmp_path / "summaries.jsonl"
+    records = [
+        {"text": f"{i} bottles of beer on the wall.", "summary": f"{i} bottles"}
+        for i in range(12)
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def test_preview_shows_what_is_learned(run, foreign, summaries):
+    _, folder = foreign
+    status, output, _ = run("preview", folder, summaries, "--count", 1)
+    assert status == 0
+    assert "0 bottles of beer on the wall.\n" in output
+    assert "[[0 bottles\n<|endoftext|>]]" in output
+    assert "of which" in output
+    assert "summarize" in output
+
+
+def test_an_adapter_is_tuned_and_works_with_every_command(
+    run, foreign, summaries, tmp_path
+):
+    _, folder = foreign
+    tuned = tmp_path / "tuned"
+    settings = ["steps=2", "batch_size=2", "lora_rank=2", "jit_compile=false"]
+    command = ["finetune", folder, summaries, tuned, *settings]
+    status, output, errors = run(*command)
+    assert status == 0
+    assert "validation_loss" in output
+    assert re.search(r"Training [\d,]+ of [\d,]+\s+parameters", errors)
+    assert f"summarize {tuned} --file TEXT" in errors
+    assert_one_line_error(run(*command), "already holds a run", "--resume")
+
+    status, output, _ = run("summarize", tuned, "9 bottles", "--max-new-tokens", 4)
+    assert status == 0
+    status, several, _ = run(
+        "summarize", tuned, "--file", summaries, "--max-new-tokens", 4
+    )
+    assert status == 0
+    assert several.count("\n") >= 12
+    result = tmp_path / "result.json"
+    command = ["evaluate", tuned, "--task", summaries, "--limit", 3]
+    status, output, _ = run(*command, "--output", result, "--max-new-tokens", 4)
+    assert status == 0
+    assert "rougeL" in output
+    assert "stem:porter" in output
+    assert len(json.loads(result.read_text())["predictions"]) == 3
+    status, _, errors = run(
+        "translate", tuned, "nine", "--target", "de", "--max-new-tokens", 4
+    )
+    assert status == 0
+    # as a whole model
+    status, _, _ = run("import", tuned, tmp_path / "whole")
+    assert status == 0
+    assert LanguageModel.load(tmp_path / "whole").tasks["summarize"]
+
+
+def test_bad_examples_are_one_line_errors(run, foreign, tmp_path):
+    _, folder = foreign
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "a", "summary": "b"}\n{"text": "a"}\n')
+    result = run("finetune", folder, path, tmp_path / "run")
+    assert_one_line_error(result, "bad.jsonl, line 2", "'summary' is missing")
+    assert_one_line_error(run("summarize", folder), "Give a text")
+    result = run("translate", folder, "a", "--target", "xx")
+    assert_one_line_error(result, "language='xx'")

@@ -1,6 +1,7 @@
 """Training runs: from a corpus and a configuration to a folder with everything."""
 
 from keras_gpt.runs.config import RunConfig
+from keras_gpt.runs.finetuning import FinetuneConfig, finetune
 from keras_gpt.runs.interrupts import noticed_interrupts
 from keras_gpt.runs.report import (
     CONFIG_FILE,
@@ -27,8 +28,10 @@ __all__ = [
     "LOG_FILE",
     "PLOT_FILE",
     "RESULT_FILE",
+    "FinetuneConfig",
     "RunConfig",
     "evaluate_validation",
+    "finetune",
     "first_words",
     "noticed_interrupts",
     "plot_losses",

@@ -1,16 +1,13 @@
 """`RunConfig`: all that defines a training run, from YAML and the command line."""
 
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from keras_gpt.config import suggest
+from keras_gpt.runs.settings import Settings, check_steps
 
 
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """All that defines a training run; `run.yaml` in its folder holds it.
 
     Args:
@@ -84,106 +81,11 @@ class RunConfig:
     sample_tokens: int = 128
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be a positive integer. Received: "
-                    f"{name}={getattr(self, name)}."
-                )
-        self.evaluate_every = min(self.evaluate_every, self.steps)
+        check_steps(self)
         if self.warmup_steps is None:
             self.warmup_steps = min(100, self.steps // 10)
-        if self.steps % self.evaluate_every:
-            nearest = round(self.steps / self.evaluate_every) * self.evaluate_every
-            raise ValueError(
-                "`steps` must be a multiple of `evaluate_every`. Received: "
-                f"steps={self.steps}, evaluate_every={self.evaluate_every}. "
-                f"Try steps={nearest}."
-            )
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "RunConfig":
-        """Make a configuration from what a YAML file holds.
-
-        Raises:
-            ValueError: A field is unknown or its value has the wrong type.
-        """
-        hints = typing.get_type_hints(cls)
-        for name in fields:
-            if name not in hints:
-                raise ValueError(
-                    f"Unknown field of a run. {suggest('field', name, hints)}"
-                )
-        return cls(**{n: _convert(n, v, hints[n]) for n, v in fields.items()})
-
-    @classmethod
-    def from_yaml(cls, path: str | Path | None, overrides: list[str]) -> "RunConfig":
-        """Read a YAML file and put `NAME=VALUE` overrides on top.
-
-        Args:
-            path: The file, or `None` for the defaults.
-            overrides: Such as `learning_rate=3e-4` or `model.num_layers=8`.
-
-        Raises:
-            ValueError: The file is not YAML, or a field is wrong.
-        """
-        import yaml
-
-        fields: dict[str, Any] = {}
-        if path is not None:
-            try:
-                fields = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            except yaml.YAMLError as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"{path} is not valid YAML: {reason}.") from error
-            if not isinstance(fields, dict):
-                raise ValueError(f"{path} must hold `name: value` lines.")
-        if any(override.startswith("model.") for override in overrides):
-            # the preset that a run has when nothing is said of its model
-            fields.setdefault("model", {"preset": "quickstart"})
-        for override in overrides:
-            name, equals, value = override.partition("=")
-            if not equals:
-                raise ValueError(
-                    f"Overrides look like NAME=VALUE. Received: {override!r}."
-                )
-            place = fields
-            *parents, name = name.split(".")
-            for parent in parents:
-                place = place.setdefault(parent, {})
-                if not isinstance(place, dict):
-                    raise ValueError(
-                        f"`{parent}` has no fields of its own. Received: {override!r}."
-                    )
-            try:
-                place[name] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise ValueError(
-                    f"The value isn't valid YAML. Received: {override!r}. Put a text "
-                    f"with special characters into quotes: {name}='\"...\"'."
-                ) from error
-        return cls.from_dict(fields)
-
-
-def _convert(name, value, hint):
-    """Convert what YAML read to the field's type; YAML takes 1e-3 for a text."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    try:
-        if kind is int and not isinstance(value, bool) and float(value).is_integer():
-            return int(float(value))
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is str and isinstance(value, str | int | float):
-            return str(value)
-        if kind is dict and isinstance(value, dict):
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(
-        f"`{name}` must be of type {kind.__name__}. Received: {name}={value!r}."
-    )
+    def defaults_of(cls, name: str) -> dict[str, Any]:
+        """The preset that a run has when nothing is said of its model."""
+        return {"preset": "quickstart"} if name == "model" else {}

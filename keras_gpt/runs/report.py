@@ -54,17 +54,16 @@ def write_result(output: Path, seconds: float) -> None:
     """Note what the run in a folder reached."""
     log = read_log(output / LOG_FILE)
     best = int(np.argmin(log["val_loss"]))
-    write_json(
-        output / RESULT_FILE,
-        {
-            "validation_loss": float(log["val_loss"][best]),
-            "validation_bits_per_byte": float(log["val_bits_per_byte"][best]),
-            "best_step": int(log["step"][best]),
-            "last_training_loss": float(log["loss"][-1]),
-            "last_validation_loss": float(log["val_loss"][-1]),
-            "seconds": round(seconds, 1),
-        },
-    )
+    result = {"validation_loss": float(log["val_loss"][best])}
+    if "val_bits_per_byte" in log:  # fine-tuning predicts a part of the text only
+        result["validation_bits_per_byte"] = float(log["val_bits_per_byte"][best])
+    result |= {
+        "best_step": int(log["step"][best]),
+        "last_training_loss": float(log["loss"][-1]),
+        "last_validation_loss": float(log["val_loss"][-1]),
+        "seconds": round(seconds, 1),
+    }
+    write_json(output / RESULT_FILE, result)
 
 
 def read_result(output: str | Path) -> dict[str, Any]:

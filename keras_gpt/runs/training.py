@@ -1,34 +1,17 @@
 """Doing a training run: tokenizer, data, `model.fit`, checkpoints, logs."""
 
-import contextlib
-import dataclasses
-import math
-import platform
 import random
-import time
-from importlib import metadata
 from pathlib import Path
 
 import keras
 
-from keras_gpt import data, tokenizers, training
+from keras_gpt import data, tokenizers
 from keras_gpt.config import GPTConfig
-from keras_gpt.files import atomic_path, write_json
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
-from keras_gpt.runs.interrupts import EndOnInterrupt, noticed_interrupts
-from keras_gpt.runs.report import (
-    CONFIG_FILE,
-    DATA_FOLDER,
-    EVENTS_FOLDER,
-    LOG_FILE,
-    PLOT_FILE,
-    STATE_FILE,
-    cut_log,
-    plot_losses,
-    write_result,
-)
+from keras_gpt.runs.fitting import claim, compile_and_load, fit
+from keras_gpt.runs.report import CONFIG_FILE, DATA_FOLDER
 
 TOKENIZERS = {
     "characters": tokenizers.CharacterTokenizer,
@@ -61,21 +44,13 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
 
     console = console or Console(stderr=True)
     output = Path(config.output)
-    _claim(output, config, resume)
+    claim(config, resume)
     # Keras draws the seeds of initializers and dropout from here; its own
     # `set_random_seed` would load TensorFlow whatever the backend
     random.seed(config.seed)
     tokenizer, directory = _prepare(config, output, resume, console)
     lm = LanguageModel(_build(config, tokenizer), tokenizer)
-    training.compile_model(
-        lm.model,
-        config.learning_rate,
-        total_steps=config.steps,
-        **{name: getattr(config, name) for name in _RECIPE},
-    )
-    step = 0
-    if resume and (output / STATE_FILE).is_file():
-        step = training.load_state(lm.model, output / STATE_FILE)
+    step = compile_and_load(config, lm.model, resume=resume)
     length = config.sequence_length or lm.model.config.context_length
     console.print(
         f"Training {lm.model.count_params():,} parameters on "
@@ -84,59 +59,22 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
         + (f", going on at step {step:,}" if step else ""),
         highlight=False,
     )
-    start = time.perf_counter()
-    loss_stop = _fit(config, lm, directory, length, step, console)
-    if loss_stop.stopped:
-        raise ValueError(
-            "The loss became infinite or NaN. The last good checkpoint is kept in "
-            f"{output}. Lower learning_rate, or use dtype=float32."
-        )
-    plot_losses(output / LOG_FILE, output / PLOT_FILE)
-    if step < config.steps:
-        write_result(output, time.perf_counter() - start)
+    batches, validation = _load_data(config, lm, directory, length, step)
+    counts = data.read_metadata(directory)["splits"]["val"]
+    fit(
+        config,
+        lm.model,
+        batches,
+        validation,
+        save=lambda: lm.save(output),
+        tokens_per_batch=config.batch_size * length,
+        flops_per_token=lm.model.count_flops_per_token(length),
+        step=step,
+        console=console,
+        sample=_sampler(config, lm, directory),
+        tokens_per_byte=counts["num_tokens"] / counts["num_bytes"],
+    )
     return LanguageModel.load(output, dtype=config.dtype)
-
-
-_RECIPE = (
-    "final_learning_rate",
-    "warmup_steps",
-    "schedule",
-    "optimizer",
-    "weight_decay",
-    "beta_1",
-    "beta_2",
-    "clip_norm",
-    "accumulation_steps",
-    "ema_momentum",
-    "jit_compile",
-)
-
-
-def _claim(output, config, resume):
-    """Write the run's configuration, unless the folder has another run."""
-    import yaml
-
-    path = output / CONFIG_FILE
-    if (output / STATE_FILE).is_file() and not resume:
-        raise FileExistsError(
-            f"{output} already holds a run. Go on with it (--resume), or choose "
-            "another --output."
-        )
-    if resume and not path.is_file():
-        raise FileNotFoundError(f"There is no run in {output} to resume.")
-    output.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-        temporary.write_text(text, encoding="utf-8")
-    environment = {
-        "backend": keras.backend.backend(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-    }
-    for name in ("keras-gpt", "keras", "tensorflow", "jax", "torch", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            environment[name] = metadata.version(name)
-    write_json(output / "environment.json", environment)
 
 
 def _prepare(config, output, resume, console):
@@ -233,17 +171,15 @@ def _build(config, tokenizer):
     return GPT(gpt_config, dtype=config.dtype)
 
 
-def _fit(config, lm, directory, length, step, console):
-    """Call `model.fit` with all callbacks; return the one that watches the loss."""
-    output = Path(config.output)
-    first_batch = step * config.accumulation_steps
+def _load_data(config, lm, directory, length, step):
+    """Batches to train on, from a step on, and to validate with."""
     batches = data.load_batches(
         directory,
         "train",
         config.batch_size,
         length,
         config.seed,
-        start_step=first_batch,
+        start_step=step * config.accumulation_steps,
         packing=config.packing,
         vocab_size=lm.model.config.vocab_size,
     )
@@ -256,60 +192,7 @@ def _fit(config, lm, directory, length, step, console):
         packing=config.packing,
         num_steps=config.evaluation_batches,
     )
-    counts = data.read_metadata(directory)["splits"]["val"]
-    throughput = training.Throughput(
-        config.batch_size * length,
-        lm.model.count_flops_per_token(length),
-        training.measure_peak_flops(lm.model.dtype_policy.compute_dtype),
-    )
-    loss_stop = training.StopOnNonFiniteLoss()
-    epoch = step // config.evaluate_every
-    best = cut_log(output / LOG_FILE, step) if step else math.inf
-    reporting = [
-        training.EventLog(
-            output / EVENTS_FOLDER, sample=_sampler(config, lm, directory)
-        ),
-        keras.callbacks.CSVLogger(output / LOG_FILE, append=step > 0),
-        training.ProgressBar(
-            config.steps * config.accumulation_steps,
-            first_batch=first_batch,
-            throughput=throughput,
-            console=console,
-        ),
-    ]
-    callbacks = [
-        loss_stop,
-        throughput,
-        training.BitsPerByte(counts["num_tokens"] / counts["num_bytes"]),
-        training.SaveBest(lambda: lm.save(output), best=best),
-        *reporting,
-    ]
-    if config.ema_momentum is not None:
-        # behind SaveBest, which saves before the weights are swapped back
-        callbacks.append(keras.callbacks.SwapEMAWeights())
-    if config.early_stopping is not None:
-        callbacks.append(keras.callbacks.EarlyStopping(patience=config.early_stopping))
-    # last, so that a run that goes on from a state lacks nothing from before it
-    callbacks.append(training.SaveState(output / STATE_FILE, config.evaluate_every))
-    try:
-        with noticed_interrupts() as noticed:
-            lm.model.fit(
-                batches,
-                epochs=config.steps // config.evaluate_every,
-                initial_epoch=epoch,
-                steps_per_epoch=config.evaluate_every * config.accumulation_steps,
-                validation_data=validation,
-                validation_steps=len(validation),
-                callbacks=[*callbacks, EndOnInterrupt(noticed)],
-                shuffle=False,
-                verbose=0,
-            )
-    except BaseException:
-        # Keras leaves files open then, and the bar running and the cursor hidden
-        for callback in reporting:
-            callback.on_train_end()
-        raise
-    return loss_stop
+    return batches, validation
 
 
 def _sampler(config, lm, directory):

@@ -5,7 +5,11 @@ from pathlib import Path
 from keras_gpt.tokenizers.base import Tokenizer, read_config
 from keras_gpt.tokenizers.byte_pair import BytePairTokenizer
 from keras_gpt.tokenizers.character import CharacterTokenizer
-from keras_gpt.tokenizers.chat_template import ChatTemplate, encode_chat
+from keras_gpt.tokenizers.chat_template import (
+    ChatTemplate,
+    encode_answers,
+    encode_chat,
+)
 from keras_gpt.tokenizers.sentence_piece import SentencePieceTokenizer
 
 __all__ = [
@@ -14,6 +18,7 @@ __all__ = [
     "ChatTemplate",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "encode_answers",
     "encode_chat",
     "load",
 ]

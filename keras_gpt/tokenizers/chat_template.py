@@ -155,10 +155,7 @@ def encode_chat(
     has_system = messages[0]["role"] == "system"
     system, turns = messages[:has_system], messages[has_system:]
     while True:
-        text = template.render([*system, *turns])
-        # an unspelled special token: its halves are encoded apart
-        parts = [text] if mark is None else text.split(mark)
-        ids = [i for part in parts for i in tokenizer.encode(part, allow_special=True)]
+        ids = _encode(tokenizer, template.render([*system, *turns]), mark)
         if len(ids) <= most:
             return ids
         later = [
@@ -170,6 +167,70 @@ def encode_chat(
                 f"template; there is room for {most}. Shorten it."
             )
         turns = turns[later[0] :]
+
+
+def encode_answers(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    stop_ids: Sequence[int],
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and which of them its assistant wrote.
+
+    Each answer is encoded apart from what comes before it, as it is when the model
+    writes it.
+
+    Args:
+        template: The model's.
+        tokenizer: The model's.
+        messages: As for `ChatTemplate.render`, of which the last is the assistant's.
+        stop_ids: Ids that end an answer; the first one after each is the answer's.
+            Where the template writes none, one is added at the end.
+
+    Returns:
+        The ids, and for each whether it is part of an answer.
+
+    Raises:
+        ValueError: The last message isn't the assistant's, or the template writes
+            a message otherwise when others follow.
+    """
+    check_messages(messages)
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(
+            "The last message must be the assistant's, which is what the model shall "
+            f"learn. Received: role={messages[-1]['role']!r}."
+        )
+    messages, mark = _shield(messages, tokenizer)
+    ids, is_answer, done = [], [], ""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = template.render(messages[:index])
+        after = template.render(messages[: index + 1], add_generation_prompt=False)
+        if not (before.startswith(done) and after.startswith(before)):
+            raise ValueError(
+                "The chat template writes earlier messages otherwise when others "
+                "follow. Make of each answer a record of its own."
+            )
+        context = _encode(tokenizer, before[len(done) :], mark)
+        answer = _encode(tokenizer, after[len(before) :], mark)
+        ends = [i for i, token_id in enumerate(answer) if token_id in stop_ids]
+        length = ends[0] + 1 if ends else len(answer)
+        ids += context + answer
+        is_answer += [False] * len(context)
+        is_answer += [place < length for place in range(len(answer))]
+        done = after
+    if not ends and stop_ids:  # a template that ends no turn
+        return [*ids, stop_ids[0]], [*is_answer, True]
+    # what a template writes behind the last end of turn is never written by a model
+    last = len(is_answer) - is_answer[::-1].index(True)
+    return ids[:last], is_answer[:last]
+
+
+def _encode(tokenizer, text, mark):
+    """Ids of a rendered text; in special tokens with a mark, the halves are text."""
+    parts = [text] if mark is None else text.split(mark)
+    return [i for part in parts for i in tokenizer.encode(part, allow_special=True)]
 
 
 def _shield(messages, tokenizer):

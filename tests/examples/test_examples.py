@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,10 @@ import nbformat
 import pytest
 
 import keras_gpt
+import keras_gpt.evaluation
+import keras_gpt.tokenizers
+
+pytestmark = pytest.mark.any_backend
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -159,3 +164,65 @@ def test_notebook_trains_plots_generates_and_loads(tmp_path, monkeypatch):
     assert len(printed_by(cells["generation"])) > len("The string module ")
     assert keras_gpt.LanguageModel.load(tmp_path / "runs" / "colab")
     assert len(printed_by(cells["loading"])) > 1  # so little trained, often blank
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory):
+    """The folder of a small chat model with random weights."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    end = "<|im_end|>"
+    tokenizer = keras_gpt.BytePairTokenizer.train(
+        ["Translate from English to German."],
+        300,
+        special_tokens=["<|endoftext|>", end],
+    )
+    config = keras_gpt.GPTConfig(
+        vocab_size=300,
+        context_length=512,
+        embedding_dimension=16,
+        num_layers=1,
+        num_heads=2,
+    )
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    keras_gpt.LanguageModel(
+        keras_gpt.GPT(config),
+        tokenizer,
+        chat_template=keras_gpt.tokenizers.ChatTemplate(template),
+        stop_ids=[tokenizer.token_id(end)],
+    ).save(folder)
+    return folder
+
+
+def test_finetune_summarize_compares_what_it_should(small_base, tmp_path):
+    printed = run_example(
+        tmp_path,
+        "finetune_summarize.py",
+        *("out", "--model", small_base, "--dtype", "float32"),
+        *("--limit", "6", "--scratch-epochs", "1"),
+    )
+    for row in ("first sentence", "before", "after", "small GPT from scratch"):
+        assert row in printed
+    assert "6 texts of modules that were not trained on" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # the same words as by hand
+    first = results["results"]["first sentence"]["scores"]
+    expected = keras_gpt.evaluation.score_summaries(
+        results["summaries"]["first sentence"], results["references"]
+    )
+    assert first == pytest.approx(expected.scores)
+    tuned = keras_gpt.LanguageModel.load(tmp_path / "out" / "tuned")
+    assert "docstring" in tuned.tasks["summarize"]["instruction"]
+
+
+def test_finetune_translate_compares_what_it_should(small_base, tmp_path):
+    pytest.importorskip("django")
+    printed = run_example(
+        tmp_path,
+        "finetune_translate.py",
+        *("out", "--package", "django", "--model", small_base, "--dtype", "float32"),
+        *("--limit", "6"),
+    )
+    assert "chrF" in printed
+    assert "6 texts that were not trained on" in printed
+    tuned = keras_gpt.LanguageModel.load(tmp_path / "out" / "tuned")
+    assert tuned.tasks["translate"]["languages"] == [["en", "de"]]

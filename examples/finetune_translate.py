@@ -1,0 +1,121 @@
+r"""Teach a chat model to translate what programs say, and measure what it learned.
+
+The pairs come from the catalogues of messages in Python packages:
+
+    pip install django
+    pip download --no-deps --dest wheels wagtail pretix
+    KERAS_BACKEND=torch python examples/finetune_translate.py runs/german \
+        --package django --package wheels/wagtail-7.2-py3-none-any.whl
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from docstring_summaries import write_splits
+from gettext_translations import build_pairs, split_by_source
+from rich.console import Console
+from rich.table import Table
+
+import keras_gpt
+from keras_gpt import evaluation, runs
+
+
+def main(
+    output: Annotated[Path, typer.Argument(help="Folder for data, runs and results.")],
+    package: Annotated[
+        list[str],
+        typer.Option(
+            help="An installed package, a folder or a wheel; may be repeated."
+        ),
+    ],
+    target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
+    model: Annotated[str, typer.Option(help="The model to tune.")] = "smollm2",
+    epochs: Annotated[float, typer.Option(help="Rounds of fine-tuning.")] = 1.0,
+    dtype: Annotated[str, typer.Option(help="Of the model to tune.")] = "bfloat16",
+    limit: Annotated[
+        int | None, typer.Option(help="Use only so many pairs of each split.")
+    ] = None,
+    test_limit: Annotated[
+        int, typer.Option(help="Translate so many pairs of the test split.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(help="Of split, adapters and order.")] = 0,
+) -> None:
+    """Build the data, tune, and print a table of BLEU and chrF."""
+    splits = split_by_source(build_pairs(package, target), seed)
+    splits = {name: pairs[:limit] for name, pairs in splits.items()}
+    splits["test"] = splits["test"][:test_limit]
+    splits["validation"] = splits["validation"][:test_limit]
+    data = output / "data"
+    write_splits(splits, data)
+    sources = [pair["source"] for pair in splits["test"]]
+    references = [pair["target"] for pair in splits["test"]]
+
+    def translate(lm):
+        return lm.translate(sources, 48, source="en", target=target, batch_size=32)
+
+    translations = {"the source itself": sources}
+    lm = keras_gpt.LanguageModel.from_pretrained(model, dtype=dtype)
+    translations["before"] = translate(lm)
+    start = time.perf_counter()
+    tuned = runs.finetune(
+        runs.FinetuneConfig(
+            model=model,
+            data=str(data),
+            output=str(output / "tuned"),
+            dtype=dtype,
+            epochs=epochs,
+            batch_size=2,
+            sample_tokens=0,
+            seed=seed,
+        )
+    )
+    minutes = (time.perf_counter() - start) / 60
+    translations["after"] = translate(tuned)
+    report(translations, references, output, target, minutes)
+
+
+def report(translations, references, output, target, minutes):
+    """Print a table and write it with all translations as JSON."""
+    scores = {
+        name: evaluation.score_translations(written, references, target=target)
+        for name, written in translations.items()
+    }
+    tuned = scores["after"].by_text["chrf"]
+    table = Table("", "BLEU", "chrF", "after is better by, in a text's chrF")
+    results = {}
+    for name, found in scores.items():
+        gain = evaluation.bootstrap_interval(tuned, found.by_text["chrf"])
+        by = f"{gain.mean:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+        values = [f"{found.scores[metric]:.2f}" for metric in ("bleu", "chrf")]
+        table.add_row(name, *values, "" if name == "after" else by)
+        results[name] = {"scores": found.scores, "gain": dataclasses.asdict(gain)}
+    console = Console()
+    console.print(table)
+    signatures = scores["after"].signatures
+    console.print(
+        f"{len(references)} texts that were not trained on; behind the gain its 95% "
+        f"bootstrap interval. BLEU: {signatures['bleu']}. chrF: {signatures['chrf']}. "
+        f"Fine-tuning took {minutes:.0f} minutes.",
+        highlight=False,
+    )
+    for i in range(0, len(references), len(references) // 5 + 1):
+        console.print(f"\nreference: {references[i]}", highlight=False, markup=False)
+        for name, written in translations.items():
+            console.print(f"{name}: {written[i]}", highlight=False, markup=False)
+    content = {
+        "signatures": signatures,
+        "minutes": minutes,
+        "results": results,
+        "references": references,
+        "translations": translations,
+    }
+    path = output / "results.json"
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,245 @@
+import json
+
+import pytest
+
+from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, tasks
+from keras_gpt.tokenizers import ChatTemplate
+
+pytestmark = pytest.mark.any_backend
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = "The module reads a file. It returns a list of lines.\n\nEach line is a string."
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A tiny GPT for the tokenizer below."""
+    return GPT(
+        GPTConfig(
+            vocab_size=512,
+            context_length=96,
+            embedding_dimension=8,
+            num_layers=1,
+            num_heads=1,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BytePairTokenizer.train(
+        [TEXT * 3, "Guten Morgen, user assistant system"],
+        320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    )
+
+
+@pytest.fixture
+def plain(model, tokenizer):
+    return LanguageModel(model, tokenizer)
+
+
+@pytest.fixture
+def chat(model, tokenizer):
+    return LanguageModel(
+        model,
+        tokenizer,
+        chat_template=ChatTemplate(TEMPLATE),
+        stop_ids=[tokenizer.token_id("<|im_end|>")],
+    )
+
+
+def split(lm, example):
+    """The texts of what isn't and what is learned."""
+    pairs = list(zip(example.token_ids, example.is_answer, strict=True))
+    return tuple(
+        lm.tokenizer.decode([i for i, is_answer in pairs if is_answer is wanted])
+        for wanted in (False, True)
+    )
+
+
+def test_a_plain_model_learns_the_answer_and_its_end(plain):
+    record = {"text": TEXT, "summary": "Read lines."}
+    example, shortened = tasks.encode_record(plain, record, 96)
+    assert not shortened
+    assert split(plain, example) == (
+        f"{TEXT}\n\nSummary:",
+        " Read lines.<|endoftext|>",
+    )
+    record = {
+        "source": "Good morning",
+        "target": "Guten Morgen",
+        "source_language": "en",
+        "target_language": "de",
+    }
+    example, _ = tasks.encode_record(plain, record, 96)
+    assert split(plain, example) == (
+        "English: Good morning\nGerman:",
+        " Guten Morgen<|endoftext|>",
+    )
+    example, _ = tasks.encode_record(plain, {"prompt": "a b", "completion": " c"}, 96)
+    assert split(plain, example) == ("a b", " c<|endoftext|>")
+
+
+def test_a_chat_model_learns_the_answer_behind_the_prompt_that_chat_gives(chat):
+    record = {"text": TEXT, "summary": "Read lines."}
+    example, _ = tasks.encode_record(chat, record, 96)
+    prompt, answer = split(chat, example)
+    assert answer == "Read lines.<|im_end|>"
+    asked = f"{tasks.TASKS['summarize'].instruction}\n\n{TEXT}"
+    assert prompt == (f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n")
+    from keras_gpt.tokenizers import encode_chat
+
+    messages = [{"role": "user", "content": asked}]
+    ids = encode_chat(chat.chat_template, chat.tokenizer, messages, 96)
+    assert example.token_ids[: len(ids)] == ids
+
+
+def test_all_answers_of_a_conversation_are_learned(chat):
+    messages = [
+        {"role": "system", "content": "Short."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Yes"},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "No <|im_end|> no"},
+    ]
+    example, _ = tasks.encode_record(chat, {"messages": messages}, 96)
+    _, answers = split(chat, example)
+    # what a message spells ends nothing
+    assert answers == "Yes<|im_end|>No <|im_end|> no<|im_end|>"
+    end = chat.tokenizer.token_id("<|im_end|>")
+    assert example.token_ids.count(end) == 5
+
+
+def test_too_long_prompts_are_shortened_and_answers_kept(plain, chat):
+    long = TEXT * 9
+    for lm in (plain, chat):
+        example, shortened = tasks.encode_record(
+            lm, {"text": long, "summary": "Read lines."}, 90
+        )
+        assert shortened
+        assert 86 <= len(example.token_ids) <= 90
+        prompt, answer = split(lm, example)
+        assert answer.lstrip().startswith("Read lines.<|")
+        assert "The module reads" in prompt  # a text's beginning is kept
+    example, _ = tasks.encode_record(
+        plain, {"prompt": long + "end", "completion": " c"}, 20
+    )
+    assert split(plain, example)[0].endswith("end")  # a prompt's end is
+
+
+def test_of_a_long_conversation_the_oldest_messages_are_left_out(chat):
+    messages = [{"role": "system", "content": "Short."}]
+    for number in range(9):
+        messages.append({"role": "user", "content": f"Question {number}?"})
+        messages.append({"role": "assistant", "content": f"Answer {number}"})
+    example, shortened = tasks.encode_record(chat, {"messages": messages}, 80)
+    text = chat.tokenizer.decode(example.token_ids)
+    assert shortened
+    assert len(example.token_ids) <= 80
+    assert "Short." in text
+    assert "Question 0" not in text
+    assert text.endswith("Answer 8<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "a"}, "line 2: the field 'completion' is missing"),
+        ({"summary": "a"}, "line 2: the field 'text' is missing"),
+        ({"x": "a"}, "line 2: a record needs the fields prompt/completion"),
+        ({"prompt": "a", "completion": " "}, "line 2: the field 'completion' is empty"),
+        ({"text": 3, "summary": "a"}, "line 2: the field 'text' must be a text"),
+        ({"prompt": "a", "completion": "b " * 99}, "line 2: the answer and what must"),
+        ({"messages": []}, "line 2: the record has messages, but"),
+        ({"source": "a", "target": "b"}, "line 2: the field 'source_language' is"),
+        (
+            {
+                "source": "a",
+                "target": "b",
+                "source_language": "en",
+                "target_language": "german",
+            },
+            "line 2: Received: language='german'.* One of",
+        ),
+    ],
+)
+def test_a_bad_record_is_refused_by_its_line(plain, tmp_path, record, message):
+    path = tmp_path / "train.jsonl"
+    records = [{"prompt": "a", "completion": "b"}, record]
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(ValueError, match=f"^train.jsonl, {message}"):
+        tasks.read_examples(plain, path, 64)
+
+
+def test_what_is_too_long_is_refused_where_nothing_may_be_shortened(plain, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"text": TEXT * 9, "summary": "a"}))
+    _, about = tasks.read_examples(plain, path, 64)
+    assert about["num_shortened"] == 1
+    with pytest.raises(ValueError, match="line 1: the example is too long: there is"):
+        tasks.read_examples(plain, path, 64, shorten=False)
+
+
+def test_an_answer_that_cannot_end_is_refused(model):
+    characters = BytePairTokenizer.train([TEXT], 300, special_tokens=[])
+    lm = LanguageModel(model, characters)
+    with pytest.raises(ValueError, match="no id that ends a text"):
+        tasks.encode_record(lm, {"prompt": "a", "completion": "b"}, 64)
+
+
+def test_texts_are_cut_where_they_may_be_and_join_to_what_they_were():
+    def fits(text):
+        return len(text) <= 30
+
+    for text in (TEXT, "x" * 99, "one two\nthree four five six " * 5, "a. " * 30, ""):
+        parts = tasks._split(text, fits)
+        assert "".join(parts) == text
+        assert all(map(fits, parts))
+    assert tasks._split(TEXT, fits)[0] == "The module reads a file."
+
+
+def test_long_texts_are_summarized_in_parts(chat, plain):
+    long = TEXT * 9
+    asked = []
+    generate = chat.generate_from_ids
+
+    def watch(ids, *args, **kwargs):
+        asked.extend(ids)
+        return generate(ids, *args, **kwargs)
+
+    chat.generate_from_ids = watch
+    progress = []
+    summary, short = chat.summarize(
+        [long, TEXT], max_new_tokens=8, batch_size=2, on_progress=progress.append
+    )
+    assert isinstance(summary, str)
+    assert all(len(ids) <= 96 - 8 for ids in asked)
+    text = "".join(map(chat.tokenizer.decode, asked))
+    assert text.count("Each line is a string.") >= 9
+    assert sum(progress) > 2
+    # a text among others gives what it gives alone
+    assert chat.summarize(TEXT, max_new_tokens=8) == short
+    with pytest.raises(ValueError, match="can't summarize: it was neither tuned"):
+        plain.summarize(TEXT)
+
+
+def test_translations_keep_the_lines_of_the_text(chat):
+    chat.generate_from_ids = lambda ids, *args, **kwargs: ["x"] * len(ids)
+    text = "Good morning.\n\nThe module reads.\n" * 4
+    translated = chat.translate(text, 16, source="en", target="de")
+    assert translated.count("\n") == text.count("\n")
+
+
+def test_languages_that_were_not_tuned_for_are_refused(chat, plain):
+    chat.tasks = {"translate": {"languages": [["en", "de"]]}}
+    with pytest.raises(ValueError, match="tuned to translate en to fr"):
+        chat.translate("Hi", source="en", target="fr")
+    chat.tasks = {}
+    with pytest.raises(ValueError, match="language='xx'"):
+        chat.translate("Hi", source="en", target="xx")
+    with pytest.raises(ValueError, match="can't translate"):
+        plain.translate("Hi", source="en", target="fr")
