@@ -377,7 +377,10 @@ def summarize(
         str | None, typer.Option(help="What a chat model is told instead.")
     ] = None,
     lookup_tokens: Annotated[
-        int, typer.Option(help="Guess so many tokens from the text: the same, sooner.")
+        int,
+        typer.Option(
+            help="Guess so many tokens from the text: the same, in fewer passes."
+        ),
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Texts at once.")] = 8,
     dtype: Dtype = None,
@@ -914,7 +917,15 @@ def _progress(what, total):
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
+
+        def advance(count):
+            progress.advance(task, count)
+            # a long text is several prompts
+            completed = progress.tasks[task].completed
+            if total is not None and completed > total:
+                progress.update(task, total=completed)
+
+        yield advance
 
 
 def _color_tokens(tokenizer, example, is_terminal, text_class):

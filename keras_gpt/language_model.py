@@ -669,7 +669,8 @@ class LanguageModel:
             batch_size: Texts at once.
             on_progress: Called with the number of prompts that are done.
             **controls: As of `generate`, but greedy unless `temperature` is given;
-                `num_beams` too, and `lookup_tokens`, which speeds up what copies.
+                `num_beams` too, and `lookup_tokens`, with which what copies from the
+                text takes fewer passes of the model.
 
         Returns:
             A string for one text, else a list.

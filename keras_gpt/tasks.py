@@ -271,32 +271,23 @@ def summarize(
     def build(text):
         return _encode_prompt(lm, "summarize", text, {})
 
-    def summarize_all(rows, on_progress=None):
-        parts = [_split(text, lambda part: len(build(part)) <= room) for text in rows]
-        answers = iter(
-            _answer(
-                lm,
-                [build(part) for split in parts for part in split],
-                max_new_tokens,
-                batch_size,
-                on_progress,
-                controls,
-            )
+    pending = range(len(rows))
+    while pending:
+        parts = [
+            _split(rows[i], lambda part: len(build(part)) <= room) for i in pending
+        ]
+        answers = _answer_parts(
+            lm, build, parts, max_new_tokens, batch_size, on_progress, controls
         )
-        joined = ["\n".join(next(answers) for _ in split) for split in parts]
-        # what was too long for one prompt: the summary of its parts' summaries
-        again = [i for i, split in enumerate(parts) if len(split) > 1]
-        shorter = [i for i in again if len(joined[i]) < len(rows[i])]
-        for i, text in zip(
-            shorter,
-            summarize_all([joined[i] for i in shorter]) if shorter else [],
-            strict=True,
-        ):
-            joined[i] = text
-        return joined
-
-    summaries = summarize_all(rows, on_progress)
-    return summaries[0] if isinstance(texts, str) else summaries
+        again = []
+        for i, found in zip(pending, answers, strict=True):
+            joined = "\n".join(found)
+            # what was too long for one prompt: the summary of its parts' summaries
+            if len(found) > 1 and len(joined) < len(rows[i]):
+                again.append(i)
+            rows[i] = joined
+        pending = again
+    return rows[0] if isinstance(texts, str) else rows
 
 
 def translate(
@@ -324,7 +315,7 @@ def translate(
     room = _room(lm, max_new_tokens)
 
     def build(text):
-        return _encode_prompt(lm, "translate", text, languages)
+        return _encode_prompt(lm, "translate", text.strip(), languages)
 
     def fits(text):
         # a translation is about as long as its source
@@ -332,25 +323,25 @@ def translate(
         return short and len(build(text)) <= room
 
     parts = [_split(text, fits) for text in rows]
-    answers = iter(
-        _answer(
-            lm,
-            [build(part.strip()) for split in parts for part in split],
-            max_new_tokens,
-            batch_size,
-            on_progress,
-            controls,
-        )
+    answers = _answer_parts(
+        lm, build, parts, max_new_tokens, batch_size, on_progress, controls
     )
     translations = []
-    for split in parts:
+    for split, found in zip(parts, answers, strict=True):
         # each part keeps the spaces and line ends around it
         pieces = []
-        for part in split:
+        for part, answer in zip(split, found, strict=True):
             before, after = re.match(r"(\s*).*?(\s*)\Z", part, re.DOTALL).groups()
-            pieces.append(before + next(answers) + (after if part.strip() else ""))
+            pieces.append(before + answer + after if part.strip() else part)
         translations.append("".join(pieces))
     return translations[0] if isinstance(texts, str) else translations
+
+
+def _answer_parts(lm, build, parts, *options):
+    """For each text the answers to its parts."""
+    prompts = [build(part) for split in parts for part in split]
+    answers = iter(_answer(lm, prompts, *options))
+    return [[next(answers) for _ in split] for split in parts]
 
 
 def _answer(lm, prompts, max_new_tokens, batch_size, on_progress, controls):

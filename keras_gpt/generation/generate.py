@@ -59,8 +59,9 @@ def generate(
             the result.
         lookup_tokens: Above 0, each pass of the model reads up to so many tokens more,
             guessed from where a row's last tokens occurred before, and keeps those
-            that it would have chosen. The result is the same, sooner where the text
-            copies from the prompt or repeats itself. Another value compiles anew.
+            that it would have chosen. The result is the same, in fewer passes where
+            the text copies from the prompt or repeats itself. Another value compiles
+            anew.
 
     Returns:
         The new ids of each row, without the prompt.
