@@ -9,7 +9,6 @@ text's first sentence, and a small GPT trained on nothing but these data:
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,7 @@ def main(
         list[str] | None, typer.Option(help="Train on its docstrings too.")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Rounds of fine-tuning.")] = 2.0,
-    scratch_epochs: Annotated[float, typer.Option(help="Of the small GPT.")] = 20.0,
+    scratch_epochs: Annotated[float, typer.Option(help="Of the small GPT.")] = 4.0,
     dtype: Annotated[str, typer.Option(help="Of the model to tune.")] = "bfloat16",
     limit: Annotated[
         int | None, typer.Option(help="Use only so many pairs of each split.")
@@ -53,8 +52,7 @@ def main(
     summaries["before, told of docstrings"] = summarize(lm, texts)
 
     common = {"data": str(data), "seed": seed, "sample_tokens": 0}
-    start = time.perf_counter()
-    tuned = runs.finetune(
+    tuned = finetune(
         runs.FinetuneConfig(
             model=model,
             output=str(output / "tuned"),
@@ -65,11 +63,11 @@ def main(
             **common,
         )
     )
-    minutes = (time.perf_counter() - start) / 60
+    minutes = runs.read_result(output / "tuned")["seconds"] / 60
     summaries["after"] = summarize(tuned, texts)
 
     write_untrained(splits["train"], output / "untrained")
-    small = runs.finetune(
+    small = finetune(
         runs.FinetuneConfig(
             model=str(output / "untrained"),
             output=str(output / "from_scratch"),
@@ -84,6 +82,12 @@ def main(
     summaries["small GPT from scratch"] = summarize(small, texts)
 
     report(summaries, references, output, minutes)
+
+
+def finetune(config):
+    """Do a run, or go on with the one that was stopped in its folder."""
+    is_there = (Path(config.output) / runs.CONFIG_FILE).is_file()
+    return runs.finetune(config, resume=is_there)
 
 
 def summarize(lm, texts):

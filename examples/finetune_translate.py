@@ -10,7 +10,6 @@ The pairs come from the catalogues of messages in Python packages:
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -60,8 +59,7 @@ def main(
     translations = {"the source itself": sources}
     lm = keras_gpt.LanguageModel.from_pretrained(model, dtype=dtype)
     translations["before"] = translate(lm)
-    start = time.perf_counter()
-    tuned = runs.finetune(
+    tuned = finetune(
         runs.FinetuneConfig(
             model=model,
             data=str(data),
@@ -73,9 +71,15 @@ def main(
             seed=seed,
         )
     )
-    minutes = (time.perf_counter() - start) / 60
+    minutes = runs.read_result(output / "tuned")["seconds"] / 60
     translations["after"] = translate(tuned)
     report(translations, references, output, target, minutes)
+
+
+def finetune(config):
+    """Do a run, or go on with the one that was stopped in its folder."""
+    is_there = (Path(config.output) / runs.CONFIG_FILE).is_file()
+    return runs.finetune(config, resume=is_there)
 
 
 def report(translations, references, output, target, minutes):
