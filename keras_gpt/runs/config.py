@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_gpt.runs.settings import Settings, check_steps
+from keras_gpt.runs.settings import Recipe, check_steps
 
 
 @dataclass(kw_only=True)
-class RunConfig(Settings):
+class RunConfig(Recipe):
     """All that defines a training run; `run.yaml` in its folder holds it.
 
     Args:
@@ -63,17 +63,6 @@ class RunConfig(Settings):
     sequence_length: int | None = None
     packing: str = "windows"
     learning_rate: float = 1e-3
-    final_learning_rate: float | None = None
-    warmup_steps: int | None = None
-    schedule: str = "cosine"
-    optimizer: str = "adamw"
-    weight_decay: float = 0.1
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    clip_norm: float | None = 1.0
-    accumulation_steps: int = 1
-    ema_momentum: float | None = None
-    jit_compile: bool | None = None
     evaluate_every: int = 250
     evaluation_batches: int | None = None
     early_stopping: int | None = None

@@ -1,5 +1,6 @@
 """Doing a fine-tuning run: examples, LoRA or all weights, `model.fit`, an adapter."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -15,14 +16,14 @@ from keras_gpt.language_model import LanguageModel
 from keras_gpt.layers.initial import given_values
 from keras_gpt.model import GPT
 from keras_gpt.runs.fitting import claim, compile_and_load, fit
-from keras_gpt.runs.settings import Settings, check_steps
+from keras_gpt.runs.settings import Recipe, check_steps
 
 _LONGEST_ROW = 512
 _VALIDATIONS = 5
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Settings):
+class FinetuneConfig(Recipe):
     """All that defines a fine-tuning run; `run.yaml` in its folder holds it.
 
     Args:
@@ -93,17 +94,7 @@ class FinetuneConfig(Settings):
     sequence_length: int | None = None
     packing: bool | None = None
     learning_rate: float | None = None
-    final_learning_rate: float | None = None
-    warmup_steps: int | None = None
-    schedule: str = "cosine"
-    optimizer: str = "adamw"
     weight_decay: float = 0.0
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    clip_norm: float | None = 1.0
-    accumulation_steps: int = 1
-    ema_momentum: float | None = None
-    jit_compile: bool | None = None
     evaluate_every: int | None = None
     early_stopping: int | None = None
     sample_tokens: int = 48
@@ -181,15 +172,8 @@ def finetune(
     gpt = getattr(model, "gpt", model)
     _announce(config, gpt, about, length, step, console)
     # the model in training with the rest of the language model, to save and to sample
-    trained = LanguageModel(
-        gpt,
-        lm.tokenizer,
-        chat_template=lm.chat_template,
-        stop_ids=lm.stop_ids,
-        generation_defaults=lm.generation_defaults,
-        source=lm.source,
-        tasks=lm.tasks,
-    )
+    trained = copy.copy(lm)
+    trained.model = gpt
 
     def save():
         if config.lora_rank:
@@ -358,10 +342,10 @@ def _prepare_model(config, lm, separator_id):
 def _copy(model, config):
     """A GPT with the weights of another."""
     with given_values(itertools.repeat(np.zeros)):
-        copy = GPT(config, dtype=model.dtype_policy)
-    for new, old in zip(copy.weights, model.weights, strict=True):
+        twin = GPT(config, dtype=model.dtype_policy)
+    for new, old in zip(twin.weights, model.weights, strict=True):
         new.assign(old)
-    return copy
+    return twin
 
 
 def _announce(config, model, about, length, step, console):

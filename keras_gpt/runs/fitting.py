@@ -25,20 +25,6 @@ from keras_gpt.runs.report import (
     write_result,
 )
 
-_RECIPE = (
-    "final_learning_rate",
-    "warmup_steps",
-    "schedule",
-    "optimizer",
-    "weight_decay",
-    "beta_1",
-    "beta_2",
-    "clip_norm",
-    "accumulation_steps",
-    "ema_momentum",
-    "jit_compile",
-)
-
 
 def claim(config, resume: bool) -> None:
     """Write a run's configuration into its folder, unless that has another run.
@@ -83,7 +69,7 @@ def compile_and_load(config, model, *, resume: bool) -> int:
         model,
         config.learning_rate,
         total_steps=config.steps,
-        **{name: getattr(config, name) for name in _RECIPE},
+        **config.arguments(),
     )
     path = Path(config.output) / STATE_FILE
     return training.load_state(model, path) if resume and path.is_file() else 0

@@ -1,5 +1,6 @@
 """What defines a run, from YAML and the command line."""
 
+import dataclasses
 import types
 import typing
 from collections.abc import Sequence
@@ -77,6 +78,31 @@ class Settings:
                     f"with special characters into quotes: {name}='\"...\"'."
                 ) from error
         return cls.from_dict(fields)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Recipe(Settings):
+    """What every run hands on to `training.compile_model`, besides a learning rate.
+
+    A run's own class documents the fields, some of whose defaults it changes.
+    """
+
+    final_learning_rate: float | None = None
+    warmup_steps: int | None = None
+    schedule: str = "cosine"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    clip_norm: float | None = 1.0
+    accumulation_steps: int = 1
+    ema_momentum: float | None = None
+    jit_compile: bool | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """These fields, as arguments of `compile_model`."""
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        return {name: getattr(self, name) for name in names}
 
 
 def check_steps(config: Any) -> None:
