@@ -98,10 +98,7 @@ def load_batches(
             f"it. Received: batch_size={batch_size}, process_count={process_count}, "
             f"process_index={process_index}."
         )
-    if order not in ("random", "sequential"):
-        raise ValueError(
-            f"`order` must be 'random' or 'sequential'. Received: order={order!r}."
-        )
+    check_order(order)
     tokens = TokenDataset(directory, split)
     _check_vocabulary(tokens, vocab_size)
     rows = _choose_rows(tokens, order, packing, sequence_length, seed)
@@ -129,6 +126,22 @@ def load_batches(
     from keras_gpt.data.step_dataset import StepDataset
 
     return StepDataset(source, start_step, stop_step)
+
+
+def check_order(order: str) -> None:
+    """Raise `ValueError` unless rows can be had in this order."""
+    if order not in ("random", "sequential"):
+        raise ValueError(
+            f"`order` must be 'random' or 'sequential'. Received: order={order!r}."
+        )
+
+
+def load_rows(rows: Any, batch_size: int, start_step: int) -> "grain.IterDataset":
+    """Load all batches of rows from a step on; see `BatchSource`."""
+    from keras_gpt.data.step_dataset import StepDataset
+
+    source = BatchSource(rows, batch_size)
+    return StepDataset(source, start_step, len(source))
 
 
 class BatchSource:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_gpt.data.batches import BatchSource, EpochOrder
+from keras_gpt.data.batches import EpochOrder, check_order, load_rows
 from keras_gpt.data.packing import plan_packing
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def load_examples(
         the targets one token ahead and the weights 1 where they are an answer's.
 
     Raises:
-        ValueError: There is no example, one is too long, or has a separator inside.
+        ValueError: There is no example, one is too long or has a separator inside,
+            or the order is unknown.
 
     Example:
 
@@ -140,16 +141,10 @@ def load_examples(
     >>> targets[0].tolist(), weights[0].tolist()
     ([6, 7, 8, 1, 0, 0], [0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
     """
-    rows = _ExampleRows(
-        examples,
-        sequence_length,
-        separator_id,
-        seed if order == "random" else None,
-    )
-    source = BatchSource(rows, batch_size)
-    from keras_gpt.data.step_dataset import StepDataset
-
-    return StepDataset(source, start_step, len(source))
+    check_order(order)
+    seed = seed if order == "random" else None
+    rows = _ExampleRows(examples, sequence_length, separator_id, seed)
+    return load_rows(rows, batch_size, start_step)
 
 
 def count_rows(

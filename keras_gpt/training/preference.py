@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.data import Example
-from keras_gpt.data.batches import BatchSource, EpochOrder
+from keras_gpt.data.batches import EpochOrder, check_order, load_rows
 from keras_gpt.training.lora import has_lora, without_lora
 
 if TYPE_CHECKING:
@@ -201,16 +201,11 @@ def load_preferences(
     >>> inputs["rejected_ids"].tolist(), inputs["rejected_weights"].tolist()
     ([[5, 6, 9, 0, 0, 0]], [[0.0, 1.0, 0.0, 0.0, 0.0]])
     """
-    from keras_gpt.data.step_dataset import StepDataset
-
-    if order not in ("random", "sequential"):
-        raise ValueError(
-            f"`order` must be 'random' or 'sequential'. Received: order={order!r}."
-        )
+    check_order(order)
     _check(pairs, margins, sequence_length)
     seed = seed if order == "random" else None
-    source = BatchSource(_PairRows(pairs, margins, sequence_length, seed), batch_size)
-    return StepDataset(source, start_step, len(source))
+    rows = _PairRows(pairs, margins, sequence_length, seed)
+    return load_rows(rows, batch_size, start_step)
 
 
 class _PairRows:

@@ -155,3 +155,5 @@ def test_examples_that_do_not_fit_are_refused():
         load_examples([example], 1, 2)
     with pytest.raises(ValueError, match="no examples"):
         load_examples([], 1, 8)
+    with pytest.raises(ValueError, match=r"`order` must be .*order='up'"):
+        load_examples([example], 1, 8, order="up")
