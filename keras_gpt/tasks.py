@@ -9,7 +9,7 @@ from typing import Any
 
 from keras_gpt.config import suggest
 from keras_gpt.data import Example, read_records
-from keras_gpt.tokenizers import encode_answers, encode_chat
+from keras_gpt.tokenizers import encode_answers, encode_chat, leave_out_oldest
 
 LANGUAGES = {
     "ar": "Arabic",
@@ -194,15 +194,22 @@ def read_preferences(lm, path: str | Path, most: int) -> list[tuple[Example, Exa
     Raises:
         ValueError: A record is bad: the message names its line.
     """
-    pairs = []
-    for place, record in read_records(path):
+    encoded = _encode_each(path, lambda record: encode_preference(lm, record, most))
+    return [pair for _, pair in encoded]
+
+
+def _encode_each(path, encode, limit=None):
+    """Each record of a file with what `encode` makes of it; errors name its place."""
+    is_empty = True
+    for place, record in itertools.islice(read_records(path), limit):
         try:
-            pairs.append(encode_preference(lm, record, most))
+            encoded = encode(record)
         except ValueError as error:
             raise ValueError(f"{place}: {error}.") from error
-    if not pairs:
+        is_empty = False
+        yield record, encoded
+    if is_empty:
         raise ValueError(f"{path} has no records.")
-    return pairs
 
 
 def read_examples(
@@ -223,18 +230,19 @@ def read_examples(
         limit: Take only so many of the first.
 
     Returns:
-        The examples; and what they are: `tasks`, as `LanguageModel.tasks` notes them,
-        and `num_shortened`.
+        The examples; and what they are: their `records`, `tasks`, as
+        `LanguageModel.tasks` notes them, and `num_shortened`.
 
     Raises:
         ValueError: A record is bad: the message names its line.
     """
-    examples, tasks, num_shortened = [], {}, 0
-    for place, record in itertools.islice(read_records(path), limit):
-        try:
-            example, shortened = encode_record(lm, record, most, shorten=shorten)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}.") from error
+    records, examples, tasks, num_shortened = [], [], {}, 0
+
+    def encode(record):
+        return encode_record(lm, record, most, shorten=shorten)
+
+    for record, (example, shortened) in _encode_each(path, encode, limit):
+        records.append(record)
         examples.append(example)
         num_shortened += shortened
         name = find_task(record)
@@ -244,14 +252,13 @@ def read_examples(
             pairs = noted.setdefault("languages", [])
             if pair not in pairs:
                 pairs.append(pair)
-    if not examples:
-        raise ValueError(f"{path} has no records.")
     for name, noted in tasks.items():
         default = TASKS[name].instruction if name in TASKS else ""
         instruction = lm.tasks.get(name, {}).get("instruction", default)
         if instruction and lm.chat_template is not None:
             noted["instruction"] = instruction
-    return examples, {"tasks": tasks, "num_shortened": num_shortened}
+    about = {"records": records, "tasks": tasks, "num_shortened": num_shortened}
+    return examples, about
 
 
 def summarize(
@@ -427,19 +434,13 @@ def _encode_conversation(lm, messages, most, shorten):
         )
         if len(ids) <= most:
             return Example(ids, is_answer), shortened
-        has_system = messages[0]["role"] == "system"
-        later = [
-            i
-            for i, message in enumerate(messages)
-            if i > has_system and message["role"] == "user"
-        ]
-        if not later or not shorten:
+        shorter = leave_out_oldest(messages)
+        if shorter is None or not shorten:
             raise ValueError(
                 f"the conversation is too long: {len(ids)} tokens; there is room for "
                 f"{most}"
             )
-        messages = [*messages[:has_system], *messages[later[0] :]]
-        shortened = True
+        messages, shortened = shorter, True
 
 
 def _encode_prompt(lm, name, question, languages):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from keras_gpt import tasks
-from keras_gpt.data import read_records
 from keras_gpt.evaluation.metrics import (
     bootstrap_interval,
     score_summaries,
@@ -79,9 +78,9 @@ def evaluate_task(
     Raises:
         ValueError: A record is bad, or they are of several tasks or languages.
     """
-    records = [record for _, record in read_records(path)][:limit]
     context_length = lm.model.config.context_length
     examples, about = tasks.read_examples(lm, path, context_length, limit=limit)
+    records = about["records"]
     name = _only_task(about["tasks"], path)
     answers = _evaluate_answers(lm, examples)
     controls["batch_size"] = batch_size

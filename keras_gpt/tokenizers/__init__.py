@@ -9,6 +9,7 @@ from keras_gpt.tokenizers.chat_template import (
     ChatTemplate,
     encode_answers,
     encode_chat,
+    leave_out_oldest,
 )
 from keras_gpt.tokenizers.sentence_piece import SentencePieceTokenizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Tokenizer",
     "encode_answers",
     "encode_chat",
+    "leave_out_oldest",
     "load",
 ]
 

@@ -152,21 +152,29 @@ def encode_chat(
         )
     check_messages(messages)
     messages, mark = _shield(messages, tokenizer)
-    has_system = messages[0]["role"] == "system"
-    system, turns = messages[:has_system], messages[has_system:]
     while True:
-        ids = _encode(tokenizer, template.render([*system, *turns]), mark)
+        ids = _encode(tokenizer, template.render(messages), mark)
         if len(ids) <= most:
             return ids
-        later = [
-            n for n, message in enumerate(turns) if n and message["role"] == "user"
-        ]
-        if not later:
+        shorter = leave_out_oldest(messages)
+        if shorter is None:
             raise ValueError(
                 f"The last message is too long. Received: {len(ids)} tokens with the "
                 f"template; there is room for {most}. Shorten it."
             )
-        turns = turns[later[0] :]
+        messages = shorter
+
+
+def leave_out_oldest(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """A conversation from its next user message on, or `None` where there is none.
+
+    A system message at the beginning stays.
+    """
+    has_system = messages[0]["role"] == "system"
+    for index, message in enumerate(messages):
+        if index > has_system and message["role"] == "user":
+            return [*messages[:has_system], *messages[index:]]
+    return None
 
 
 def encode_answers(
