@@ -7,6 +7,7 @@ prints meanwhile can be hidden.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -258,11 +259,7 @@ def train(
     named = {name: value for name, value in named.items() if value is not None}
     run_config = dataclasses.replace(run_config, **named)
     runs.train(run_config, resume=resume)
-    result = runs.read_result(run_config.output)
-    for name, value in result.items():
-        print(
-            f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-        )
+    _print_result(runs.read_result(run_config.output))
     _note(f'Try it: keras-gpt generate {run_config.output} "Once"')
 
 
@@ -303,10 +300,7 @@ def finetune(
     # not as overrides: a path is no YAML
     run_config = dataclasses.replace(run_config, model=model, data=data, output=output)
     lm = runs.finetune(run_config, resume=resume)
-    for name, value in runs.read_result(output).items():
-        print(
-            f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-        )
+    _print_result(runs.read_result(output))
     how = {
         "summarize": f"summarize {output} --file TEXT",
         "translate": f"translate {output} 'Good morning' --source en --target de",
@@ -331,7 +325,6 @@ def preview(
     """Show examples as the model will see them: what it learns is underlined."""
     _import_quietly()
     from rich.console import Console
-    from rich.text import Text
 
     from keras_gpt import tasks
 
@@ -342,7 +335,7 @@ def preview(
     console = Console(highlight=False, soft_wrap=True)
     for number, example in enumerate(examples[:count], 1):
         console.rule(f"example {number}: {len(example.token_ids)} tokens", align="left")
-        console.print(_color_tokens(lm.tokenizer, example, console.is_terminal, Text))
+        console.print(_color_tokens(lm.tokenizer, example, console.is_terminal))
     lengths = sorted(len(example.token_ids) for example in examples)
     learned = sum(example.num_answer_tokens for example in examples)
     _print_table(
@@ -392,9 +385,7 @@ def summarize(
     lm = _load(model, dtype, weights)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
-    controls = _given(lookup_tokens=lookup_tokens or None)
-    if num_beams > 1:
-        controls = {"num_beams": num_beams}
+    controls = _beams(num_beams) or _given(lookup_tokens=lookup_tokens or None)
     with _progress("summarizing", len(texts)) as on_progress:
         summaries = lm.summarize(
             texts,
@@ -431,7 +422,7 @@ def translate(
             target=target,
             batch_size=batch_size,
             on_progress=on_progress,
-            **({"num_beams": num_beams} if num_beams > 1 else {}),
+            **_beams(num_beams),
         )
     print("\n".join(translations))
 
@@ -588,7 +579,7 @@ def evaluate(
             limit=limit,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            **({"num_beams": num_beams} if num_beams > 1 else {}),
+            **_beams(num_beams),
         )
         return
 
@@ -928,29 +919,32 @@ def _progress(what, total):
         yield advance
 
 
-def _color_tokens(tokenizer, example, is_terminal, text_class):
+def _color_tokens(tokenizer, example, is_terminal):
     """The tokens of an example: every other one shaded, those that count underlined."""
-    shown = text_class()
-    for index, token_id in enumerate(example.token_ids):
-        is_answer = example.is_answer[index]
-        piece = tokenizer.token(token_id)
-        style = ("on grey23" if index % 2 else "") + (
-            " underline bold green" if is_answer else " dim"
-        )
-        if not is_terminal and is_answer:
-            # no colors in a file
-            starts = index == 0 or not example.is_answer[index - 1]
-            ends = (
-                index + 1 == len(example.is_answer) or not example.is_answer[index + 1]
+    from rich.text import Text
+
+    shown = Text()
+    pairs = enumerate(zip(example.token_ids, example.is_answer, strict=True))
+    for is_answer, group in itertools.groupby(pairs, key=lambda pair: pair[1][1]):
+        has_marks = is_answer and not is_terminal  # no colors in a file
+        shown.append("[[" if has_marks else "")
+        for index, (token_id, _) in group:
+            style = ("on grey23" if index % 2 else "") + (
+                " underline bold green" if is_answer else " dim"
             )
-            piece = "[[" * starts + piece + "]]" * ends
-        shown.append(piece, style=style)
+            shown.append(tokenizer.token(token_id), style=style)
+        shown.append("]]" if has_marks else "")
     return shown
 
 
 def _given(**options):
     """The options that aren't `None`: the others keep their defaults."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _beams(num_beams):
+    """The control of beam search, where there is more than one."""
+    return {"num_beams": num_beams} if num_beams > 1 else {}
 
 
 def _sampling(temperature, top_k, top_p, min_p, repetition_penalty):
@@ -995,6 +989,14 @@ def _print_table(rows):
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))  # square brackets are no markup here
     Console(highlight=False).print(table)
+
+
+def _print_result(result):
+    """What a run reached, a line each."""
+    for name, value in result.items():
+        print(
+            f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
+        )
 
 
 def _quantize(lm):

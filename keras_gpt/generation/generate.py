@@ -370,11 +370,7 @@ def loop_program(model, cache_length):
         trace_counts["loop"] += 1
 
         def goes_on(state):
-            active = ops.logical_not(state["done"])
-            has_room = state["position"] < cache_length
-            ready = ops.all(ops.logical_or(state["done"], has_room))
-            below = state["step"] < inputs["until"]
-            return ops.logical_and(ops.logical_and(ops.any(active), ready), below)
+            return has_work(state, inputs["until"], cache_length)
 
         def step(state):
             position = ops.minimum(state["position"], cache_length - 1)
@@ -384,6 +380,20 @@ def loop_program(model, cache_length):
         return ops.while_loop(goes_on, step, (state,))[0]
 
     return loop
+
+
+def has_work(state, until, cache_length):
+    """Whether a row is to go on, and all that go on have room in the cache.
+
+    Args:
+        state: The loop's.
+        until: The step to stop at, of all rows or `(b,)` of each.
+        cache_length: Tokens that the cache has room for.
+    """
+    has_room = state["position"] < cache_length
+    ready = ops.all(ops.logical_or(state["done"], has_room))
+    is_below = ops.logical_and(ops.logical_not(state["done"]), state["step"] < until)
+    return ops.logical_and(ops.any(is_below), ready)
 
 
 def add_token(logits, state, inputs):

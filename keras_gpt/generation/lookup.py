@@ -14,7 +14,7 @@ References:
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.generate import add_token, trace_counts
+from keras_gpt.generation.generate import add_token, has_work, trace_counts
 
 _LONGEST_MATCH = 3
 
@@ -33,11 +33,7 @@ def lookup_program(model, cache_length, lookup_tokens):
         trace_counts["lookup"] += 1
 
         def goes_on(state):
-            active = ops.logical_not(state["done"])
-            has_room = state["position"] < cache_length
-            ready = ops.all(ops.logical_or(state["done"], has_room))
-            is_below = ops.logical_and(active, state["step"] < inputs["until"])
-            return ops.logical_and(ops.any(is_below), ready)
+            return has_work(state, inputs["until"], cache_length)
 
         def step(state):
             position = ops.minimum(state["position"], cache_length - 1)
