@@ -8,7 +8,6 @@ text's first sentence, and a small GPT trained on nothing but these data:
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from rich.table import Table
 
 import keras_gpt
 from keras_gpt import evaluation, runs
+from keras_gpt.files import write_json
 
 INSTRUCTION = "Write the first line of the docstring that goes on as follows."
 
@@ -119,15 +119,8 @@ def report(summaries, references, output, minutes):
         name: evaluation.score_summaries(written, references)
         for name, written in summaries.items()
     }
-    tuned = scores["after"].by_text["rougeL"]
-    table = Table("", "ROUGE-1", "ROUGE-2", "ROUGE-L", "after is better by")
-    results = {}
-    for name, found in scores.items():
-        gain = evaluation.bootstrap_interval(tuned, found.by_text["rougeL"])
-        by = f"{gain.mean:.2f} ({gain.low:.2f} to {gain.high:.2f})"
-        values = [f"{value:.2f}" for value in found.scores.values()]
-        table.add_row(name, *values, "" if name == "after" else by)
-        results[name] = {"scores": found.scores, "gain": dataclasses.asdict(gain)}
+    titles = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+    table, results = compare(scores, titles)
     signature = scores["after"].signatures["rougeL"]
     console = Console()
     console.print(table)
@@ -148,8 +141,28 @@ def report(summaries, references, output, minutes):
         "references": references,
         "summaries": summaries,
     }
-    path = output / "results.json"
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(output / "results.json", content)
+
+
+def compare(scores, titles):
+    """Put "after" beside the others: a table, and what it shows as a dictionary.
+
+    Args:
+        scores: The `MetricScores` of each.
+        titles: By metric how to call it; gains are measured by the last.
+    """
+    *_, metric = titles
+    tuned = scores["after"].by_text[metric]
+    gain_title = f"after is better by, in a text's {titles[metric]}"
+    table = Table("", *titles.values(), gain_title)
+    results = {}
+    for name, found in scores.items():
+        gain = evaluation.bootstrap_interval(tuned, found.by_text[metric])
+        by = f"{gain.mean:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+        values = [f"{found.scores[key]:.2f}" for key in titles]
+        table.add_row(name, *values, "" if name == "after" else by)
+        results[name] = {"scores": found.scores, "gain": dataclasses.asdict(gain)}
+    return table, results
 
 
 if __name__ == "__main__":

@@ -8,19 +8,18 @@ The pairs come from the catalogues of messages in Python packages:
         --package django --package wheels/wagtail-7.2-py3-none-any.whl
 """
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from docstring_summaries import write_splits
+from finetune_summarize import compare, finetune
 from gettext_translations import build_pairs, split_by_source
 from rich.console import Console
-from rich.table import Table
 
 import keras_gpt
 from keras_gpt import evaluation, runs
+from keras_gpt.files import write_json
 
 
 def main(
@@ -76,27 +75,13 @@ def main(
     report(translations, references, output, target, minutes)
 
 
-def finetune(config):
-    """Do a run, or go on with the one that was stopped in its folder."""
-    is_there = (Path(config.output) / runs.CONFIG_FILE).is_file()
-    return runs.finetune(config, resume=is_there)
-
-
 def report(translations, references, output, target, minutes):
     """Print a table and write it with all translations as JSON."""
     scores = {
         name: evaluation.score_translations(written, references, target=target)
         for name, written in translations.items()
     }
-    tuned = scores["after"].by_text["chrf"]
-    table = Table("", "BLEU", "chrF", "after is better by, in a text's chrF")
-    results = {}
-    for name, found in scores.items():
-        gain = evaluation.bootstrap_interval(tuned, found.by_text["chrf"])
-        by = f"{gain.mean:.2f} ({gain.low:.2f} to {gain.high:.2f})"
-        values = [f"{found.scores[metric]:.2f}" for metric in ("bleu", "chrf")]
-        table.add_row(name, *values, "" if name == "after" else by)
-        results[name] = {"scores": found.scores, "gain": dataclasses.asdict(gain)}
+    table, results = compare(scores, {"bleu": "BLEU", "chrf": "chrF"})
     console = Console()
     console.print(table)
     signatures = scores["after"].signatures
@@ -117,8 +102,7 @@ def report(translations, references, output, target, minutes):
         "references": references,
         "translations": translations,
     }
-    path = output / "results.json"
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(output / "results.json", content)
 
 
 if __name__ == "__main__":
