@@ -102,6 +102,9 @@ RepetitionPenalty = Annotated[
     float | None, typer.Option(help="Above 1, repetition becomes rarer.")
 ]
 
+NumBeams = Annotated[int, typer.Option(help="Above 1, beam search.")]
+BatchSize = Annotated[int, typer.Option(help="Texts at once.")]
+
 QUICKSTART_PROMPT = "The string module "
 SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
@@ -365,7 +368,7 @@ def summarize(
     text: Texts = None,
     file: TextFile = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of it.")] = 64,
-    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
+    num_beams: NumBeams = 1,
     instruction: Annotated[
         str | None, typer.Option(help="What a chat model is told instead.")
     ] = None,
@@ -375,7 +378,7 @@ def summarize(
             help="Guess so many tokens from the text: the same, in fewer passes."
         ),
     ] = 0,
-    batch_size: Annotated[int, typer.Option(help="Texts at once.")] = 8,
+    batch_size: BatchSize = 8,
     dtype: Dtype = None,
     weights: StoredWeights = None,
 ) -> None:
@@ -405,8 +408,8 @@ def translate(
     target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
     file: TextFile = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a part.")] = 128,
-    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Texts at once.")] = 8,
+    num_beams: NumBeams = 1,
+    batch_size: BatchSize = 8,
     dtype: Dtype = None,
     weights: StoredWeights = None,
 ) -> None:
@@ -440,7 +443,7 @@ def generate(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
-    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
+    num_beams: NumBeams = 1,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
     ] = None,
@@ -553,8 +556,8 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer to the task.")
     ] = None,
-    num_beams: Annotated[int, typer.Option(help="Above 1, beam search.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Texts of the task at once.")] = 8,
+    num_beams: NumBeams = 1,
+    batch_size: BatchSize = 8,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
     dtype: Dtype = None,
