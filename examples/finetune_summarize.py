@@ -8,6 +8,7 @@ text's first sentence, and a small GPT trained on nothing but these data:
 """
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def main(
 ) -> None:
     """Build the data, tune, and print a table of ROUGE scores."""
     splits = split_by_module(build_pairs(package or []), seed)
-    splits = {name: pairs[:limit] for name, pairs in splits.items()}
+    splits = {name: draw(pairs, limit, seed) for name, pairs in splits.items()}
     data = output / "data"
     write_splits(splits, data)
     texts = [pair["text"] for pair in splits["test"]]
@@ -82,6 +83,13 @@ def main(
     summaries["small GPT from scratch"] = summarize(small, texts)
 
     report(summaries, references, output, minutes)
+
+
+def draw(pairs, limit, seed):
+    """As many pairs as `limit` says, at random, or all of them."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return random.Random(seed).sample(pairs, limit)
 
 
 def finetune(config):

@@ -2,7 +2,7 @@ r"""Teach a chat model to translate what programs say, and measure what it learn
 
 The pairs come from the catalogues of messages in Python packages:
 
-    pip install django
+    pip install babel django
     pip download --no-deps --dest wheels wagtail pretix
     KERAS_BACKEND=torch python examples/finetune_translate.py runs/german \
         --package django --package wheels/wagtail-7.2-py3-none-any.whl
@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 from docstring_summaries import write_splits
-from finetune_summarize import compare, finetune
+from finetune_summarize import compare, draw, finetune
 from gettext_translations import build_pairs, split_by_source
 from rich.console import Console
 
@@ -35,18 +35,17 @@ def main(
     epochs: Annotated[float, typer.Option(help="Rounds of fine-tuning.")] = 1.0,
     dtype: Annotated[str, typer.Option(help="Of the model to tune.")] = "bfloat16",
     limit: Annotated[
-        int | None, typer.Option(help="Use only so many pairs of each split.")
+        int | None, typer.Option(help="Train on so many pairs at random, not on all.")
     ] = None,
     test_limit: Annotated[
-        int, typer.Option(help="Translate so many pairs of the test split.")
+        int, typer.Option(help="Validate on so many pairs, and translate as many.")
     ] = 300,
     seed: Annotated[int, typer.Option(help="Of split, adapters and order.")] = 0,
 ) -> None:
     """Build the data, tune, and print a table of BLEU and chrF."""
     splits = split_by_source(build_pairs(package, target), seed)
-    splits = {name: pairs[:limit] for name, pairs in splits.items()}
-    splits["test"] = splits["test"][:test_limit]
-    splits["validation"] = splits["validation"][:test_limit]
+    limits = {"train": limit, "validation": test_limit, "test": test_limit}
+    splits = {name: draw(splits[name], limits[name], seed) for name in limits}
     data = output / "data"
     write_splits(splits, data)
     sources = [pair["source"] for pair in splits["test"]]

@@ -3,15 +3,15 @@
 Python packages carry what their users read in many languages, as compiled catalogues
 of messages, so the only download is a package:
 
-    pip install django
+    pip install babel django
     python examples/gettext_translations.py data/german --package django --target de
 
 `--package` may be repeated. A folder or a wheel will do too: for wheels of large
 applications, run `pip download --no-deps wagtail`.
 """
 
+import io
 import re
-import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
+from babel.messages.mofile import read_mo
 from docstring_summaries import choose_split, locate, normalize, write_splits
 
 MOST_WORDS = 40  # of either side
@@ -89,29 +90,13 @@ def read_catalogues(package: str, language: str) -> list[bytes]:
 
 
 def read_messages(catalogue: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the messages of a .mo file with their translations.
-
-    After two words the file says how many messages there are, and where two tables
-    are, of the messages and of the translations: a length and a position for each.
-    The message "" has a header as its translation and comes first.
-    """
-    order = "<" if catalogue.startswith(b"\xde\x12\x04\x95") else ">"
-    count, *tables = struct.unpack_from(f"{order}3I", catalogue, 8)
-    charset = "utf-8"
-    for index in range(count):
-        texts = []
-        for table in tables:
-            length, start = struct.unpack_from(
-                f"{order}2I", catalogue, table + 8 * index
-            )
-            texts.append(catalogue[start : start + length].decode(charset))
-        message, translation = texts
-        if message:
-            # a context, which tells equal messages apart, and singular and plural
-            forms = message.rpartition("\x04")[2].split("\0")
-            yield from zip(forms, translation.split("\0"), strict=False)
-        elif declared := re.search(r"charset=([\w-]+)", translation):
-            charset = declared[1]
+    """Yield the messages of a .mo file, each form of them, with their translations."""
+    for message in read_mo(io.BytesIO(catalogue)):
+        texts = message.id, message.string
+        if message.pluralizable:
+            yield from zip(*texts, strict=False)
+        elif message.id:  # or else the catalogue's header
+            yield texts
 
 
 def is_translation(message: str, translation: str) -> bool:

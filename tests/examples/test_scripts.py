@@ -220,7 +220,7 @@ def test_finetune_translate_compares_what_it_should(small_base, tmp_path):
         tmp_path,
         "finetune_translate.py",
         *("out", "--package", "django", "--model", small_base, "--dtype", "float32"),
-        *("--limit", "6"),
+        *("--limit", "6", "--test-limit", "6"),
     )
     assert "chrF" in printed
     assert "6 texts that were not trained on" in printed
