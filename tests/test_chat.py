@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import pytest
 
-import keras_gpt_chat
 import keras_gpt_cli
 from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
 from keras_gpt.tokenizers import ChatTemplate
+from keras_gpt_cli import conversation
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
@@ -75,7 +75,7 @@ def start(lm):
 
     def start(model=lm, **controls):
         controls = {"max_new_tokens": 8, "temperature": 1.0, **controls}
-        return keras_gpt_chat.ChatSession(model, RecordingScreen(), **controls)
+        return conversation.ChatSession(model, RecordingScreen(), **controls)
 
     return start
 
@@ -151,7 +151,7 @@ def test_the_figures_are_those_of_the_answer(start):
     ],
 )
 def test_the_figures_make_a_line(answer, line):
-    assert line in keras_gpt_chat.Answer(*answer).describe()
+    assert line in conversation.Answer(*answer).describe()
 
 
 @pytest.mark.any_backend
@@ -243,7 +243,7 @@ def test_help_names_every_command(start):
     session = start()
     session.enter("/help")
     [text] = session.screen.notes
-    for name, (_, does) in keras_gpt_chat.COMMANDS.items():
+    for name, (_, does) in conversation.COMMANDS.items():
         assert re.search(rf"^/{name}\b.*{re.escape(does)}$", text, re.MULTILINE)
 
 
@@ -378,7 +378,7 @@ def test_load_refuses_what_is_no_conversation(start, tmp_path, content):
 @pytest.mark.any_backend
 def test_lines_are_messages_and_a_backslash_joins_two(start):
     session = start()
-    keras_gpt_chat.run_lines(session, ["Hi\n", "\n", "a\\\n", "b\n", "/quit\n", "c\n"])
+    conversation.run_lines(session, ["Hi\n", "\n", "a\\\n", "b\n", "/quit\n", "c\n"])
     assert [m["content"] for m in session.messages[::2]] == ["Hi", "a\nb"]
 
 
@@ -386,7 +386,7 @@ def test_lines_are_messages_and_a_backslash_joins_two(start):
 def test_an_interruption_in_a_pipe_ends_the_program(lm, start):
     session = start(interrupted_in(lm, 3))
     with pytest.raises(KeyboardInterrupt):
-        keras_gpt_chat.run_lines(session, ["Hi\n", "Why?\n"])
+        conversation.run_lines(session, ["Hi\n", "Why?\n"])
     assert len(session.messages) == 2
 
 
@@ -465,7 +465,7 @@ def test_ctrl_c_in_a_pipe_says_nothing_of_training(chat, folder):
 def test_what_a_model_says_can_not_control_the_terminal(capsys):
     from rich.console import Console
 
-    screen = keras_gpt_chat.TerminalScreen(Console())
+    screen = conversation.TerminalScreen(Console())
     screen.write("a\x1b[2Jb\x9b1mc\td\r\n")
     screen.note("[bold]e[/bold] \x1b]0;title\x07")
     shown = capsys.readouterr().out
@@ -478,13 +478,13 @@ def test_what_a_model_says_can_not_control_the_terminal(capsys):
 def test_history_that_can_not_be_kept_is_done_without(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "state"))
-    assert keras_gpt_chat.history_file() == (
+    assert conversation.history_file() == (
         tmp_path / "state" / "keras-gpt" / "chat_history"
     )
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "file"))
-    assert keras_gpt_chat.history_file() is None
+    assert conversation.history_file() is None
 
 
 # with a terminal that is its own, Ctrl-C is a signal, as for a person

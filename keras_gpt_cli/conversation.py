@@ -2,8 +2,6 @@
 
 `ChatSession` holds the conversation and knows the commands; a screen shows what is
 said: `TerminalScreen` to a person, `PlainScreen` to a pipe.
-
-A module beside the package for the same reason as `keras_gpt_cli`.
 """
 
 import contextlib

@@ -1,0 +1,335 @@
+"""Commands that have a model answer, and measure how well."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_gpt_cli.loading import import_quietly, load
+from keras_gpt_cli.options import (
+    CORPUS_HELP,
+    BatchSize,
+    Dtype,
+    Encoding,
+    MinP,
+    Model,
+    NumBeams,
+    RepetitionPenalty,
+    Seed,
+    StoredWeights,
+    Temperature,
+    TextField,
+    TextFile,
+    Texts,
+    TopK,
+    TopP,
+    beams,
+    given,
+    sampling,
+)
+from keras_gpt_cli.output import note, print_table, progress, stream
+
+
+def summarize(
+    model: Model,
+    text: Texts = None,
+    file: TextFile = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of it.")] = 64,
+    num_beams: NumBeams = 1,
+    instruction: Annotated[
+        str | None, typer.Option(help="What a chat model is told instead.")
+    ] = None,
+    lookup_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Guess so many tokens from the text: the same, in fewer passes."
+        ),
+    ] = 0,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Summarize a text, or each text of a file of JSON Lines."""
+    texts = _read_texts(text, file, "text")
+    import_quietly()
+    lm = load(model, dtype, weights)
+    if instruction is not None:
+        lm.tasks.setdefault("summarize", {})["instruction"] = instruction
+    controls = beams(num_beams) or given(lookup_tokens=lookup_tokens or None)
+    with progress("summarizing", len(texts)) as on_progress:
+        summaries = lm.summarize(
+            texts,
+            max_new_tokens,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **controls,
+        )
+    print("\n".join(summaries))
+
+
+def translate(
+    model: Model,
+    text: Texts = None,
+    source: Annotated[str, typer.Option(help="Language of the text.")] = "en",
+    target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
+    file: TextFile = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a part.")] = 128,
+    num_beams: NumBeams = 1,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Translate a text, or each text of a file of JSON Lines."""
+    texts = _read_texts(text, file, "source")
+    import_quietly()
+    lm = load(model, dtype, weights)
+    with progress("translating", len(texts)) as on_progress:
+        translations = lm.translate(
+            texts,
+            max_new_tokens,
+            source=source,
+            target=target,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            **beams(num_beams),
+        )
+    print("\n".join(translations))
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="Text to continue; read from standard input if -"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    num_beams: NumBeams = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
+    ] = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Continue a text."""
+    import_quietly()
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    lm = load(model, dtype, weights)
+    if num_beams != 1:
+        controls = given(repetition_penalty=repetition_penalty)
+        text = lm.generate(
+            prompt or "",
+            max_new_tokens,
+            num_beams=num_beams,
+            stop=stop or (),
+            **controls,
+        )
+        print((prompt or "") + text)
+        return
+    stream(
+        lm,
+        prompt or "",
+        max_new_tokens=max_new_tokens,
+        stop=stop or (),
+        seed=seed,
+        **sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+    )
+
+
+def chat(
+    model: Model,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: what the model shall be.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this one message and end.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens an answer.")] = 512,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same answers.")
+    ] = 0,
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Talk with a model; /help lists what can be done meanwhile.
+
+    Without a terminal, each line of standard input is a message, and answers go to
+    standard output.
+    """
+    from rich.console import Console
+
+    from keras_gpt_cli.conversation import (
+        ChatSession,
+        PlainScreen,
+        TerminalScreen,
+        describe_model,
+        run_lines,
+        run_terminal,
+    )
+
+    console = Console()
+    is_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    with console.status("Loading the model"):
+        import_quietly()
+        lm = load(model, dtype, weights)
+    screen = TerminalScreen(console) if is_terminal else PlainScreen()
+    session = ChatSession(
+        lm,
+        screen,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        **sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+    )
+    if is_terminal:
+        screen.note(describe_model(lm, model))
+        run_terminal(session)
+        return
+    run_lines(session, sys.stdin if prompt is None else [prompt])
+    if session.has_failed:
+        raise typer.Exit(2)
+
+
+def evaluate(
+    model: Model,
+    file: Annotated[
+        str | None,
+        typer.Option(help=CORPUS_HELP + " \\[default: the run's validation data]"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON Lines or Parquet with examples of a task: ROUGE of summaries, "
+            "BLEU and chrF of translations; or the name of a task of lm-eval."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many examples of the task.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the results of the task.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer to the task.")
+    ] = None,
+    num_beams: NumBeams = 1,
+    batch_size: BatchSize = 8,
+    text_field: TextField = "text",
+    encoding: Encoding = "utf-8",
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+) -> None:
+    """Measure how well a model predicts text, or does a task.
+
+    Of a text: loss, perplexity, bits per byte.
+    """
+    import_quietly()
+    from keras_gpt import data, runs
+
+    if task is not None:
+        lm = load(model, dtype, weights)
+        if Path(task).suffix not in (".jsonl", ".gz", ".parquet"):
+            _evaluate_harness(lm, task, limit, batch_size, output)
+            return
+        _evaluate_task(
+            lm,
+            task,
+            output,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            **beams(num_beams),
+        )
+        return
+
+    if file is None and not (Path(model) / runs.CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{model} is no run, which has validation data. Name a text with --file."
+        )
+    lm = load(model, dtype, weights)
+    if file is None:
+        result = runs.evaluate_validation(model, lm)
+    else:
+        result = lm.evaluate(
+            data.read_documents(file, text_field=text_field, encoding=encoding)
+        )
+    print(f"loss:          {result.loss:.4f} nats per token")
+    print(f"perplexity:    {result.perplexity:.2f}")
+    print(f"bits per byte: {result.bits_per_byte:.4f}")
+    print(f"tokens:        {result.num_tokens:,}")
+
+
+def _evaluate_task(lm, task, output, **options):
+    """Show how well a model does the task of a file of examples."""
+    from keras_gpt import evaluation
+    from keras_gpt.files import write_json
+
+    with progress("answering", options["limit"]) as on_progress:
+        result = evaluation.evaluate_task(lm, task, on_progress=on_progress, **options)
+    rows = {
+        "task": f"{result.task}, {result.num_examples:,} examples",
+        "loss of the answers": f"{result.loss:.4f} nats per token",
+        "perplexity": f"{result.perplexity:.2f}",
+        "bits per byte": f"{result.bits_per_byte:.4f}",
+    }
+    for metric, value in result.scores.items():
+        rows[metric] = f"{value:.2f}"
+        if metric in result.intervals:
+            low, high = result.intervals[metric]
+            rows[metric] += f" (95%: {low:.2f} to {high:.2f})"
+    for metric, signature in result.signatures.items():
+        rows[f"{metric} signature"] = signature
+    print_table(rows)
+    if output is not None:
+        write_json(output, dataclasses.asdict(result))
+        note(f"Wrote the results and what the model wrote to {output}.")
+
+
+def _evaluate_harness(lm, task, limit, batch_size, output):
+    """Show how well a model does a task of lm-eval."""
+    from keras_gpt import evaluation
+    from keras_gpt.files import write_json
+
+    model = evaluation.lm_eval_model(lm, batch_size)
+    import lm_eval
+
+    results = lm_eval.simple_evaluate(model, tasks=[task], limit=limit)
+    for name, found in results["results"].items():
+        metrics = {k: v for k, v in found.items() if isinstance(v, int | float)}
+        print_table(
+            {"task": name, **{k.removesuffix(",none"): v for k, v in metrics.items()}}
+        )
+    if output is not None:
+        write_json(output, results["results"])
+        note(f"Wrote the results to {output}.")
+
+
+def _read_texts(text, file, field):
+    """The texts that a command is given: one, or those of a file."""
+    if (text is None) == (file is None):
+        raise ValueError("Give a text, or - for standard input, or --file; not both.")
+    if text is not None:
+        return [sys.stdin.read() if text == "-" else text]
+    if file.suffix not in (".jsonl", ".parquet"):
+        return [file.read_text(encoding="utf-8")]
+    from keras_gpt import data
+
+    texts = []
+    for place, record in data.read_records(file):
+        if not isinstance(record.get(field), str):
+            raise ValueError(f"{place}: the field {field!r} is missing or no text.")
+        texts.append(record[field])
+    return texts

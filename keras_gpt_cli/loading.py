@@ -1,0 +1,63 @@
+"""Importing keras_gpt and loading models, as all commands do it."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from keras_gpt_cli.options import Weights
+
+
+def import_quietly():
+    """Import the package and its backend without what TensorFlow's C++ code prints.
+
+    It says on every start that it found no GPU, by a route that no setting reaches.
+    Other output to standard error is put back if the import fails.
+    """
+    with tempfile.TemporaryFile() as hidden:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(hidden.fileno(), 2)
+        try:
+            import keras_gpt  # noqa: F401
+        except BaseException:
+            hidden.seek(0)
+            os.write(kept, hidden.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def is_ours(model):
+    """Whether a folder is a run's, a model's of `save`, or one without any model."""
+    from keras_gpt.language_model import CONFIG_FILE, is_saved
+
+    folder = Path(model)
+    is_empty = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
+    return is_empty or is_saved(folder)
+
+
+def load(model, dtype=None, weights=None, revision=None, merge=False):
+    """The model, of any source; a folder without one gets the error about runs.
+
+    With `merge` an adapter becomes a part of the weights, as what is written needs it.
+    """
+    from keras_gpt import LanguageModel, training
+
+    if weights in (Weights.FLOAT32, Weights.BFLOAT16):
+        if dtype not in (None, str(weights)):
+            raise ValueError(
+                "`weights` must be the `dtype` or int8. Received: "
+                f"weights={weights}, dtype={dtype}. Give one of them."
+            )
+        dtype = str(weights)
+    if is_ours(model):
+        lm = LanguageModel.load(model, dtype=dtype)
+    else:
+        lm = LanguageModel.from_pretrained(model, dtype=dtype, revision=revision)
+    if merge and training.has_lora(lm.model):
+        lm.merge_adapter()
+    if weights == Weights.INT8:
+        lm.quantize("int8")
+    return lm

@@ -1,0 +1,250 @@
+"""Commands that describe, bring in and write models."""
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_gpt_cli.loading import import_quietly, is_ours, load
+from keras_gpt_cli.options import (
+    Dtype,
+    Flavour,
+    Format,
+    MinP,
+    Model,
+    Overwrite,
+    RepetitionPenalty,
+    Revision,
+    Seed,
+    StoredWeights,
+    Temperature,
+    TopK,
+    TopP,
+    Weights,
+    given,
+    sampling,
+)
+from keras_gpt_cli.output import note, print_table
+
+SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
+SHOWN_TOKENS = 8  # special tokens that info names
+
+
+def info(
+    model: Model,
+    revision: Revision = None,
+) -> None:
+    """Say what a model is: architecture, parameters, tokenizer, origin, training.
+
+    Of other libraries' models it reads no weights.
+    """
+    import_quietly()
+    import keras
+
+    from keras_gpt import GPT, checkpoints, runs
+
+    if is_ours(model):
+        lm = load(model)
+        rows = _describe(lm, lm.model, lm.model.dtype_policy.name)
+    else:
+        checkpoint = checkpoints.find(model, revision=revision)
+        with keras.StatelessScope(initialize_variables=False):
+            gpt = GPT(checkpoint.config)  # shapes alone, no memory
+        rows = _describe(checkpoint, gpt)
+    if (Path(model) / runs.RESULT_FILE).is_file():
+        rows.update(runs.read_result(model))
+    print_table(rows)
+
+
+def import_(
+    source: Model,
+    output: Annotated[Path, typer.Argument(help="Folder for the model.")],
+    dtype: Dtype = None,
+    weights: StoredWeights = None,
+    revision: Revision = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring a pretrained model into a folder of keras_gpt's own format."""
+    _check_free(output, overwrite)
+    import_quietly()
+    from rich.console import Console
+
+    is_int8 = weights == Weights.INT8
+    rows = {}
+    with Console(stderr=True).status("Loading the model") as status:
+        lm = load(source, dtype, None if is_int8 else weights, revision, merge=True)
+        if is_int8:
+            status.update("Measuring what int8 saves and costs")
+            rows = _quantize(lm)
+        status.update("Writing")
+        lm.save(output)
+    print_table({**_describe(lm, lm.model, lm.model.dtype_policy.name), **rows})
+    how = f"keras-gpt generate {output} 'Once upon a time'"
+    if lm.chat_template is not None:
+        how = f"keras-gpt chat {output}"
+    note(f"Wrote it to {output}. What to type next: {how}")
+
+
+def write(
+    model: Model,
+    output: Annotated[
+        Path, typer.Argument(help="A folder, or for GGUF a file that ends in .gguf.")
+    ],
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="\\[default: gguf for a name that ends in .gguf, else huggingface]",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="What to write: float32, bfloat16 or float16. "
+            "\\[default: the model's; gguf: float16]"
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model for Transformers and vLLM (huggingface) or llama.cpp (gguf)."""
+    format_ = format_ or ("gguf" if output.suffix == ".gguf" else "huggingface")
+    if format_ == Format.GGUF and output.suffix != ".gguf":
+        raise ValueError(
+            f"A GGUF file's name ends in .gguf. Received: {output}. Try {output}.gguf."
+        )
+    _check_free(output, overwrite)
+    import_quietly()
+    lm = load(model, merge=True)
+    if format_ == Format.GGUF:
+        lm.save_gguf(output, **given(dtype=dtype))
+    else:
+        lm.save_huggingface(output, **given(dtype=dtype))
+    note(f"Wrote {_size_on_disk(output) / 1e6:,.1f} MB to {output}.")
+
+
+def export(
+    model: Model,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="Version folder to write, such as served/docs/1; with --next-version "
+            "the folder above, such as served/docs."
+        ),
+    ],
+    next_version: Annotated[
+        bool, typer.Option("--next-version", help="Choose the next number in PATH.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longest prompt. \\[default: the model's context]"),
+    ] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Fewer bits take less room on disk, not in memory."),
+    ] = None,
+    flavour: Annotated[
+        Flavour,
+        typer.Option(help="xla only for servers started with an XLA flag."),
+    ] = Flavour.STOCK,
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch-size",
+            help="Numbers of rows to warm the server up with; give it several times. "
+            "\\[default: 1, 8, 32]",
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    revision: Revision = None,
+) -> None:
+    """Write a SavedModel for TensorFlow Serving: text in, text out."""
+    # TensorFlow makes the graph, whatever trained the model
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import_quietly()
+    lm = load(model, dtype, revision=revision, merge=True)
+    folder = lm.export(
+        path,
+        next_version=next_version,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        weights=weights and str(weights),
+        flavour=str(flavour),
+        seed=seed,
+        **given(batch_sizes=batch_sizes),
+        **sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+    )
+    note(
+        f"How to serve and ask it: {folder / 'README.md'}. Its signatures: "
+        "serving_default, generate, generate_ids, score, tokenize."
+    )
+
+
+def _describe(found, gpt, dtype=None):
+    """Rows about a `LanguageModel` or `Checkpoint` with this `GPT`."""
+    tokenizer, special = found.tokenizer, list(found.tokenizer.special_tokens)
+    shown = ", ".join(special[:SHOWN_TOKENS]) or "none"
+    if len(special) > SHOWN_TOKENS:
+        shown += f" and {len(special) - SHOWN_TOKENS:,} more"
+    return {
+        **{f"source {name}": value for name, value in found.source.items()},
+        "parameters": f"{gpt.count_params():,}",
+        **given(dtype=dtype, quantization=gpt.quantization),
+        **gpt.config.to_dict(),
+        "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids",
+        "special tokens": shown,
+        "stop tokens": ", ".join(map(tokenizer.token, found.stop_ids)) or "none",
+        "chat template": "yes" if found.chat_template else "no",
+        "FLOPs per token": f"{gpt.count_flops_per_token(training=False):,}",
+    }
+
+
+def _quantize(lm):
+    """Keep the weights in int8; returns rows about what that saves and costs."""
+    from keras_gpt import data
+
+    sample = [data.embedded_sample(lm.tokenizer, SAMPLE_TOKENS)]
+    dtype = lm.model.dtype_policy.name
+    large, before = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
+    lm.quantize("int8")
+    small, after = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
+    return {
+        "weights": f"{large / 1e6:,.1f} MB as {dtype}, {small / 1e6:,.1f} MB as int8",
+        f"loss on {len(sample[0]):,} tokens": (
+            f"{before:.4f} as {dtype}, {after:.4f} as int8, {after - before:+.4f} "
+            "nats per token of the embedded corpus"
+        ),
+    }
+
+
+def _num_bytes(model):
+    """Size of the weights, in memory as on disk."""
+    import ml_dtypes  # noqa: F401  # from here on NumPy knows bfloat16
+    import numpy as np
+
+    return sum(
+        math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+        for variable in model.variables
+    )
+
+
+def _size_on_disk(path):
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _check_free(path, overwrite):
+    """Refuse to write over what is there."""
+    is_taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if is_taken and not overwrite:
+        raise FileExistsError(
+            f"{path} is there already. Choose another name, or give --overwrite."
+        )

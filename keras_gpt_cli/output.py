@@ -1,0 +1,48 @@
+"""What commands show."""
+
+import contextlib
+import sys
+
+
+def print_table(rows):
+    """Rows of a name and a value."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))  # square brackets are no markup here
+    Console(highlight=False).print(table)
+
+
+def stream(lm, prompt, **controls):
+    """A prompt and how a model goes on, piece by piece."""
+    print(prompt, end="", flush=True)
+    for piece in lm.stream(prompt, **controls):
+        print(piece, end="", flush=True)
+    print()
+
+
+def note(message):
+    """A line that is no result, on standard error."""
+    print(message, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def progress(what, total):
+    """A progress bar on standard error; gives the function that moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(count):
+            bar.advance(task, count)
+            # a long text is several prompts
+            completed = bar.tasks[task].completed
+            if total is not None and completed > total:
+                bar.update(task, total=completed)
+
+        yield advance

@@ -1,0 +1,287 @@
+"""Commands that make a model: tokenizer, data, training, fine-tuning."""
+
+import dataclasses
+import itertools
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_gpt_cli.loading import import_quietly, load
+from keras_gpt_cli.options import CORPUS_HELP, Encoding, Model, Overwrite, TextField
+from keras_gpt_cli.output import note, print_table, stream
+
+QUICKSTART_PROMPT = "The string module "
+
+
+def quickstart(
+    corpus: Annotated[str, typer.Option(help=CORPUS_HELP)] = "embedded",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run. \\[default: runs/quickstart]"),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the trained model shall continue.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 500,
+) -> None:
+    """Train a small GPT in minutes, from nothing, and let it write."""
+    import_quietly()
+    from rich.console import Console
+
+    from keras_gpt import runs
+
+    console = Console(stderr=True)
+    output = output or _free_folder(Path("runs/quickstart"))
+    config = runs.RunConfig(
+        corpus=corpus,
+        output=str(output),
+        vocab_size=2048,
+        model={"preset": "quickstart"},
+        steps=steps,
+        batch_size=16,
+        learning_rate=2e-3,
+        evaluate_every=steps // 5 if steps % 5 == 0 else steps,
+        sample_tokens=64,
+    )
+    lm = runs.train(config, console=console)
+    result = runs.read_result(output)
+    console.print(
+        f"\nTrained in {result['seconds']:.0f} s. Training loss "
+        f"{result['last_training_loss']:.3f}, validation loss "
+        f"{result['validation_loss']:.3f} nats per token, which is "
+        f"{result['validation_bits_per_byte']:.3f} bits per byte of text.",
+        highlight=False,
+    )
+    if prompt is None:
+        prompt = QUICKSTART_PROMPT
+        if corpus != "embedded":
+            prompt = runs.first_words(lm, output / runs.DATA_FOLDER)
+    console.print(f"\nIt continues {prompt!r}:\n", highlight=False)
+    stream(lm, prompt, max_new_tokens=120, temperature=0.8, top_k=40, seed=0)
+    # in a virtual environment that isn't active, its commands need their folder
+    folder = "" if shutil.which("keras-gpt") else f"{Path(sys.argv[0]).parent}/"
+    console.print(
+        f"\nThe loss curve is in {output / runs.PLOT_FILE}. What to type next:\n"
+        f'  {folder}keras-gpt generate {output} "class " --temperature 0.7\n'
+        f"  {folder}keras-gpt evaluate {output} --file README.md\n"
+        f"  {folder}keras-gpt info {output}\n"
+        f"  {folder}tensorboard --logdir {output / runs.EVENTS_FOLDER}\n"
+        f"  {folder}keras-gpt train --help",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def tokenize(
+    corpus: Annotated[str, typer.Argument(help=CORPUS_HELP)],
+    output: Annotated[Path, typer.Argument(help="Folder for the tokenizer.")],
+    kind: Annotated[
+        str, typer.Option(help="byte_pair, sentencepiece or characters.")
+    ] = "byte_pair",
+    vocab_size: Annotated[
+        int | None, typer.Option(help="\\[default: 4096; characters: all]")
+    ] = None,
+    text_field: TextField = "text",
+    encoding: Encoding = "utf-8",
+) -> None:
+    """Train a tokenizer on a corpus."""
+    import_quietly()
+    from keras_gpt import runs
+
+    tokenizer = runs.train_tokenizer(
+        kind, corpus, vocab_size, text_field=text_field, encoding=encoding
+    )
+    tokenizer.save(output)
+    note(f"Wrote a {kind} tokenizer with {tokenizer.vocab_size:,} ids to {output}.")
+
+
+def prepare(
+    corpus: Annotated[str, typer.Argument(help=CORPUS_HELP)],
+    output: Annotated[Path, typer.Argument(help="Folder for the token files.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the tokenizer.")],
+    validation_fraction: Annotated[
+        float, typer.Option(help="Part of the corpus that is not trained on.")
+    ] = 0.1,
+    text_field: TextField = "text",
+    encoding: Encoding = "utf-8",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes. \\[default: one for each core]")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a corpus into token files for training; goes on where it was stopped."""
+    import_quietly()
+    from keras_gpt import data, tokenizers
+
+    found = data.prepare(
+        corpus,
+        output,
+        tokenizers.load(tokenizer),
+        validation_fraction=validation_fraction,
+        text_field=text_field,
+        encoding=encoding,
+        num_workers=workers,
+        overwrite=overwrite,
+    )
+    counts = ", ".join(
+        f"{split['num_tokens']:,} {name}" for name, split in found["splits"].items()
+    )
+    note(f"Wrote tokens to {output}: {counts}.")
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="Fields of the run, for example learning_rate=3e-4 "
+            "model.num_layers=8; `keras_gpt.runs.RunConfig` lists them.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with fields of the run.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(help=CORPUS_HELP)] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the stopped run in the folder."),
+    ] = False,
+) -> None:
+    """Train a GPT: tokenizer, data, training, checkpoints, logs, in one folder."""
+    import_quietly()
+    from keras_gpt import runs
+
+    if resume and config is None and output is not None:
+        config = Path(output) / runs.CONFIG_FILE
+    run_config = runs.RunConfig.from_yaml(config, overrides or [])
+    # not as overrides: a path is no YAML
+    named = {"corpus": corpus, "output": output}
+    named = {name: value for name, value in named.items() if value is not None}
+    run_config = dataclasses.replace(run_config, **named)
+    runs.train(run_config, resume=resume)
+    _print_result(runs.read_result(run_config.output))
+    note(f'Try it: keras-gpt generate {run_config.output} "Once"')
+
+
+def finetune(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="JSON Lines or Parquet with the fields prompt and completion, text "
+            "and summary, source and target, or messages; or a folder with "
+            "train.jsonl and validation.jsonl."
+        ),
+    ],
+    output: Annotated[str, typer.Argument(help="Folder of the run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="Fields of the run, for example epochs=3 lora_rank=32, or "
+            "lora_rank=0 to train all weights; `keras_gpt.runs.FinetuneConfig` lists "
+            "them.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with fields of the run.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the stopped run in the folder."),
+    ] = False,
+) -> None:
+    """Teach a pretrained model a task from examples, by LoRA or in all its weights."""
+    import_quietly()
+    from keras_gpt import runs
+
+    run_config = runs.FinetuneConfig.from_yaml(config, overrides or [])
+    # not as overrides: a path is no YAML
+    run_config = dataclasses.replace(run_config, model=model, data=data, output=output)
+    lm = runs.finetune(run_config, resume=resume)
+    _print_result(runs.read_result(output))
+    how = {
+        "summarize": f"summarize {output} --file TEXT",
+        "translate": f"translate {output} 'Good morning' --source en --target de",
+        "chat": f"chat {output}",
+    }
+    [task] = [*lm.tasks, "complete"][:1]
+    note(f"Try it: keras-gpt {how.get(task, f'generate {output} PROMPT')}")
+
+
+def preview(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="JSON Lines or Parquet of examples.")],
+    count: Annotated[int, typer.Option(help="Examples to show.")] = 3,
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens that an example may have.")
+    ] = 512,
+    instruction: Annotated[
+        str | None, typer.Option(help="What a chat model is told before the question.")
+    ] = None,
+) -> None:
+    """Show examples as the model will see them: what it learns is underlined."""
+    import_quietly()
+    from rich.console import Console
+
+    from keras_gpt import tasks
+
+    lm = load(model)
+    if instruction is not None:
+        lm.tasks = {name: {"instruction": instruction} for name in tasks.TASKS}
+    examples, about = tasks.read_examples(lm, data, sequence_length)
+    console = Console(highlight=False, soft_wrap=True)
+    for number, example in enumerate(examples[:count], 1):
+        console.rule(f"example {number}: {len(example.token_ids)} tokens", align="left")
+        console.print(_color_tokens(lm.tokenizer, example, console.is_terminal))
+    lengths = sorted(len(example.token_ids) for example in examples)
+    learned = sum(example.num_answer_tokens for example in examples)
+    print_table(
+        {
+            "examples": f"{len(examples):,}",
+            "tokens": f"{sum(lengths):,}, of which {learned:,} are learned",
+            "tokens of an example": f"{lengths[0]} to {lengths[-1]}, "
+            f"median {lengths[len(lengths) // 2]}",
+            "shortened": f"{about['num_shortened']:,}",
+            "tasks": ", ".join(about["tasks"]),
+        }
+    )
+
+
+def _color_tokens(tokenizer, example, is_terminal):
+    """The tokens of an example: every other one shaded, those that count underlined."""
+    from rich.text import Text
+
+    shown = Text()
+    pairs = enumerate(zip(example.token_ids, example.is_answer, strict=True))
+    for is_answer, group in itertools.groupby(pairs, key=lambda pair: pair[1][1]):
+        has_marks = is_answer and not is_terminal  # no colors in a file
+        shown.append("[[" if has_marks else "")
+        for index, (token_id, _) in group:
+            style = ("on grey23" if index % 2 else "") + (
+                " underline bold green" if is_answer else " dim"
+            )
+            shown.append(tokenizer.token(token_id), style=style)
+        shown.append("]]" if has_marks else "")
+    return shown
+
+
+def _print_result(result):
+    """What a run reached, a line each."""
+    for name, value in result.items():
+        print(
+            f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
+        )
+
+
+def _free_folder(folder):
+    """The folder, or the first free one with a number behind."""
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
