@@ -111,7 +111,7 @@ def measure(
             for way in (0, 1):  # the first turn compiles
                 seconds[way].append(statistics.median(times[way][1:]))
             total += len(found[0].ids[0]) - 1
-            passes += int(found[1]._state["passes"])
+            passes += found[1].num_lookup_passes
         speeds = [total / sum(seconds[way]) for way in (0, 1)]
         figures.append(
             {

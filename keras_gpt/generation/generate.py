@@ -176,6 +176,12 @@ class Generation:
                 reasons.append("length" if is_full else "stop")
         return reasons
 
+    @property
+    def num_lookup_passes(self) -> int:
+        """How often the model ran to add tokens with `lookup_tokens`."""
+        is_known = self._lookup_tokens and self._state is not None
+        return int(self._state["passes"]) if is_known else 0
+
     def stop(self, row: int) -> None:
         """End a row, for example because its text holds a stop string."""
         self._stopped[row] = True

@@ -39,10 +39,6 @@ def assert_same(run, expected):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def num_passes(run):
-    return int(run._state["passes"])
-
-
 @pytest.mark.parametrize("variant", ["llama", "packed"])
 def test_text_is_that_without_lookup(models, variant):
     model = models(variant)
@@ -51,9 +47,9 @@ def test_text_is_that_without_lookup(models, variant):
         expected = complete(model, **controls)
         run = complete(model, lookup_tokens=4, **controls)
         assert_same(run, expected)
-        assert num_passes(run) < max(map(len, expected.ids)) - 1
+        assert run.num_lookup_passes < max(map(len, expected.ids)) - 1
     # of the last controls, whose text repeats most
-    assert num_passes(run) < 0.8 * max(LENGTHS)
+    assert run.num_lookup_passes < 0.8 * max(LENGTHS)
 
 
 def test_documents_that_end_within_a_draft_are_left_behind(models):
@@ -65,7 +61,7 @@ def test_documents_that_end_within_a_draft_are_left_behind(models):
     assert all(row.count(0) > 2 for row in expected.ids)
     run = complete(model, prompts, lookup_tokens=4, **controls)
     assert_same(run, expected)
-    assert num_passes(run) < 0.8 * max(LENGTHS)
+    assert run.num_lookup_passes < 0.8 * max(LENGTHS)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
@@ -86,7 +82,7 @@ def test_streamed_equals_whole(models, chunk):
     assert pieces == run.ids
     assert_same(run, whole)
     # tokens that were found early are kept for later calls
-    assert num_passes(run) <= num_passes(whole) + 2
+    assert run.num_lookup_passes <= whole.num_lookup_passes + 2
 
 
 def test_a_row_can_be_ended_from_outside(models):
@@ -184,7 +180,7 @@ def test_a_text_that_repeats_takes_a_fraction_of_the_passes(models):
     run = complete(models("llama"), max_new_tokens=LENGTHS, **controls)
     assert [len(row) for row in run.ids] == LENGTHS
     # each adds up to five tokens
-    assert max(LENGTHS) / 5 <= num_passes(run) <= max(LENGTHS) / 2
+    assert max(LENGTHS) / 5 <= run.num_lookup_passes <= max(LENGTHS) / 2
 
 
 def test_a_language_model_looks_up_too(models):
