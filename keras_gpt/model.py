@@ -143,8 +143,8 @@ class GPT(keras.Model):
         Args:
             optimizer: Defaults to AdamW with learning rate 1e-3 and Keras's other
                 defaults; `keras_gpt.training.compile_model` knows more.
-            loss: Defaults to `SparseCategoricalCrossentropy(from_logits=True)`,
-                averaged over the tokens whose sample weight isn't 0.
+            loss: Defaults to sparse cross-entropy, averaged over the tokens whose
+                sample weight isn't 0.
             jit_compile: Defaults to what is fastest on the backend and device.
             **kwargs: Other arguments of `keras.Model.compile`.
         """
@@ -153,9 +153,7 @@ class GPT(keras.Model):
         super().compile(
             optimizer=optimizer or keras.optimizers.AdamW(1e-3),
             loss=loss
-            or keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            ),
+            or TokenCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
             jit_compile=jit_compile,
             **kwargs,
         )
@@ -356,6 +354,21 @@ class GPT(keras.Model):
         if quantization is not None:
             model.quantize(quantization)
         return model
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class TokenCrossentropy(keras.losses.SparseCategoricalCrossentropy):
+    """Keras's sparse cross-entropy, of all tokens of a batch in a row.
+
+    Of more axes PyTorch copies the logits, twice, to have the vocabulary second.
+    """
+
+    def call(self, y_true, y_pred):
+        tokens = ops.shape(y_pred)[:-1]
+        losses = super().call(
+            ops.reshape(y_true, (-1,)), ops.reshape(y_pred, (-1, y_pred.shape[-1]))
+        )
+        return ops.reshape(losses, tokens)
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
