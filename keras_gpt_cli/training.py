@@ -204,9 +204,11 @@ def finetune(
     run_config = dataclasses.replace(run_config, model=model, data=data, output=output)
     lm = runs.finetune(run_config, resume=resume)
     _print_result(runs.read_result(output))
+    languages = lm.tasks.get("translate", {}).get("languages", [["en", "de"]])
+    [source, target] = languages[0]
     how = {
         "summarize": f"summarize {output} --file TEXT",
-        "translate": f"translate {output} 'Good morning' --source en --target de",
+        "translate": f"translate {output} TEXT --source {source} --target {target}",
         "chat": f"chat {output}",
     }
     [task] = [*lm.tasks, "complete"][:1]
