@@ -5,7 +5,7 @@ The pairs come from the catalogues of messages in Python packages:
     pip install babel django
     pip download --no-deps --dest wheels wagtail pretix
     KERAS_BACKEND=torch python examples/finetune_translate.py runs/german \
-        --package django --package wheels/wagtail-7.2-py3-none-any.whl
+        --package django --package wheels/wagtail-8.0.1-py3-none-any.whl
 """
 
 from pathlib import Path
