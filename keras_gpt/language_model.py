@@ -1,6 +1,5 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_gpt import checkpoints, export, tasks, tokenizers, training
+from keras_gpt import checkpoints, tokenizers, training
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.generation import (
@@ -19,7 +18,6 @@ from keras_gpt.generation import (
     evaluate_ids,
     score,
 )
-from keras_gpt.layers.initial import given_values
 from keras_gpt.model import GPT
 from keras_gpt.tokenizers import ChatTemplate, Tokenizer, encode_chat
 from keras_gpt.weights import load_weights, save_weights
@@ -228,8 +226,7 @@ class LanguageModel:
                 f"The tokenizer in {directory} isn't the one that the model was saved "
                 "with. Put the original back."
             )
-        with given_values(itertools.repeat(np.zeros)):
-            model = GPT(config, dtype=dtype or description["dtype"])
+        model = GPT(config, dtype=dtype or description["dtype"], initial_weights=False)
         if description.get("quantization") is not None:
             model.quantize(description["quantization"])
         load_weights(model, directory / WEIGHTS_FILE)
@@ -376,6 +373,8 @@ class LanguageModel:
         >>> lm.export("served/greeter/1", max_new_tokens=8, progress=False).name
         '1'
         """
+        from keras_gpt import export
+
         self._check_merged()
         return export.export_saved_model(
             self,
@@ -678,6 +677,8 @@ class LanguageModel:
         Raises:
             ValueError: The model was neither tuned for it nor for instructions.
         """
+        from keras_gpt import tasks
+
         return tasks.summarize(
             self,
             texts,
@@ -719,6 +720,8 @@ class LanguageModel:
             ValueError: The model was not tuned for these languages, or neither for
                 translation nor for instructions.
         """
+        from keras_gpt import tasks
+
         return tasks.translate(
             self,
             texts,

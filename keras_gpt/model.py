@@ -27,6 +27,8 @@ class GPT(keras.Model):
         dtype: A dtype or dtype policy, for example `"mixed_bfloat16"`. Defaults to
             Keras's global one.
         name: Name of the model. Defaults to `"gpt"`.
+        initial_weights: Whether weights are drawn. `False` leaves zeros, for weights
+            that are about to be loaded. Defaults to `True`.
 
     Call arguments:
         token_ids: Integers `(batch, sequence)`, each from 0 to `vocab_size - 1`.
@@ -56,7 +58,9 @@ class GPT(keras.Model):
     >>> history = model.fit(ids[:, :-1], ids[:, 1:], verbose=0)
     """
 
-    def __init__(self, config, *, dtype=None, name="gpt", **kwargs):
+    def __init__(
+        self, config, *, dtype=None, name="gpt", initial_weights=True, **kwargs
+    ):
         if not isinstance(config, GPTConfig):
             raise ValueError(
                 f"`config` must be a GPTConfig. Received: {type(config).__name__}."
@@ -69,6 +73,7 @@ class GPT(keras.Model):
             position_embedding=config.position_embedding.replace("rotary", "none"),
             tie_embeddings=config.tie_embeddings,
             dropout_rate=config.dropout_rate,
+            embeddings_initializer=None if initial_weights else "zeros",
             dtype=policy,
             name="embedding",
         )
@@ -92,10 +97,13 @@ class GPT(keras.Model):
                 rotary_scaling=config.rotary_scaling,
                 qk_norm=config.qk_norm,
                 sliding_window=config.sliding_window,
+                kernel_initializer=None if initial_weights else "zeros",
                 # each block adds twice to the residual stream: keep its variance
                 residual_initializer=Normal(
                     stddev=0.02 / (2 * config.num_layers) ** 0.5
-                ),
+                )
+                if initial_weights
+                else "zeros",
                 dtype=policy,
                 name=f"block_{i}",
             )
