@@ -8,8 +8,8 @@ the graph runs, and a loop around them that reads a row's context anew when it i
 
 import tensorflow as tf
 
-from keras_gpt.export.uniforms import draw_uniforms
 from keras_gpt.generation.generate import CARRIED, loop_program, prefill_program
+from keras_gpt.generation.sampling import random_bits
 
 
 def generate_ids(
@@ -75,6 +75,20 @@ def generate_ids(
     # a dictionary's tensors keep their shapes but for the batch, which is unknown
     state, _ = tf.while_loop(goes_on, read_window, (state, tf.zeros_like(lengths)))
     return state["tokens"], state["log_probs"]
+
+
+def draw_uniforms(seeds, num_tokens):
+    """What `keras_gpt.generation.sampling.draw_uniforms` draws, bit for bit.
+
+    Args:
+        seeds: int32 `(b,)`, at least 0.
+        num_tokens: How many, n.
+
+    Returns:
+        float32 `(b, n)` in `[0, 1)`.
+    """
+    bits = random_bits(seeds, tf.range(num_tokens), tf.bitwise.right_shift)
+    return tf.cast(tf.minimum(bits, 2**24 - 2), tf.float32) / 2**24
 
 
 def _read_and_decode(model, token_ids, lengths, inputs, state, starts, fixed):

@@ -13,18 +13,54 @@ def draw_uniforms(seeds, num_tokens):
     """Uniforms for each row's tokens, from that row's seed alone.
 
     Args:
-        seeds: One integer a row.
+        seeds: One integer a row, at least 0. An exported graph knows those below 2³¹,
+            and draws the same.
         num_tokens: How many tokens; a smaller number gives a prefix.
 
     Returns:
         NumPy float32 `(batch, num_tokens)` in `[0, 1)`.
     """
-    rows = [
-        np.random.Generator(np.random.Philox(seed)).random(num_tokens, "float32")
-        for seed in seeds
-    ]
+    seeds = [int(seed) for seed in seeds]
+    folded = np.zeros(len(seeds), "int32")
+    words = -(-max(seeds, default=0).bit_length() // 32)
+    for word in reversed(range(words)):
+        bits = [seed >> 32 * word & 0xFFFFFFFF for seed in seeds]
+        folded = _mix(folded, np.right_shift) ^ np.array(bits, "uint32").view("int32")
+    bits = random_bits(folded, np.arange(num_tokens, dtype="int32"), np.right_shift)
     # at most 1 - 2**-23, so that the product with any sum rounds to below the sum
-    return np.minimum(np.stack(rows), np.float32(1 - 2**-23))
+    return np.minimum(bits, 2**24 - 2).astype("float32") / 2**24
+
+
+def random_bits(seeds, counters, right_shift):
+    """24 random bits for each seed and counter, with which no state goes along.
+
+    It takes NumPy's and TensorFlow's arrays alike, and only what int32 has: OpenVINO
+    computes wider and unsigned integers as int32 too, and would silently differ.
+
+    Args:
+        seeds: int32 `(batch,)`.
+        counters: int32 `(n,)`, at least 0.
+        right_shift: `np.right_shift` or `tf.bitwise.right_shift`.
+
+    Returns:
+        int32 `(batch, n)`.
+    """
+    # so that no seed is a counter, which would give 0
+    keys = _mix(seeds ^ (0x9E3779B9 - 2**32), right_shift)
+    words = _mix(_mix(counters, right_shift) ^ keys[:, None], right_shift)
+    return right_shift(words, 8) & 0xFFFFFF
+
+
+def _mix(x, right_shift):
+    """Permute the integers of 32 bits, 0 alone staying what it is.
+
+    References:
+        - [Wellons, 2018](https://nullprogram.com/blog/2018/07/31/), "lowbias32"
+    """
+    # in int32 the shifted sign comes along and is masked, and products wrap
+    x = (x ^ (right_shift(x, 16) & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (right_shift(x, 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return x ^ (right_shift(x, 16) & 0xFFFF)
 
 
 def penalize_repetition(logits, seen, penalty):

@@ -5,6 +5,7 @@ import pytest
 import keras_gpt
 from keras_gpt.generation import Generation
 from keras_gpt.generation.generate import trace_counts
+from keras_gpt.generation.sampling import draw_uniforms
 
 PROMPTS = [[5, 1, 7], [22], [3, 3, 10, 9, 0, 2, 4, 8, 1]]
 GREEDY = {"max_new_tokens": 12, "temperature": 0}
@@ -89,10 +90,7 @@ def test_sampled_text_is_that_of_numpy(models, next_logits):
         "min_p": [None, 0.05, 0.02],
         "repetition_penalty": [1.0, 1.3, 1.7],
     }
-    uniforms = [
-        np.random.Generator(np.random.Philox(seed)).random(12, "float32")
-        for seed in (40, 41, 42)
-    ]
+    uniforms = draw_uniforms([40, 41, 42], 12)
 
     def pick(row, step, text, logits):
         penalty = controls["repetition_penalty"][row]

@@ -56,7 +56,7 @@ def test_documents_that_end_within_a_draft_are_left_behind(models):
     model = models("packed")
     prompts = [[5, 0, 6, 5, 0, 6, 5], [0, 0, 0], [1, 2, 0, 1, 2]]
     controls = {"max_new_tokens": LENGTHS, "temperature": 2.0, "top_k": None}
-    controls |= {"repetition_penalty": 0.3, "seed": 15}
+    controls |= {"repetition_penalty": 0.3, "seed": 975}
     expected = complete(model, prompts, **controls)
     assert all(row.count(0) > 2 for row in expected.ids)
     run = complete(model, prompts, lookup_tokens=4, **controls)
