@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise FileExistsError(
             f"{path} is an existing folder. Remove it or choose another name."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
@@ -48,12 +49,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise OSError(
-                error.errno,
-                f"{path} can't be written: {error.strerror}. Make room and try again; "
-                "what was there before is unchanged.",
-            ) from error
+        _name_what_is_full(error, path)
         raise
 
 
@@ -70,7 +66,7 @@ def atomic_update(directory: str | Path) -> Iterator[Path]:
         The folder to write to.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    _make_folder(directory)
     temporary = directory / f".{os.getpid()}.partial"
     temporary.mkdir()
     try:
@@ -80,8 +76,32 @@ def atomic_update(directory: str | Path) -> Iterator[Path]:
                 target = directory / path.relative_to(temporary)
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
+    except OSError as error:
+        _name_what_is_full(error, directory)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"{path} can't be a folder: it is a file, or in one. Choose another name."
+        ) from error
+
+
+def _name_what_is_full(error, path):
+    """Raise an `OSError` with the path, which that of a full disk lacks."""
+    if isinstance(error, OSError) and error.errno in (None, *_NO_ROOM):
+        # NumPy's has no number
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(
+            error.errno or errno.ENOSPC,
+            f"{path} can't be written: {reason}. Make room and try again; what was "
+            "there before is unchanged.",
+        ) from error
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -90,6 +110,24 @@ def write_json(path: str | Path, content: Any) -> None:
         temporary.write_text(
             json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+
+
+def write_safetensors(
+    path: str | Path, arrays: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays in the safetensors format.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(arrays, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(number and int(number[1]), f"{path}: {error}") from error
 
 
 def read_json(path: str | Path) -> Any:

@@ -75,6 +75,13 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path):
     assert names(folder) == ["part"]
 
 
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("1")
+    for path in (tmp_path / "file" / "new", tmp_path / "file" / "in" / "new"):
+        with pytest.raises(NotADirectoryError, match="file.* can't be a folder"):
+            write_json(path, {})
+
+
 def test_json_comes_back_as_it_was_written(tmp_path):
     content = {"name": "Ærøskøbing \U0001f600", "values": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", content)

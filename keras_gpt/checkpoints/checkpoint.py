@@ -177,6 +177,23 @@ def part_widths(config: GPTConfig, width: int, count: int) -> list[int]:
     return [share * (width // sum(shares)) for share in shares]
 
 
+def plain_weights(model: GPT) -> dict[str, Any]:
+    """The weights of a model by path, all of which a format has a place for.
+
+    Raises:
+        ValueError: The model is quantized or has adapters.
+    """
+    weights = {variable.path: variable for variable in model.weights}
+    other = sorted(weights.keys() ^ set(weight_paths(model.config)))
+    if other or model.quantization is not None:
+        raise ValueError(
+            "The model must have the weights of a plain GPT, neither quantized nor "
+            f"with adapters. Received: {', '.join(other[:1]) or model.quantization}. "
+            "Merge adapters with `merge_adapter`, or load the model unquantized."
+        )
+    return weights
+
+
 def cast_weight(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
     """Cast what is to be written.
 

@@ -10,7 +10,12 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_gpt.checkpoints.checkpoint import cast_weight, part_widths, weight_paths
+from keras_gpt.checkpoints.checkpoint import (
+    cast_weight,
+    part_widths,
+    plain_weights,
+    weight_paths,
+)
 from keras_gpt.checkpoints.gguf_config import LLAMA3, NAMES
 from keras_gpt.checkpoints.gguf_tokenizer_writing import tokenizer_settings
 from keras_gpt.config import GPTConfig, default_feed_forward_dimension, suggest
@@ -236,19 +241,9 @@ def _slots(model, architecture) -> Iterator[_Slot]:
     config, names = model.config, NAMES[architecture]
     num_kv_heads = config.num_kv_heads or config.num_heads
     rotated = {"attn_q": config.num_heads, "attn_k": num_kv_heads}
-    weights = {variable.path: variable for variable in model.variables}
-    if any("/lora_" in path for path in weights):
-        raise ValueError(
-            "The model has LoRA weights, which a GGUF file would lack. Merge them into "
-            "its kernels first."
-        )
+    weights = plain_weights(model)
     for path in weight_paths(config):
         theirs = names.find(path)
-        if "float" not in keras.backend.standardize_dtype(weights[path].dtype):
-            raise ValueError(
-                f"{path} is quantized, to {weights[path].dtype}. Write the model "
-                "before it is quantized."
-            )
         ends = np.cumsum(part_widths(config, weights[path].shape[-1], len(theirs)))
         for name, start, end in zip(theirs, [0, *ends], ends, strict=False):
             yield _Slot(

@@ -13,7 +13,12 @@ import ml_dtypes
 import numpy as np
 from keras import ops
 
-from keras_gpt.checkpoints.checkpoint import cast_weight, part_widths, weight_paths
+from keras_gpt.checkpoints.checkpoint import (
+    cast_weight,
+    part_widths,
+    plain_weights,
+    weight_paths,
+)
 from keras_gpt.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from keras_gpt.checkpoints.huggingface_config import (
     CONTROLS,
@@ -24,7 +29,7 @@ from keras_gpt.checkpoints.huggingface_config import (
 from keras_gpt.checkpoints.huggingface_tokenizer import write_tokenizer
 from keras_gpt.checkpoints.names import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA
 from keras_gpt.config import GPTConfig, default_feed_forward_dimension, suggest
-from keras_gpt.files import atomic_update, write_json
+from keras_gpt.files import atomic_update, write_json, write_safetensors
 from keras_gpt.tokenizers import BytePairTokenizer
 
 _DTYPES = {
@@ -91,7 +96,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
     if dtype not in _DTYPES:
         raise ValueError(f"Unknown dtype. {suggest('dtype', dtype, _DTYPES)}")
     family = find_family(config)
-    weights = {variable.path: variable for variable in lm.model.weights}
+    weights = plain_weights(lm.model)
     shards = _shards(weights, config, family, _DTYPES[dtype])
     settings = {
         "architectures": [_ARCHITECTURES[family]],
@@ -297,8 +302,6 @@ def _card(license_name):
 
 def _write_tensors(weights, config, family, dtype, shards, folder):
     """Write the weights in shards, so that only one of them is held in memory."""
-    from safetensors.numpy import save_file
-
     weight_map, total = {}, 0
     for number, paths in enumerate(shards, 1):
         file = "model.safetensors"
@@ -308,7 +311,7 @@ def _write_tensors(weights, config, family, dtype, shards, folder):
         for path in paths:
             tensors |= _tensors(weights, config, family, path, dtype)
         # Transformers asks for the metadata
-        save_file(tensors, folder / file, {"format": "pt"})
+        write_safetensors(folder / file, tensors, {"format": "pt"})
         # safetensors lets only the owner read
         shutil.copymode(folder / "config.json", folder / file)
         weight_map |= dict.fromkeys(tensors, file)
@@ -320,13 +323,6 @@ def _write_tensors(weights, config, family, dtype, shards, folder):
 
 def _shards(weights, config, family, dtype):
     """Our paths of the weights, in lists of at most `_SHARD_SIZE` bytes."""
-    other = sorted(weights.keys() ^ set(weight_paths(config)))
-    if other:
-        raise ValueError(
-            "The model must have the weights of a plain GPT, neither quantized nor "
-            f"with adapters. Received: {other[0]}. Merge adapters, or load the model "
-            "unquantized."
-        )
     if family == "gpt2":
         fields = {"use_bias": True, "query_key_value_bias": None}
         config = dataclasses.replace(config, **fields)

@@ -1,5 +1,7 @@
+import contextlib
 import itertools
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -47,6 +49,22 @@ def randomize():
             weight.assign((values + is_scale).astype("float32"))
 
     return assign
+
+
+@pytest.fixture
+def full_disk():
+    """A function that gives a block in which files can't grow beyond a size."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limit
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_gpt
-from keras_gpt.checkpoints import read_gguf, write_gguf
+from keras_gpt.checkpoints import read_gguf, write_gguf, write_huggingface
 from keras_gpt.checkpoints.gguf_file import read_gguf_file
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate
 
@@ -462,15 +462,32 @@ def test_bad_arguments_of_writing_are_refused(make_lm, tmp_path):
 
 
 def test_weights_that_are_not_all_of_the_model_are_not_written(make_lm, tmp_path):
-    lm = make_lm(FAMILIES["llama"])
-    lm.model.blocks[0].attention.query_key_value.enable_lora(2)
-    with pytest.raises(ValueError, match="LoRA"):
-        write_gguf(lm, tmp_path / "model.gguf")
-    lm = make_lm(FAMILIES["llama"])
+    lm = make_lm({**FAMILIES["llama"], "num_layers": 1})
+    keras_gpt.training.enable_lora(lm.model, rank=2, targets=["up_projection"])
+    writers = (write_gguf, write_huggingface)
+    for write in writers:
+        with pytest.raises(ValueError, match="nor with adapters"):
+            write(lm, tmp_path / "model")
+    keras_gpt.training.merge_lora(lm.model)
+    for write in writers:
+        write(lm, tmp_path / write.__name__)
     lm.model.quantize("int8")
-    with pytest.raises(ValueError, match="is quantized, to int8"):
-        write_gguf(lm, tmp_path / "model.gguf")
-    assert not list(tmp_path.iterdir())
+    for write in writers:
+        with pytest.raises(ValueError, match="neither quantized"):
+            write(lm, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 100_000])
+@pytest.mark.parametrize("write", [write_gguf, write_huggingface])
+def test_a_full_disk_is_one_line_that_names_the_file(
+    write, size, make_lm, full_disk, tmp_path
+):
+    lm = make_lm(FAMILIES["llama"])
+    message = r"^\[Errno \d+\] [^ ]*/model can't be written: [^/]*Make room[^/]*$"
+    with pytest.raises(OSError, match=message), full_disk(size):
+        write(lm, tmp_path / "model")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_smollm2_is_described_by_its_file(smollm2_file):

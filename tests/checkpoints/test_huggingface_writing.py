@@ -331,15 +331,6 @@ def test_what_fails_leaves_nothing(make, tmp_path, monkeypatch):
 
 
 @pytest.mark.any_backend
-def test_a_model_with_other_weights_is_refused(make, tmp_path):
-    lm = make({})
-    lm.quantize("int8")
-    with pytest.raises(ValueError, match="neither quantized nor with adapters"):
-        lm.save_huggingface(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.any_backend
 def test_a_card_holds_no_licence_that_would_break_it(make, tmp_path):
     lm = make({}, source={"license": "mit\n---\n# Injected"})
     write_huggingface(lm, tmp_path)
