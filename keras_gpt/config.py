@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -199,11 +200,9 @@ class GPTConfig:
         ):
             if getattr(self, name) is not None:
                 _check_positive_integer(name, getattr(self, name))
-        _check_choice(
-            "position_embedding", self.position_embedding, POSITION_EMBEDDINGS
-        )
-        _check_choice("normalization", self.normalization, NORMALIZATIONS)
-        _check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("position_embedding", self.position_embedding, POSITION_EMBEDDINGS)
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         check_dropout_rate(self.dropout_rate)
         for name in ("rotary_base", "norm_epsilon"):
             value = getattr(self, name)
@@ -238,6 +237,32 @@ class GPTConfig:
     def head_dimension(self) -> int:
         """Width of one attention head."""
         return (self.attention_dimension or self.embedding_dimension) // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def hidden_dimension(self) -> int:
+        """Hidden width of the feed-forward network."""
+        return self.feed_forward_dimension or default_feed_forward_dimension(
+            self.embedding_dimension, self.activation
+        )
+
+    @property
+    def has_query_key_value_bias(self) -> bool:
+        """Whether query, key and value have biases."""
+        bias = self.query_key_value_bias
+        return self.use_bias if bias is None else bias
+
+    def arguments_of(self, layer: type) -> dict[str, Any]:
+        """What a layer's constructor takes of this, by the name that both have.
+
+        So an option stands here and in the layer that does it, and nowhere between.
+        """
+        names = inspect.signature(layer.__init__).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> "GPTConfig":
@@ -371,7 +396,8 @@ def _check_positive_integer(name, value):
         )
 
 
-def _check_choice(name, value, choices):
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise `ValueError` unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"Unknown `{name}`. {suggest(name, value, choices)}")
 

@@ -9,13 +9,16 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig
 from keras_gpt.layers import (
+    CausalSelfAttention,
     DocumentPositions,
+    FeedForward,
+    RotaryAngles,
     TokenAndPositionEmbedding,
     TransformerBlock,
 )
 from keras_gpt.layers.adapter import Adapters
-from keras_gpt.layers.block import make_normalization
-from keras_gpt.layers.initial import Normal
+from keras_gpt.layers.base import Normal, make_normalization
+from keras_gpt.layers.logits import Logits
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -66,49 +69,31 @@ class GPT(keras.Model):
                 f"`config` must be a GPTConfig. Received: {type(config).__name__}."
             )
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        embedding = TokenAndPositionEmbedding(
-            config.vocab_size,
-            config.context_length,
-            config.embedding_dimension,
-            position_embedding=config.position_embedding.replace("rotary", "none"),
-            tie_embeddings=config.tie_embeddings,
-            dropout_rate=config.dropout_rate,
-            embeddings_initializer=None if initial_weights else "zeros",
-            dtype=policy,
-            name="embedding",
-        )
-        blocks = [
-            TransformerBlock(
-                config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                attention_dimension=config.attention_dimension,
-                feed_forward_dimension=config.feed_forward_dimension,
-                dropout_rate=config.dropout_rate,
-                normalization=config.normalization,
-                norm_epsilon=config.norm_epsilon,
-                activation=config.activation,
-                use_bias=config.use_bias,
-                query_key_value_bias=config.query_key_value_bias,
-                rotary_base=(
-                    config.rotary_base
-                    if config.position_embedding == "rotary"
-                    else None
-                ),
-                rotary_scaling=config.rotary_scaling,
-                qk_norm=config.qk_norm,
-                sliding_window=config.sliding_window,
-                kernel_initializer=None if initial_weights else "zeros",
-                # each block adds twice to the residual stream: keep its variance
-                residual_initializer=Normal(
-                    stddev=0.02 / (2 * config.num_layers) ** 0.5
-                )
-                if initial_weights
-                else "zeros",
-                dtype=policy,
+        # each block adds twice to the residual stream: keep its variance
+        stddev = 0.02 / (2 * config.num_layers) ** 0.5
+
+        def make(layer, *parts, name, **initializers):
+            if not initial_weights:
+                initializers = dict.fromkeys(initializers, "zeros")
+            arguments = {**config.arguments_of(layer), **initializers}
+            return layer(*parts, **arguments, dtype=policy, name=name)
+
+        def make_block(i):
+            initializers = {
+                "kernel_initializer": Normal(),
+                "residual_initializer": Normal(stddev),
+            }
+            return make(
+                TransformerBlock,
+                make(CausalSelfAttention, name="attention", **initializers),
+                make(FeedForward, name="feed_forward", **initializers),
                 name=f"block_{i}",
             )
-            for i in range(config.num_layers)
-        ]
+
+        embedding = make(
+            TokenAndPositionEmbedding, name="embedding", embeddings_initializer=Normal()
+        )
+        blocks = [make_block(i) for i in range(config.num_layers)]
         final_norm = make_normalization(
             config.normalization,
             epsilon=config.norm_epsilon,
@@ -116,26 +101,29 @@ class GPT(keras.Model):
             dtype=policy,
             name="final_norm",
         )
+        documents = rotary = None
+        if config.document_separator_id is not None:
+            documents = make(DocumentPositions, name="documents")
+        if config.position_embedding == "rotary":
+            rotary = make(RotaryAngles, name="rotary")
 
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        documents = None
-        segment_ids = positions = None
-        if config.document_separator_id is not None:
-            documents = DocumentPositions(
-                config.document_separator_id, name="documents"
-            )
-            segment_ids, positions = documents(token_ids)
-        x = embedding(token_ids, positions=positions)  # (b, t, e)
+        segment_ids, positions = documents(token_ids) if documents else (None, None)
+        angles = rotary(token_ids, positions) if rotary else None
+        x = embedding(token_ids, positions)  # (b, t, e)
         for block in blocks:
-            x = block(x, segment_ids=segment_ids, positions=positions)
-        logits = Logits(embedding, dtype=policy, name="logits")(final_norm(x))
+            x = block(x, angles, segment_ids)
+        logits = make(Logits, embedding, name="logits")
+        outputs = logits(final_norm(x))
 
-        super().__init__(inputs=token_ids, outputs=logits, name=name, **kwargs)
+        super().__init__(inputs=token_ids, outputs=outputs, name=name, **kwargs)
         self.config = config
         self.embedding = embedding
         self.blocks = blocks
         self.final_norm = final_norm
+        self.logits = logits
         self.documents = documents
+        self.rotary = rotary
         self.adapters = Adapters(name="adapters")  # `training.enable_lora` fills it
         # Keras asks the model's own policy whether to scale the loss
         self.dtype_policy = policy
@@ -224,20 +212,21 @@ class GPT(keras.Model):
             cache.
         """
         segment_ids, positions = self._find_documents(token_ids)
-        cache = {}
+        x, layers = self._read(
+            token_ids,
+            positions,
+            lambda block, x, angles: block.prefill(
+                x, cache_length, angles, segment_ids
+            ),
+        )
+        cache = {"layers": layers}
         if self.documents is not None:
             is_separator = ops.equal(token_ids, self.config.document_separator_id)
             index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
             ends = ops.logical_and(is_separator, index < lengths[:, None])
             cache["document_start"] = ops.max(ops.where(ends, index + 1, 0), axis=1)
-        x = self.embedding(token_ids, positions=positions)
-        layers = []
-        for block in self.blocks:
-            x, layer = block.prefill(x, cache_length, segment_ids, positions)
-            layers.append(layer)
-        cache["layers"] = tuple(layers)
         last = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)  # (b, 1, e)
-        return self.embedding.project(self.final_norm(last))[:, 0], cache
+        return self.logits(self.final_norm(last))[:, 0], cache
 
     def decode(self, token_ids, cache, position):
         """Read one more token a row, or several.
@@ -273,13 +262,33 @@ class GPT(keras.Model):
         in_document = position if start is None else position - start
         if t > 1:  # those beyond the context are there to be taken back
             in_document = ops.minimum(in_document, self.config.context_length - 1)
-        x = self.embedding(token_ids, positions=in_document)
-        layers = []
-        for block, layer in zip(self.blocks, cache["layers"], strict=True):
-            x, layer = block.decode(x, layer, position, start)
-            layers.append(layer)
-        cache["layers"] = tuple(layers)
-        return self.embedding.project(self.final_norm(x)), cache
+        layers = iter(cache["layers"])
+        x, layers = self._read(
+            token_ids,
+            in_document,
+            lambda block, x, angles: block.decode(
+                x, next(layers), position, angles, start
+            ),
+        )
+        cache["layers"] = layers
+        return self.logits(self.final_norm(x)), cache
+
+    def hidden_states(self, token_ids):
+        """What the output projection reads, for who needs not all logits at once.
+
+        Args:
+            token_ids: Integers `(batch, sequence)`.
+
+        Returns:
+            `(batch, sequence, embedding)`, of which `model.logits` makes logits.
+        """
+        segment_ids, positions = self._find_documents(token_ids)
+        x, _ = self._read(
+            token_ids,
+            positions,
+            lambda block, x, angles: (block(x, angles, segment_ids), None),
+        )
+        return self.final_norm(x)
 
     def attention_scores(self, token_ids):
         """Attention weights of every layer, for plots.
@@ -294,18 +303,32 @@ class GPT(keras.Model):
             check_token_ids(token_ids, self.config.vocab_size)
         )
         segment_ids, positions = self._find_documents(token_ids)
-        x = self.embedding(token_ids, positions=positions)
-        all_scores = []
-        for block in self.blocks:
-            x, scores = block(
-                x,
-                segment_ids=segment_ids,
-                positions=positions,
-                return_attention_scores=True,
-            )
+
+        def run(block, x, angles):
+            x, scores = block(x, angles, segment_ids, return_attention_scores=True)
             scores = ops.cast(ops.stop_gradient(scores), "float32")
-            all_scores.append(ops.convert_to_numpy(scores))
-        return np.stack(all_scores)
+            return x, ops.convert_to_numpy(scores)
+
+        return np.stack(self._read(token_ids, positions, run)[1])
+
+    def _read(self, token_ids, positions, run):
+        """Embed, and run each block.
+
+        Args:
+            token_ids: Integers `(batch, sequence)`.
+            positions: Of the same shape, or `None` for 0, 1, 2, ...
+            run: From a block, its input and the angles to its output and an extra.
+
+        Returns:
+            `(batch, sequence, embedding)` and the extras of all blocks, a tuple.
+        """
+        angles = None if self.rotary is None else self.rotary(token_ids, positions)
+        x = self.embedding(token_ids, positions)
+        extras = []
+        for block in self.blocks:
+            x, extra = run(block, x, angles)
+            extras.append(extra)
+        return x, tuple(extras)
 
     def _find_documents(self, token_ids):
         """Segment ids and positions, or twice `None` where nothing is packed."""
@@ -377,30 +400,6 @@ class TokenCrossentropy(keras.losses.SparseCategoricalCrossentropy):
             ops.reshape(y_true, (-1,)), ops.reshape(y_pred, (-1, y_pred.shape[-1]))
         )
         return ops.reshape(losses, tokens)
-
-
-@keras.saving.register_keras_serializable("keras_gpt")
-class Logits(keras.layers.Layer):
-    """The output projection, over the matrices that the embedding holds.
-
-    Args:
-        embedding: The model's `TokenAndPositionEmbedding`.
-        **kwargs: `name`, `dtype` of `keras.layers.Layer`.
-    """
-
-    def __init__(self, embedding, **kwargs):
-        super().__init__(**kwargs)
-        self.embedding = embedding
-
-    def build(self, x_shape):
-        self.built = True
-
-    def call(self, x):
-        return self.embedding.project(x)
-
-    def compute_output_spec(self, x):
-        shape = (*x.shape[:-1], self.embedding.vocab_size)
-        return keras.KerasTensor(shape, dtype="float32")
 
 
 def check_token_ids(token_ids, vocab_size, name="token_ids"):

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gpt.layers.initial import has_given_values, make_dropout
+from keras_gpt.layers.base import BaseLayer
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
-class LowRankAdapter(keras.layers.Layer):
+class LowRankAdapter(BaseLayer):
     """A product of two thin matrices, which LoRA trains beside a frozen one.
 
     Keras's own `Dense.enable_lora` adds the product to the kernel before it multiplies:
@@ -67,9 +67,7 @@ class LowRankAdapter(keras.layers.Layer):
         self.scale = self.add_weight(
             (), keras.initializers.Constant(scale), trainable=False, name="scale"
         )
-        self.dropout = make_dropout(
-            self.dropout_rate, dtype=self.dtype_policy, name="dropout"
-        )
+        self.dropout = self.make_dropout("dropout")
         self.dropout.build(x_shape)
         self.built = True
 
@@ -87,15 +85,6 @@ class LowRankAdapter(keras.layers.Layer):
             for weight in (self.down, self.up, self.scale)
         )
         return scale * (down @ up)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "dropout_rate": self.dropout_rate,
-        }
 
 
 class Adapters(keras.layers.Layer):
@@ -122,8 +111,6 @@ def _orthonormal(shape, dtype=None):
     With as many as there are rows, the first step goes where that of the frozen
     matrix would go.
     """
-    if has_given_values():
-        return ops.zeros(shape, dtype)
     generator = np.random.Generator(np.random.Philox(random.randint(0, 2**32 - 1)))
     columns, _ = np.linalg.qr(generator.standard_normal(shape))
     return ops.convert_to_tensor(columns.astype("float32"), dtype)

@@ -7,8 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.config import POSITION_EMBEDDINGS
-from keras_gpt.layers.initial import Normal, has_given_values, make_dropout
+from keras_gpt.config import POSITION_EMBEDDINGS, check_choice
+from keras_gpt.layers.base import BaseLayer, Normal
+from keras_gpt.layers.initial import has_given_values
 from keras_gpt.layers.linear import project_int8
 
 
@@ -38,15 +39,15 @@ def sinusoidal_positions(positions, embedding_dimension):
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
-class TokenAndPositionEmbedding(keras.layers.Layer):
+class TokenAndPositionEmbedding(BaseLayer):
     """Token embedding plus position embedding, and the projection back to logits.
 
     Args:
         vocab_size: Number of token ids.
         context_length: Longest sequence.
         embedding_dimension: Width of the output.
-        position_embedding: `"learned"`, `"sinusoidal"`, or `"none"` for models that
-            have no positions or rotate them inside attention.
+        position_embedding: `"learned"`, `"sinusoidal"`, `"none"`, or `"rotary"`, which
+            adds nothing here: attention turns queries and keys instead.
         tie_embeddings: Whether `project` uses the transposed token embedding.
         dropout_rate: Fraction of the sum dropped in training. Defaults to 0.
         embeddings_initializer: Of both matrices. Defaults to N(0, 0.02).
@@ -88,11 +89,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if position_embedding not in POSITION_EMBEDDINGS:
-            raise ValueError(
-                f"`position_embedding` must be one of {POSITION_EMBEDDINGS}. "
-                f"Received: position_embedding={position_embedding!r}."
-            )
+        check_choice("position_embedding", position_embedding, POSITION_EMBEDDINGS)
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.embedding_dimension = embedding_dimension
@@ -119,9 +116,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name="positions",
             )
-        self.dropout = make_dropout(
-            dropout_rate, dtype=self.dtype_policy, name="dropout"
-        )
+        self.dropout = self.make_dropout("dropout")
 
     def build(self, token_ids_shape):
         self.tokens.build(token_ids_shape)
@@ -177,72 +172,6 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             return ops.cast(project_int8(self.tokens, x), "float32")
         logits = backend.apply_to_rows(lambda x: self.tokens(x, reverse=True), x)
         return ops.cast(logits, "float32")
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "vocab_size": self.vocab_size,
-            "context_length": self.context_length,
-            "embedding_dimension": self.embedding_dimension,
-            "position_embedding": self.position_embedding,
-            "tie_embeddings": self.tie_embeddings,
-            "dropout_rate": self.dropout_rate,
-            "embeddings_initializer": keras.initializers.serialize(
-                self.embeddings_initializer
-            ),
-        }
-
-
-@keras.saving.register_keras_serializable("keras_gpt")
-class DocumentPositions(keras.layers.Layer):
-    """Tell packed documents apart: which document each token is in, and where.
-
-    Args:
-        separator_id: The token id that ends each document.
-        **kwargs: `name` and so on of `keras.layers.Layer`.
-
-    Call arguments:
-        token_ids: Integers `(batch, sequence)`.
-
-    Returns:
-        `segment_ids` and `positions`, both int32 `(batch, sequence)`: the number of
-        separators before each token, and the distance to the document's first.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from keras_gpt.layers import DocumentPositions
-    >>> segments, positions = DocumentPositions(0)(np.array([[5, 6, 0, 7, 8, 9]]))
-    >>> print([int(i) for i in segments[0]], [int(i) for i in positions[0]])
-    [0, 0, 0, 1, 1, 1] [0, 1, 2, 0, 1, 2]
-    """
-
-    def __init__(self, separator_id, **kwargs):
-        super().__init__(**kwargs)
-        self.separator_id = separator_id
-        self.supports_masking = True
-
-    def build(self, token_ids_shape):
-        self.built = True
-
-    def call(self, token_ids):
-        is_separator = ops.cast(ops.equal(token_ids, self.separator_id), "int32")
-        # the separator belongs to the document that it ends
-        segment_ids = ops.cumsum(is_separator, axis=1) - is_separator  # (b, t)
-        # a document starts after as many tokens as the earlier ones hold
-        is_earlier = segment_ids[:, None, :] < segment_ids[:, :, None]  # (b, t, t)
-        starts = ops.sum(ops.cast(is_earlier, "int32"), axis=-1)  # (b, t)
-        index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
-        return segment_ids, index - starts
-
-    def compute_output_spec(self, token_ids):
-        return (
-            keras.KerasTensor(token_ids.shape, dtype="int32"),
-            keras.KerasTensor(token_ids.shape, dtype="int32"),
-        )
-
-    def get_config(self):
-        return {**super().get_config(), "separator_id": self.separator_id}
 
 
 def _look_up(embedding, ids, training):

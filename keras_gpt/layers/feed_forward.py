@@ -5,8 +5,8 @@
 import keras
 from keras import ops
 
-from keras_gpt.config import ACTIVATIONS, default_feed_forward_dimension
-from keras_gpt.layers.initial import Normal, make_dropout
+from keras_gpt.config import ACTIVATIONS, check_choice, default_feed_forward_dimension
+from keras_gpt.layers.base import BaseLayer, Normal
 from keras_gpt.layers.linear import linear
 
 
@@ -36,7 +36,7 @@ _ACTIVATIONS = {
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
-class FeedForward(keras.layers.Layer):
+class FeedForward(BaseLayer):
     """Two linear transformations with an activation between them.
 
     Args:
@@ -74,11 +74,7 @@ class FeedForward(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"`activation` must be one of {ACTIVATIONS}. "
-                f"Received: activation={activation!r}."
-            )
+        check_choice("activation", activation, ACTIVATIONS)
         self.feed_forward_dimension = feed_forward_dimension
         self.activation = activation
         self.use_bias = use_bias
@@ -94,24 +90,21 @@ class FeedForward(keras.layers.Layer):
         hidden = self.feed_forward_dimension or default_feed_forward_dimension(
             embedding_dimension, self.activation
         )
-        self.up_projection = keras.layers.Dense(
-            2 * hidden if self.activation == "swiglu" else hidden,
-            use_bias=self.use_bias,
-            kernel_initializer=self.kernel_initializer,
-            dtype=self.dtype_policy,
-            name="up_projection",
-        )
-        self.down_projection = keras.layers.Dense(
-            embedding_dimension,
-            use_bias=self.use_bias,
-            kernel_initializer=self.residual_initializer,
-            dtype=self.dtype_policy,
-            name="down_projection",
-        )
-        self.dropout = make_dropout(
-            self.dropout_rate, dtype=self.dtype_policy, name="dropout"
+        self.dropout = self.make_dropout("dropout")
+        is_gated = self.activation == "swiglu"
+        self.up_projection = self.make_dense(
+            "up_projection",
+            2 * hidden if is_gated else hidden,
+            self.use_bias,
+            self.kernel_initializer,
         )
         self.up_projection.build(x_shape)
+        self.down_projection = self.make_dense(
+            "down_projection",
+            embedding_dimension,
+            self.use_bias,
+            self.residual_initializer,
+        )
         self.down_projection.build((*x_shape[:-1], hidden))
         self.dropout.build(x_shape)
         self.built = True
@@ -124,16 +117,3 @@ class FeedForward(keras.layers.Layer):
 
     def compute_output_shape(self, x_shape):
         return x_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "feed_forward_dimension": self.feed_forward_dimension,
-            "activation": self.activation,
-            "use_bias": self.use_bias,
-            "dropout_rate": self.dropout_rate,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "residual_initializer": keras.initializers.serialize(
-                self.residual_initializer
-            ),
-        }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gpt.layers import CausalSelfAttention
+from keras_gpt.layers import CausalSelfAttention, RotaryAngles
 
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
@@ -24,7 +24,12 @@ def rotated(x, position, base):
     return np.concatenate([turned.real, turned.imag])
 
 
-def reference(layer, x, segment_ids=None, positions=None):
+def find_angles(base, h, positions):
+    """What turns queries and keys in places `positions`, `None` without a base."""
+    return RotaryAngles(h, rotary_base=base)(positions, positions) if base else None
+
+
+def reference(layer, x, base=None, segment_ids=None, positions=None):
     """Head by head and token by token, in float64: output and attention scores."""
     config = layer.get_config()
     n, k = config["num_heads"], config["num_kv_heads"] or config["num_heads"]
@@ -48,9 +53,9 @@ def reference(layer, x, segment_ids=None, positions=None):
                     gains = array(layer.query_norm.scale), array(layer.key_norm.scale)
                     query[i] = rms_normalized(query[i], gains[0], epsilon)
                     key[i] = rms_normalized(key[i], gains[1], epsilon)
-                if config["rotary_base"]:
-                    query[i] = rotated(query[i], position, config["rotary_base"])
-                    key[i] = rotated(key[i], position, config["rotary_base"])
+                if base:
+                    query[i] = rotated(query[i], position, base)
+                    key[i] = rotated(key[i], position, base)
             for i in range(t):
                 first = max(0, i + 1 - (config["sliding_window"] or t))
                 seen = [
@@ -72,38 +77,39 @@ def reference(layer, x, segment_ids=None, positions=None):
 ALL_AT_ONCE = {
     "num_kv_heads": 2,
     "use_bias": False,
-    "rotary_base": 10000.0,
     "qk_norm": True,
     "sliding_window": 2,
 }
 
 
 @pytest.mark.parametrize(
-    ("arguments", "packed"),
+    ("arguments", "base", "packed"),
     [
-        ({}, False),
-        ({}, True),
-        ({"use_bias": False}, False),
-        ({"num_kv_heads": 2}, False),
-        ({"num_kv_heads": 1}, False),
-        ({"sliding_window": 3}, False),
-        ({"sliding_window": 1}, False),
-        ({"qk_norm": True, "norm_epsilon": 0.1}, False),
-        ({"rotary_base": 100.0}, False),
-        ({"rotary_base": 100.0}, True),
-        (ALL_AT_ONCE, False),
-        (ALL_AT_ONCE, True),
+        ({}, None, False),
+        ({}, None, True),
+        ({"use_bias": False}, None, False),
+        ({"num_kv_heads": 2}, None, False),
+        ({"num_kv_heads": 1}, None, False),
+        ({"sliding_window": 3}, None, False),
+        ({"sliding_window": 1}, None, False),
+        ({"qk_norm": True, "norm_epsilon": 0.1}, None, False),
+        ({}, 100.0, False),
+        ({}, 100.0, True),
+        (ALL_AT_ONCE, 10000.0, False),
+        (ALL_AT_ONCE, 10000.0, True),
     ],
     ids=str,
 )
-def test_output_and_scores_are_those_of_numpy(arguments, packed, randomize):
+def test_output_and_scores_are_those_of_numpy(arguments, base, packed, randomize):
     layer = CausalSelfAttention(4, **arguments)
     layer.build((None, None, 16))
     randomize(layer)
     x = np.random.default_rng(0).normal(size=(2, 6, 16))
     packing = {"segment_ids": SEGMENTS, "positions": POSITIONS} if packed else {}
-    expected, expected_scores = reference(layer, x, **packing)
+    expected, expected_scores = reference(layer, x, base, **packing)
     x = x.astype("float32")
+    positions = packing.pop("positions", np.arange(6)[None])
+    packing["angles"] = find_angles(base, 4, positions)
     output, scores = layer(x, return_attention_scores=True, **packing)
     # float32 against float64; scores before the softmax reach about 20
     tolerance = 2e-5 * np.abs(expected).max()
@@ -114,39 +120,43 @@ def test_output_and_scores_are_those_of_numpy(arguments, packed, randomize):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_kv_heads": 2, "rotary_base": 100.0, "qk_norm": True},
-        {"sliding_window": 3},
-    ],
+    ("arguments", "base"),
+    [({"num_kv_heads": 2, "qk_norm": True}, 100.0), ({"sliding_window": 3}, None)],
     ids=str,
 )
-def test_decoding_against_the_cache_equals_the_whole_sequence(arguments, randomize):
+def test_decoding_against_the_cache_equals_the_whole_sequence(
+    arguments, base, randomize
+):
     layer = CausalSelfAttention(4, **arguments)
     layer.build((None, None, 16))
     randomize(layer)
     x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype("float32")
-    whole = array(layer(x))
-    output, cache = layer.prefill(x[:, :3], cache_length=8)
+    places = np.tile(np.arange(6, dtype="int32"), (2, 1))
+    whole = array(layer(x, find_angles(base, 4, places)))
+    angles = find_angles(base, 4, places[:, :3])
+    output, cache = layer.prefill(x[:, :3], cache_length=8, angles=angles)
     np.testing.assert_allclose(array(output), whole[:, :3], atol=1e-4)
     for t in range(3, 6):
-        position = ops.convert_to_tensor(np.array([t, t], "int32"))
-        output, cache = layer.decode(x[:, t : t + 1], cache, position)
+        position = ops.convert_to_tensor(places[:, t : t + 1])
+        angles = find_angles(base, 4, places[:, t : t + 1])
+        output, cache = layer.decode(x[:, t : t + 1], cache, position, angles)
         # the same float32 sums in another order; outputs are about 10
         np.testing.assert_allclose(array(output), whole[:, t : t + 1], atol=1e-4)
 
 
 def test_rows_decode_at_places_of_their_own(randomize):
-    layer = CausalSelfAttention(4, rotary_base=100.0)
+    layer = CausalSelfAttention(4)
     layer.build((None, None, 16))
     randomize(layer)
     x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype("float32")
-    whole = array(layer(x))
+    whole = array(layer(x, find_angles(100.0, 4, np.arange(6)[None])))
     # row 0 has read 5 tokens and row 1 only 2: what follows them is padding
-    _, cache = layer.prefill(x[:, :5], cache_length=8)
-    position = ops.convert_to_tensor(np.array([5, 2], "int32"))
+    angles = find_angles(100.0, 4, np.arange(5)[None])
+    _, cache = layer.prefill(x[:, :5], cache_length=8, angles=angles)
+    places = np.array([[5], [2]], "int32")
     new = np.stack([x[0, 5:6], x[1, 2:3]])
-    output, _ = layer.decode(new, cache, position)
+    position = ops.convert_to_tensor(places)
+    output, _ = layer.decode(new, cache, position, find_angles(100.0, 4, places))
     np.testing.assert_allclose(array(output)[0, 0], whole[0, 5], atol=1e-4)
     np.testing.assert_allclose(array(output)[1, 0], whole[1, 2], atol=1e-4)
 

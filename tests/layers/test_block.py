@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_gpt.layers import TransformerBlock
+from keras_gpt import GPT, GPTConfig
+from keras_gpt.layers import CausalSelfAttention, FeedForward, TransformerBlock
 
 
 def array(x):
@@ -22,14 +25,18 @@ def rms_norm(x, weights, epsilon):
 NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
+def make_block(attention=None, **arguments):
+    return TransformerBlock(
+        attention or CausalSelfAttention(2), FeedForward(), **arguments
+    )
+
+
 @pytest.mark.parametrize("normalization", NORMS)
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_each_branch_reads_what_is_normalized_and_adds(
     normalization, use_bias, randomize
 ):
-    block = TransformerBlock(
-        2, normalization=normalization, use_bias=use_bias, norm_epsilon=0.1
-    )
+    block = make_block(normalization=normalization, use_bias=use_bias, norm_epsilon=0.1)
     block.build((None, None, 8))
     randomize(block)
     x = np.random.default_rng(0).normal(size=(2, 5, 8))
@@ -49,7 +56,7 @@ def test_each_branch_reads_what_is_normalized_and_adds(
 
 
 def test_scores_are_those_of_the_attention(randomize):
-    block = TransformerBlock(2, sliding_window=2)
+    block = make_block(CausalSelfAttention(2, sliding_window=2))
     block.build((None, None, 8))
     randomize(block)
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
@@ -60,41 +67,46 @@ def test_scores_are_those_of_the_attention(randomize):
     np.testing.assert_allclose(array(output), array(block(x)), atol=1e-4)
 
 
-def test_arguments_reach_both_branches():
-    block = TransformerBlock(
-        4,
+def test_every_option_of_the_architecture_reaches_a_layer():
+    config = GPTConfig(
+        vocab_size=11,
+        context_length=6,
+        embedding_dimension=8,
+        num_layers=1,
+        num_heads=4,
         num_kv_heads=2,
+        attention_dimension=16,
         feed_forward_dimension=20,
         dropout_rate=0.1,
+        position_embedding="rotary",
+        rotary_base=100.0,
+        rotary_scaling={"type": "linear", "factor": 2.0},
+        normalization="rms_norm",
+        norm_epsilon=1e-3,
         activation="swiglu",
         use_bias=False,
-        rotary_base=100.0,
+        query_key_value_bias=True,
+        tie_embeddings=False,
         qk_norm=True,
-        norm_epsilon=1e-3,
         sliding_window=2,
+        document_separator_id=3,
     )
-    attention = block.attention.get_config()
-    expected = {
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "dropout_rate": 0.1,
-        "use_bias": False,
-        "rotary_base": 100.0,
-        "qk_norm": True,
-        "norm_epsilon": 1e-3,
-        "sliding_window": 2,
-    }
-    assert {name: attention[name] for name in expected} == expected
-    feed_forward = block.feed_forward.get_config()
-    expected = {
-        "feed_forward_dimension": 20,
-        "dropout_rate": 0.1,
-        "activation": "swiglu",
-        "use_bias": False,
-    }
-    assert {name: feed_forward[name] for name in expected} == expected
+    model = GPT(config)
+    [block] = model.blocks
+    layers = [model.embedding, model.documents, model.rotary, model.logits]
+    layers += [block, block.attention, block.feed_forward]
+    fields = config.to_dict()
+    for field in dataclasses.fields(config):
+        assert fields[field.name] != field.default  # or it could not be told
+    reached = {"num_layers"}
+    for layer in layers:
+        arguments = layer.get_config()
+        shared = set(arguments) & set(fields)
+        reached |= shared
+        assert {n: arguments[n] for n in shared} == {n: fields[n] for n in shared}
+    assert reached == set(fields)
 
 
 def test_an_unknown_normalization_is_named():
     with pytest.raises(ValueError, match="normalization='batch_norm'"):
-        TransformerBlock(2, normalization="batch_norm")
+        make_block(normalization="batch_norm")

@@ -33,8 +33,6 @@ LAYERS = {
             "dropout_rate": 0.1,
             "use_bias": False,
             "query_key_value_bias": True,
-            "rotary_base": 100.0,
-            "rotary_scaling": {"type": "linear", "factor": 2.0},
             "qk_norm": True,
             "norm_epsilon": 1e-3,
             "sliding_window": 4,
@@ -51,22 +49,7 @@ LAYERS = {
     ),
     "block": (
         TransformerBlock,
-        {
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "attention_dimension": 16,
-            "feed_forward_dimension": 12,
-            "dropout_rate": 0.1,
-            "normalization": "rms_norm",
-            "norm_epsilon": 1e-3,
-            "activation": "swiglu",
-            "use_bias": False,
-            "query_key_value_bias": True,
-            "rotary_base": 100.0,
-            "rotary_scaling": {"type": "linear", "factor": 2.0},
-            "qk_norm": True,
-            "sliding_window": 4,
-        },
+        {"normalization": "rms_norm", "norm_epsilon": 1e-3, "use_bias": False},
     ),
 }
 
@@ -76,9 +59,21 @@ def kind(request):
     return request.param
 
 
-def make(kind, **kwargs):
+def make(kind, dtype=None, **kwargs):
     layer_class, arguments = LAYERS[kind]
-    return layer_class(**arguments, **kwargs)
+    parts = {}
+    if kind == "block":
+        names = ("kernel_initializer", "residual_initializer")
+        given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        parts = {
+            part: LAYERS[part][0](
+                **LAYERS[part][1],
+                **{name: value.clone() for name, value in given.items()},
+                dtype=dtype,
+            )
+            for part in ("attention", "feed_forward")
+        }
+    return layer_class(**parts, **arguments, dtype=dtype, **kwargs)
 
 
 def make_input(kind, t=6):

@@ -2,16 +2,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gpt.layers.rotary import (
-    apply_rotary,
-    rotary_cos_sin,
-    rotary_frequencies,
-)
+from keras_gpt.layers.rotary import RotaryAngles, apply_rotary, rotary_frequencies
+
+
+def find_angles(positions, width, base=10000.0, scaling=None):
+    layer = RotaryAngles(width, rotary_base=base, rotary_scaling=scaling)
+    return layer(np.zeros((1, positions.shape[-1]), "int32"), positions)
 
 
 def rotate(x, positions, base=10000.0):
-    cos, sin = rotary_cos_sin(positions, x.shape[-1], base)
-    return ops.convert_to_numpy(apply_rotary(ops.convert_to_tensor(x), cos, sin))
+    angles = find_angles(positions, x.shape[-1], base)
+    return ops.convert_to_numpy(apply_rotary(ops.convert_to_tensor(x), angles))
 
 
 @pytest.mark.parametrize("base", [10000.0, 500.0])
@@ -46,10 +47,20 @@ def test_products_depend_on_the_distance_alone():
     assert abs(product(9, 4) - product(9, 5)) > 1e-2
 
 
+def test_positions_count_from_0_unless_given():
+    layer = RotaryAngles(8)
+    counted = layer(np.zeros((2, 5), "int32"))
+    given = layer(np.zeros((2, 5), "int32"), np.arange(5))
+    for one, other in zip(counted, given, strict=True):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other)
+        )
+
+
 def test_linear_scaling_stretches_the_positions():
     scaling = {"type": "linear", "factor": 4.0}
-    stretched = rotary_cos_sin(np.array([8]), 16, 100.0, scaling)
-    plain = rotary_cos_sin(np.array([2]), 16, 100.0)
+    stretched = find_angles(np.array([8]), 16, 100.0, scaling)
+    plain = find_angles(np.array([2]), 16, 100.0)
     for one, other in zip(stretched, plain, strict=True):
         # float32 angles
         np.testing.assert_allclose(

@@ -1,0 +1,58 @@
+"""Telling packed documents apart."""
+
+# Axes: b batch, t position
+
+import keras
+from keras import ops
+
+from keras_gpt.layers.base import BaseLayer
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class DocumentPositions(BaseLayer):
+    """Tell packed documents apart: which document each token is in, and where.
+
+    Args:
+        document_separator_id: The token id that ends each document.
+        **kwargs: `name` and so on of `keras.layers.Layer`.
+
+    Call arguments:
+        token_ids: Integers `(batch, sequence)`.
+
+    Returns:
+        `segment_ids` and `positions`, both int32 `(batch, sequence)`: the number of
+        separators before each token, and the distance to the document's first.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_gpt.layers import DocumentPositions
+    >>> segments, positions = DocumentPositions(0)(np.array([[5, 6, 0, 7, 8, 9]]))
+    >>> print([int(i) for i in segments[0]], [int(i) for i in positions[0]])
+    [0, 0, 0, 1, 1, 1] [0, 1, 2, 0, 1, 2]
+    """
+
+    def __init__(self, document_separator_id, **kwargs):
+        super().__init__(**kwargs)
+        self.document_separator_id = document_separator_id
+        self.supports_masking = True
+
+    def build(self, token_ids_shape):
+        self.built = True
+
+    def call(self, token_ids):
+        is_separator = ops.equal(token_ids, self.document_separator_id)
+        is_separator = ops.cast(is_separator, "int32")
+        # the separator belongs to the document that it ends
+        segment_ids = ops.cumsum(is_separator, axis=1) - is_separator  # (b, t)
+        # a document starts after as many tokens as the earlier ones hold
+        is_earlier = segment_ids[:, None, :] < segment_ids[:, :, None]  # (b, t, t)
+        starts = ops.sum(ops.cast(is_earlier, "int32"), axis=-1)  # (b, t)
+        index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        return segment_ids, index - starts
+
+    def compute_output_spec(self, token_ids):
+        return (
+            keras.KerasTensor(token_ids.shape, dtype="int32"),
+            keras.KerasTensor(token_ids.shape, dtype="int32"),
+        )
