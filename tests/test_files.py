@@ -78,7 +78,7 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path):
 def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("1")
     for path in (tmp_path / "file" / "new", tmp_path / "file" / "in" / "new"):
-        with pytest.raises(NotADirectoryError, match="file.* can't be a folder"):
+        with pytest.raises(NotADirectoryError, match=r"file.* can't be a folder"):
             write_json(path, {})
 
 
