@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+from keras_gpt.export.settings import LIMIT
 from keras_gpt.export.warmup import sample_text
 
 FILE = "README.md"
@@ -93,7 +94,9 @@ Export with flavour `stock` for servers with their default flags.
 """
 
 
-def write_model_card(lm, settings, folder: Path, path: Path, losses) -> None:
+def write_model_card(
+    lm, settings, folder: Path, path: Path, weights: str, losses
+) -> None:
     """Write the model card.
 
     Args:
@@ -101,12 +104,12 @@ def write_model_card(lm, settings, folder: Path, path: Path, losses) -> None:
         settings: The `Settings` that it was exported with.
         folder: Where to write.
         path: The version folder, for the model's name.
+        weights: What they are stored in.
         losses: As `_compare_losses` in `saved_model.py`.
     """
     name = path.absolute().parent.name
     text = sample_text(lm.tokenizer, settings.max_prompt_tokens)
     source = ", ".join(f"{key} {value}" for key, value in lm.source.items())
-    stored = settings.weights or lm.model.quantization or lm.model.variable_dtype
     loss = f", which adds {losses[1] - losses[0]:+.4f} nats per token" if losses else ""
     content = _CARD.format(
         name=name,
@@ -115,7 +118,7 @@ def write_model_card(lm, settings, folder: Path, path: Path, losses) -> None:
         tokenizer=type(lm.tokenizer).__name__,
         version=importlib.metadata.version("keras-gpt"),
         tensorflow=importlib.metadata.version("tensorflow"),
-        weights=stored,
+        weights=weights,
         loss=loss,
         source=f"\nMade from {source}.\n" if source else "",
         flavour=_XLA if settings.flavour == "xla" else "",
@@ -128,7 +131,7 @@ def write_model_card(lm, settings, folder: Path, path: Path, losses) -> None:
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=settings.max_prompt_tokens,
         temperature=settings.temperature,
-        top_k=settings.top_k or "without limit",
+        top_k="without limit" if settings.top_k == LIMIT else settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
         min_p=settings.min_p,

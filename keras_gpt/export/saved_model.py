@@ -1,36 +1,33 @@
 """Write a language model as a SavedModel for TensorFlow Serving."""
 
-import dataclasses
+import contextlib
+import errno
 import importlib.util
-import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import keras
+import numpy as np
 
 from keras_gpt.export.settings import Settings
 from keras_gpt.files import atomic_path
 from keras_gpt.generation.scoring import score_program
+from keras_gpt.language_model import LanguageModel
 
-# What a process of its own may fail with; others are bugs, and keep their traceback
-_REFUSED = 2
-_ERRORS = {error.__name__: error for error in (FileExistsError, ValueError, OSError)}
-# Handed over, since this module stands below `LanguageModel`
-_PROCESS = """
-import sys
-from keras_gpt import LanguageModel
-from keras_gpt.export.saved_model import answer_request
-sys.exit(answer_request(LanguageModel.load, sys.argv[1]))
-"""
+_REFUSED = 2  # the status of a process that has written the error to its output
 
 
 def export_saved_model(
-    lm: Any, path: str | Path, *, next_version: bool, progress: bool, **options
+    lm: LanguageModel,
+    path: str | Path,
+    *,
+    next_version: bool,
+    progress: bool,
+    **options,
 ) -> Path:
     """Write a SavedModel; see `LanguageModel.export`.
 
@@ -88,7 +85,7 @@ def _is_version(path):
 
 
 def write_saved_model(
-    lm: Any, path: Path, settings: Settings, *, progress: bool
+    lm: LanguageModel, path: Path, settings: Settings, *, progress: bool
 ) -> None:
     """Write the SavedModel, its warm-up requests and its model card, or nothing.
 
@@ -105,16 +102,16 @@ def write_saved_model(
     from keras_gpt.export.warmup import write_warmup
 
     console = Console(stderr=True, quiet=not progress, highlight=False)
-    with atomic_path(path) as folder:
+    with atomic_path(path) as folder, _as_python_raises():
         with console.status("Building the graph..."):
             served = ServedModel(lm, settings)
             served.save(folder)
         with console.status("Measuring what the stored weights cost..."):
             losses = _compare_losses(lm, served.weights)
         write_warmup(lm.tokenizer, settings, folder, path.parent.name)
-        write_model_card(lm, settings, folder, path, losses)
+        write_model_card(lm, settings, folder, path, served.weights.kind, losses)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    stored = settings.weights or lm.model.quantization or lm.model.variable_dtype
+    stored = served.weights.kind
     console.print(f"{path}: {size / 1e6:,.1f} MB on disk, weights in {stored}.")
     if losses is not None:
         before, after = losses
@@ -129,6 +126,20 @@ def write_saved_model(
         )
 
 
+@contextlib.contextmanager
+def _as_python_raises():
+    """Let TensorFlow's error of a full disk be the `OSError` that Python has for it."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(code) in error.message:
+                raise OSError(code, os.strerror(code)) from error
+        raise
+
+
 def _compare_losses(lm, weights, num_tokens=4000):
     """Losses with the model's own weights and the stored ones; `None` if alike."""
     from keras_gpt.data import embedded_sample
@@ -138,75 +149,60 @@ def _compare_losses(lm, weights, num_tokens=4000):
     ids = embedded_sample(lm.tokenizer, num_tokens)
     if len(ids) < 2:
         return None
-    return tuple(_loss(model, ids) for model in (lm.model, weights.to_model()))
+    before = _loss(lm.model, ids)
+    with weights.read():
+        return before, _loss(weights.model, ids)
 
 
 def _loss(model, ids):
     """Mean loss in nats, in short windows and without XLA, which compiles for long."""
-    length = min(model.config.context_length, 512)
-    windows = [ids[i : i + length + 1] for i in range(0, len(ids) - 1, length)]
+    length = min(model.config.context_length, 512, len(ids) - 1)
+    num_windows = (len(ids) - 1) // length
+    starts = np.arange(num_windows)[:, None] * length
+    windows = np.array(ids)[starts + np.arange(length + 1)]
     program = score_program(model)
     log_probs = [
-        program({}, {"token_ids": tensor[:, :-1], "targets": tensor[:, 1:]})
-        for tensor in (keras.ops.convert_to_tensor([window]) for window in windows)
+        program({}, {"token_ids": rows[:, :-1], "targets": rows[:, 1:]})
+        for rows in np.array_split(windows, -(-windows.size // 1024))
     ]
-    return -float(keras.ops.mean(keras.ops.concatenate(log_probs, axis=1)))
+    return -float(keras.ops.mean(keras.ops.concatenate(log_probs)))
 
 
 def _write_in_process(lm, path, settings, progress):
     """Let a process with the TensorFlow backend write what this one has."""
+    code = "from keras_gpt.export import saved_model; saved_model.answer_request()"
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+    environment["KERAS_BACKEND"] = "tensorflow"
     with tempfile.TemporaryDirectory() as folder:
         lm.save(folder)
-        request = {
-            "model": folder,
-            "path": str(path),
-            "settings": dataclasses.asdict(settings),
-            "progress": progress,
-        }
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-        environment["KERAS_BACKEND"] = "tensorflow"
         process = subprocess.run(
-            [sys.executable, "-c", _PROCESS, json.dumps(request)],
+            [sys.executable, "-c", code],
+            input=pickle.dumps((folder, path, settings, progress)),
             stdout=subprocess.PIPE,
             stderr=None if progress else subprocess.PIPE,
             env=environment,
-            text=True,
             check=False,
         )
     if process.returncode == _REFUSED:
-        answer = json.loads(process.stdout.splitlines()[-1])
-        raise _ERRORS[answer["error"]](answer["message"])
+        raise pickle.loads(process.stdout)
     if process.returncode != 0:
         raise RuntimeError(
             f"The process that exports ended with status {process.returncode}. "
-            f"{process.stderr or ''}"
+            f"{(process.stderr or b'').decode(errors='replace')}"
         )
 
 
-def answer_request(load: Callable[[str], Any], request: str) -> int:
+def answer_request() -> None:
     """Be the process in which TensorFlow builds the graph.
 
-    Args:
-        load: `LanguageModel.load`.
-        request: JSON of what `_write_in_process` asks for.
-
-    Returns:
-        The exit status. For errors that a user can mend, a line of JSON is printed.
+    It reads the request from its standard input. An error that a user can mend it
+    writes to its output; others are bugs, and keep their traceback.
     """
-    request = json.loads(request)
-    settings = request["settings"]
-    for name in ("stop_ids", "batch_sizes"):
-        settings[name] = tuple(settings[name])
+    folder, path, settings, progress = pickle.load(sys.stdin.buffer)
     try:
-        write_saved_model(
-            load(request["model"]),
-            Path(request["path"]),
-            Settings(**settings),
-            progress=request["progress"],
-        )
-    except tuple(_ERRORS.values()) as error:
-        kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
-        answer = {"error": kind, "message": str(error)}
-        sys.stdout.write(f"{json.dumps(answer)}\n")
-        return _REFUSED
-    return 0
+        with contextlib.redirect_stdout(sys.stderr):
+            lm = LanguageModel.load(folder)
+            write_saved_model(lm, path, settings, progress=progress)
+    except (ValueError, OSError) as error:
+        pickle.dump(error, sys.stdout.buffer)
+        sys.exit(_REFUSED)

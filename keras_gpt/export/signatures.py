@@ -2,20 +2,16 @@
 
 # Axes: b batch, t position, n new token
 
+import dataclasses
+
 import tensorflow as tf
 
+from keras_gpt.controls import CONTROLS
 from keras_gpt.export.decode_loop import generate_ids
+from keras_gpt.export.settings import ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
 from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
 from keras_gpt.generation.scoring import score_program
-
-CONTROLS = {
-    "max_new_tokens": tf.int32,
-    "temperature": tf.float32,
-    "top_k": tf.int32,
-    "top_p": tf.float32,
-    "seed": tf.int32,
-}
 
 
 class ServedModel:
@@ -61,7 +57,8 @@ class ServedModel:
         text = tf.TensorSpec([None], tf.string, name="text")
         prompt = tf.TensorSpec([None], tf.string, name="prompt")
         controls = [
-            tf.TensorSpec([None], dtype, name=name) for name, dtype in CONTROLS.items()
+            tf.TensorSpec([None], CONTROLS[name].dtype, name=name)
+            for name in ROW_CONTROLS
         ]
         token_ids = tf.TensorSpec([None, None], tf.int32, name="token_ids")
         lengths = tf.TensorSpec([None], tf.int32, name="lengths")
@@ -81,19 +78,18 @@ class ServedModel:
 
     def complete(self, prompt):
         """Continue prompts with the controls that were fixed."""
-        controls = {
-            name: tf.fill(
-                tf.shape(prompt), tf.cast(getattr(self.settings, name), dtype)
+        controls = [
+            tf.fill(
+                tf.shape(prompt),
+                tf.constant(getattr(self.settings, name), CONTROLS[name].dtype),
             )
-            for name, dtype in CONTROLS.items()
-        }
-        return self.generate(prompt, **controls)
+            for name in ROW_CONTROLS
+        ]
+        return self.generate(prompt, *controls)
 
-    def generate(self, prompt, max_new_tokens, temperature, top_k, top_p, seed):
-        """Continue prompts, each row with its own controls."""
-        controls = self._check_controls(
-            tf.shape(prompt)[0], max_new_tokens, temperature, top_k, top_p, seed
-        )
+    def generate(self, prompt, *controls):
+        """Continue prompts, each row with its own `ROW_CONTROLS`."""
+        controls = self._check_controls(tf.shape(prompt)[0], controls)
         token_ids, lengths = self._encode_prompts(
             "prompt", prompt, self.settings.max_prompt_tokens
         )
@@ -106,13 +102,9 @@ class ServedModel:
             "finish_reason": tf.where(is_stopped, "stop", "length"),
         }
 
-    def generate_ids(
-        self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed
-    ):
+    def generate_ids(self, token_ids, lengths, *controls):
         """Continue token ids."""
-        controls = self._check_controls(
-            tf.shape(token_ids)[0], max_new_tokens, temperature, top_k, top_p, seed
-        )
+        controls = self._check_controls(tf.shape(token_ids)[0], controls)
         most = self.settings.max_prompt_tokens
         t = tf.shape(token_ids)[1]
         lengths = _check(
@@ -205,30 +197,30 @@ class ServedModel:
         token_ids = _check(is_short, token_ids, message, lengths)
         return token_ids, lengths
 
-    def _check_controls(self, batch_size, *values):
+    def _check_controls(self, batch_size, values):
         """Fail with a message that names the control, what came and what is wanted."""
-        most = self.settings.max_new_tokens
+        bounds = {
+            "max_new_tokens": {"most": self.settings.max_new_tokens},
+            "top_k": {"least": 0},  # for no limit
+        }
         controls = {}
-        for name, value in zip(CONTROLS, values, strict=True):
-            sizes = tf.stack([tf.shape(value)[0], batch_size])
+        for name, rows in zip(ROW_CONTROLS, values, strict=True):
+            sizes = tf.stack([tf.shape(rows)[0], batch_size])
             is_alike = (sizes[0] == batch_size) & (batch_size > 0)
             message = f"`{name}` must have one value for each of at least one row"
-            controls[name] = _check(is_alike, value, message, sizes)
-        n, temperature, top_k, top_p, seed = controls.values()
-        limits = {
-            "max_new_tokens": ((n >= 0) & (n <= most), f"from 0 to {most}"),
-            "temperature": (
-                (temperature >= 0) & tf.math.is_finite(temperature),
-                "at least 0 (0 is greedy)",
-            ),
-            "top_k": (top_k >= 0, "at least 1, or 0 for no limit"),
-            "top_p": ((top_p > 0) & (top_p <= 1), "above 0 and at most 1"),
-            "seed": (seed >= 0, "at least 0"),
-        }
-        return {
-            name: _check(is_valid, controls[name], f"`{name}` must be {wanted}")
-            for name, (is_valid, wanted) in limits.items()
-        }
+            rows = _check(is_alike, rows, message, sizes)
+            control = dataclasses.replace(
+                CONTROLS[name], off=None, **bounds.get(name, {})
+            )
+            least, most = (
+                tf.cast(bound, tf.float64) for bound in (control.least, control.most)
+            )
+            numbers = tf.cast(rows, tf.float64)
+            is_above = numbers > least if control.is_least_open else numbers >= least
+            is_valid = is_above & (numbers <= most) & tf.math.is_finite(numbers)
+            message = f"`{name}` must be {control.wanted}"
+            controls[name] = _check(is_valid, rows, message)
+        return controls
 
 
 def _check(condition, values, message, received=None):

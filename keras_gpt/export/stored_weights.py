@@ -4,13 +4,9 @@ What is stored in fewer bits is expanded once, when a server loads the model: it
 computes as fast as ever, and only the files are small.
 """
 
-import itertools
-
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_gpt.layers.initial import given_values
 from keras_gpt.model import GPT
 
 
@@ -23,15 +19,21 @@ class StoredWeights:
             keeps them in.
 
     Attributes:
+        kind: What the weights are stored in, as it is shown.
         model: A `GPT` that isn't quantized; `read` gives the values for it.
         stored: By name, the variables of each weight: its values, perhaps its scales.
         expanded: By name, what a server computes from them as it loads.
     """
 
     def __init__(self, model, weights=None):
+        self.kind = weights or model.quantization or model.variable_dtype
         if weights == "int8" and model.quantization is None:
             model = _quantized(model)
-        self.model = model if model.quantization is None else _empty_float(model)
+        self.model = model
+        if model.quantization is not None:
+            self.model = GPT(
+                model.config, dtype=model.dtype_policy, initial_weights=False
+            )
         stored = {variable.path: variable for variable in model.weights}
         self.stored = {}
         self.expanded = {}
@@ -40,29 +42,14 @@ class StoredWeights:
             values = tf.convert_to_tensor(stored[path].value)
             scale = stored.get(f"{path}_scale")
             name = _name(variable)
-            if scale is not None:
-                scale = tf.Variable(scale.value, trainable=False, name=f"{name}_scale")
-            elif weights in ("float32", "bfloat16") and values.shape.rank > 1:
-                values = tf.cast(values, weights)
+            if scale is None and weights != "int8" and values.shape.rank > 1:
+                values = tf.cast(values, weights or values.dtype)
             self.stored[name] = [tf.Variable(values, trainable=False, name=name)]
             if scale is not None:
+                scale = tf.Variable(scale.value, trainable=False, name=f"{name}_scale")
                 self.stored[name].append(scale)
             if self.stored[name][0].dtype.name != dtype:
                 self.expanded[name] = _ExpandedWeight(name, self.stored[name], dtype)
-
-    @property
-    def num_bytes(self):
-        """What the weights take on disk."""
-        parts = [part for parts in self.stored.values() for part in parts]
-        return sum(part.shape.num_elements() * part.dtype.size for part in parts)
-
-    def to_model(self):
-        """A `GPT` that has the values that the graph reads."""
-        model = _empty_float(self.model)
-        for variable in model.weights:
-            stored = self.stored[_name(variable)]
-            variable.assign(_expand(stored, variable.dtype))
-        return model
 
     def read(self):
         """Give the weights to what is called within.
@@ -134,9 +121,3 @@ def _quantized(model):
     copy.set_weights(model.get_weights())
     copy.quantize("int8")
     return copy
-
-
-def _empty_float(model):
-    """A model of the same architecture that isn't quantized; its weights are zeros."""
-    with given_values(itertools.repeat(np.zeros)):
-        return GPT(model.config, dtype=model.dtype_policy)

@@ -2,8 +2,9 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from keras_gpt.serving.inputs import (
     check_controls,
     check_ids,
     check_options,
+    check_seconds,
     check_texts,
     pad_ids,
 )
@@ -109,41 +111,28 @@ class Client:
         self,
         prompts: str | Sequence[str],
         max_new_tokens: int | Sequence[int] = 64,
-        *,
-        temperature: float | Sequence[float] = 0.8,
-        top_k: int | Sequence[int | None] | None = 40,
-        top_p: float | Sequence[float | None] | None = None,
-        seed: int | Sequence[int] = 0,
+        **controls,
     ) -> str | list[str]:
         """Continue prompts. Each control is one value, or a list with one a prompt.
 
         Args:
             prompts: One prompt or several.
             max_new_tokens: Most tokens to add.
-            temperature: 0 is greedy: always the likeliest token.
-            top_k: Sample among that many of the likeliest tokens. `None` for no limit.
-            top_p: Sample among the likeliest tokens of that much probability. `None`
-                for no limit.
-            seed: The same seed gives the same text. One integer counts up, so that each
-                prompt has its own.
+            **controls: `temperature`, `top_k`, `top_p` and `seed`, as of
+                `keras_gpt.generate` and with its defaults. One seed counts up, so that
+                each prompt has its own. The others are fixed by the export.
 
         Returns:
             The new text alone: a string for one prompt, else a list.
 
         Raises:
             TypeError: A prompt isn't a string.
-            ValueError: A prompt or control is out of its range.
+            ValueError: A prompt or control is out of its range, or a control is none
+                that a request can choose.
             ServingError: The server refuses the request, or there is none.
             TimeoutError: The answer took too long.
         """
-        completions = self.complete(
-            prompts,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        completions = self.complete(prompts, max_new_tokens, **controls)
         texts = [completion.text for completion in completions]
         return texts[0] if isinstance(prompts, str) else texts
 
@@ -167,17 +156,11 @@ class Client:
         controls = check_controls(
             len(prompts), max_new_tokens=max_new_tokens, **controls
         )
+        inputs = {"prompt": np.array(prompts, object), **controls}
+        names = ("text", "num_tokens", "finish_reason")
         return [
             Completion(str(text), int(num_tokens), str(reason))
-            for rows in self._batches(len(prompts))
-            for text, num_tokens, reason in zip(
-                *self._predict(
-                    "generate",
-                    {"prompt": np.array(prompts[rows], object)} | _cut(controls, rows),
-                    ("text", "num_tokens", "finish_reason"),
-                ),
-                strict=True,
-            )
+            for text, num_tokens, reason in self._predict("generate", inputs, names)
         ]
 
     def generate_ids(
@@ -200,13 +183,7 @@ class Client:
         controls = check_controls(
             len(prompts), max_new_tokens=max_new_tokens, **controls
         )
-        return [
-            row
-            for rows in self._batches(len(prompts))
-            for row in self._predict_ids(
-                "generate_ids", pad_ids(prompts[rows]) | _cut(controls, rows)
-            )
-        ]
+        return self._predict_ids("generate_ids", {"token_ids": prompts, **controls})
 
     def score(self, texts: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Log-probability in nats of each token given those before it.
@@ -222,15 +199,13 @@ class Client:
             ServingError: The server refuses the request, or there is none.
             TimeoutError: The answer took too long.
         """
-        scores = []
-        checked = check_texts(texts, "texts")
-        for rows in self._batches(len(checked)):
-            inputs = {"text": np.array(checked[rows], object)}
-            outputs = self._predict("score", inputs, ("log_probs", "num_tokens"))
-            scores += [
-                np.array(row[: max(count - 1, 0)], "float32")
-                for row, count in zip(*outputs, strict=True)
-            ]
+        inputs = {"text": np.array(check_texts(texts, "texts"), object)}
+        scores = [
+            np.array(row[: max(count - 1, 0)], "float32")
+            for row, count in self._predict(
+                "score", inputs, ("log_probs", "num_tokens")
+            )
+        ]
         return scores[0] if isinstance(texts, str) else scores
 
     def tokenize(self, texts: str | Sequence[str]) -> list[int] | list[list[int]]:
@@ -247,14 +222,8 @@ class Client:
             ServingError: The server refuses the request, or there is none.
             TimeoutError: The answer took too long.
         """
-        checked = check_texts(texts, "texts")
-        ids = [
-            row
-            for rows in self._batches(len(checked))
-            for row in self._predict_ids(
-                "tokenize", {"text": np.array(checked[rows], object)}
-            )
-        ]
+        inputs = {"text": np.array(check_texts(texts, "texts"), object)}
+        ids = self._predict_ids("tokenize", inputs)
         return ids[0] if isinstance(texts, str) else ids
 
     def metadata(self) -> dict[str, Any]:
@@ -289,6 +258,7 @@ class Client:
             ServingError: The server failed to load the model.
             TimeoutError: It isn't ready in time.
         """
+        check_seconds("timeout", timeout)
         deadline = time.monotonic() + timeout
         while True:
             seconds = max(0.1, min(self.timeout, deadline - time.monotonic()))
@@ -345,37 +315,29 @@ class Client:
 
         return GrpcConnection(*arguments, credentials)
 
-    def _batches(self, rows: int) -> list[slice]:
-        return [
-            slice(start, start + self.batch_size)
-            for start in range(0, rows, self.batch_size)
-        ]
-
     def _predict(
-        self, signature: str, inputs: dict[str, np.ndarray], names: tuple[str, ...]
-    ) -> list:
-        """The named outputs of a signature."""
-        outputs = self._send(
-            lambda seconds: self._connection.predict(signature, inputs, seconds)
-        )
-        missing = [name for name in names if name not in outputs]
-        if missing:
-            raise ServingError(
-                "INTERNAL",
-                f"{self.model!r} has no output {missing[0]!r} of signature "
-                f"{signature!r}. Was it exported by keras_gpt?",
-            )
-        return [outputs[name] for name in names]
+        self, signature: str, inputs: dict[str, Any], names: tuple[str, ...]
+    ) -> Iterator[tuple]:
+        """Give the named outputs row by row, from requests of `batch_size` rows."""
+        rows = len(next(iter(inputs.values())))
+        for start in range(0, rows, self.batch_size):
+            part = {k: v[start : start + self.batch_size] for k, v in inputs.items()}
+            if "token_ids" in part:
+                part |= pad_ids(part["token_ids"])
+            outputs = self._send(partial(self._connection.predict, signature, part))
+            missing = [name for name in names if name not in outputs]
+            if missing:
+                raise ServingError(
+                    "INTERNAL",
+                    f"{self.model!r} has no output {missing[0]!r} of signature "
+                    f"{signature!r}. Was it exported by keras_gpt?",
+                )
+            yield from zip(*(outputs[name] for name in names), strict=True)
 
-    def _predict_ids(
-        self, signature: str, inputs: dict[str, np.ndarray]
-    ) -> list[list[int]]:
+    def _predict_ids(self, signature: str, inputs: dict[str, Any]) -> list[list[int]]:
         """Rows of token ids without what they are padded with."""
-        outputs = self._predict(signature, inputs, ("token_ids", "num_tokens"))
-        return [
-            [int(token) for token in row[:count]]
-            for row, count in zip(*outputs, strict=True)
-        ]
+        rows = self._predict(signature, inputs, ("token_ids", "num_tokens"))
+        return [[int(token) for token in row[:count]] for row, count in rows]
 
     def _send(self, call: Callable[[float], Any]) -> Any:
         """Call with the seconds that are left, again when that may help."""
@@ -392,7 +354,3 @@ class Client:
                     raise
             attempt += 1
             time.sleep(pause)
-
-
-def _cut(controls: dict[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
-    return {name: values[rows] for name, values in controls.items()}

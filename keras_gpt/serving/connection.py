@@ -5,16 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# TensorFlow's names of dtypes, and ours
-DTYPE_NAMES = {
-    "DT_STRING": "string",
-    "DT_INT32": "int32",
-    "DT_INT64": "int64",
-    "DT_FLOAT": "float32",
-    "DT_DOUBLE": "float64",
-    "DT_BOOL": "bool",
-}
-INITIALIZER = "__saved_model_init_op"  # listed with the signatures, but not one to call
+_INITIALIZER = "__saved_model_init_op"  # listed with the signatures; not one to call
+_DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64"}
 
 
 class ServingError(RuntimeError):
@@ -99,3 +91,43 @@ def too_late(address: str, reason: str) -> TimeoutError:
         f"No answer from {address} in time. Raise `timeout`, or ask for fewer tokens "
         f"or a smaller `batch_size`. {reason}"
     )
+
+
+def describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:
+    """What `Client.metadata` returns, from a SignatureDefMap's JSON."""
+    return {
+        name: {
+            kind: {
+                tensor: _describe_tensor(info)
+                for tensor, info in sorted(signature.get(kind, {}).items())
+            }
+            for kind in ("inputs", "outputs")
+        }
+        for name, signature in sorted(signatures.items())
+        if name != _INITIALIZER
+    }
+
+
+def _describe_tensor(info):
+    name, shape = info["dtype"], info.get("tensor_shape", {})
+    sizes = [int(dim.get("size", 0)) for dim in shape.get("dim", [])]
+    return {
+        "dtype": _DTYPES.get(name, name.removeprefix("DT_").lower()),
+        "shape": (
+            None
+            if shape.get("unknown_rank")
+            else tuple(None if size < 0 else size for size in sizes)
+        ),
+    }
+
+
+def describe_versions(response: dict[str, Any]) -> list[VersionStatus]:
+    """What `Client.status` returns, from a GetModelStatusResponse's JSON."""
+    return [
+        VersionStatus(
+            int(item.get("version", 0)),
+            item.get("state", "UNKNOWN"),
+            item.get("status", {}).get("error_message", ""),
+        )
+        for item in response["model_version_status"]
+    ]

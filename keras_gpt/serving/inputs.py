@@ -6,7 +6,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from keras_gpt.generation.controls import Controls, check_prompts
+from keras_gpt.config import suggest
+from keras_gpt.controls import CONTROLS, spread_control
+from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
+from keras_gpt.generation.controls import check_prompts
 
 _MOST = 2**31 - 1  # the model's integers are int32
 # only the server knows how large its model is
@@ -48,20 +51,26 @@ def check_options(model, version, label, timeout, retries, batch_size) -> None:
             "Give `version` or `label`, not both. Received: "
             f"version={version!r}, label={label!r}."
         )
-    if version is not None and not (isinstance(version, int) and version >= 0):
-        raise ValueError(
-            f"`version` must be an integer of at least 0. Received: {version!r}."
-        )
-    if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-        raise ValueError(f"`timeout` must be seconds, above 0. Received: {timeout!r}.")
+    check_seconds("timeout", timeout)
     for name, value, least in (
+        ("version", 0 if version is None else version, 0),
         ("retries", retries, 0),
         ("batch_size", batch_size, 1),
     ):
-        if not isinstance(value, int) or value < least:
+        if type(value) is not int or value < least:
             raise ValueError(
                 f"`{name}` must be an integer of at least {least}. Received: {value!r}."
             )
+
+
+def check_seconds(name: str, value) -> None:
+    """Check a time.
+
+    Raises:
+        ValueError: It isn't a number above 0.
+    """
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` must be seconds, above 0. Received: {value!r}.")
 
 
 def check_texts(texts, name: str) -> list[str]:
@@ -114,28 +123,51 @@ def pad_ids(prompts: list[list[int]]) -> dict[str, np.ndarray]:
     return {"token_ids": token_ids, "lengths": lengths}
 
 
-def check_controls(rows: int, *, seed=0, **controls) -> dict[str, np.ndarray]:
+def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     """The controls as inputs of the model, a value for each row.
 
     Args:
         rows: How many there are.
-        seed: As of `keras_gpt.generate`, as are the others.
-        **controls: `max_new_tokens`, `temperature`, `top_k`, `top_p`.
+        **controls: As of `Client.generate`.
 
     Raises:
-        ValueError: One is out of its range, or a list has another length.
+        TypeError: There is no such control.
+        ValueError: One is out of its range, a list has another length, or requests
+            can't choose it.
     """
-    checked = Controls.check(_ANY_MODEL, [[0]] * rows, seed=seed, **controls)
-    if max(checked.seeds, default=0) > _MOST:
+    for name, value in controls.items():
+        if name not in ROW_CONTROLS:
+            _refuse(name, value)
+    inputs = {}
+    for name in ROW_CONTROLS:
+        value = controls.get(name, CONTROLS[name].default)
+        values = spread_control(name, value, rows)
+        if name == "seed":
+            if np.ndim(value) == 0:
+                values = [seed + row for row, seed in enumerate(values)]
+            if max(values, default=0) > _MOST:
+                raise ValueError(
+                    f"`seed` must be at most {_MOST} in every row. Received: "
+                    f"{value!r} for {rows} rows."
+                )
+        else:
+            values = [min(item, LIMIT) for item in values]
+        inputs[name] = np.array(values, CONTROLS[name].dtype)
+    # there 0 is no limit
+    inputs["top_k"][inputs["top_k"] == LIMIT] = 0
+    return inputs
+
+
+def _refuse(name, value):
+    """Say why a request can't choose a control, and the way out."""
+    if name in CONTROLS or name == "stop_ids":
         raise ValueError(
-            f"`seed` must be at most {_MOST} in every row. Received: {seed!r} for "
-            f"{rows} rows."
+            f"`{name}` is fixed when a model is exported: give it to `lm.export`. "
+            f"Received: {name}={value!r}."
         )
-    return {
-        "max_new_tokens": checked.max_new_tokens,
-        "temperature": checked.temperature,
-        # there 0 is no limit
-        "top_k": np.where(checked.top_k == _ANY_MODEL.vocab_size, 0, checked.top_k),
-        "top_p": checked.top_p,
-        "seed": np.array(checked.seeds, "int32"),
-    }
+    if name == "num_return_sequences":
+        raise ValueError(
+            "`num_return_sequences` isn't served: repeat the prompt, each time with "
+            f"another seed. Received: {name}={value!r}."
+        )
+    raise TypeError(f"Unknown control. {suggest('control', name, ROW_CONTROLS)}")

@@ -7,11 +7,11 @@ from urllib.parse import quote
 import numpy as np
 
 from keras_gpt.serving.connection import (
-    DTYPE_NAMES,
-    INITIALIZER,
     ServingError,
     UnavailableError,
     VersionStatus,
+    describe_signatures,
+    describe_versions,
     no_server,
     too_late,
 )
@@ -80,33 +80,11 @@ class RestConnection:
     def metadata(self, seconds: float) -> dict[str, Any]:
         """See `Connection`."""
         answer = self._send("GET", "/metadata", seconds)
-        signatures = answer["metadata"]["signature_def"]["signature_def"]
-        return {
-            name: {
-                kind: {
-                    tensor: {
-                        "dtype": DTYPE_NAMES.get(info["dtype"], info["dtype"]),
-                        "shape": _shape(info["tensor_shape"]),
-                    }
-                    for tensor, info in signature.get(kind, {}).items()
-                }
-                for kind in ("inputs", "outputs")
-            }
-            for name, signature in sorted(signatures.items())
-            if name != INITIALIZER
-        }
+        return describe_signatures(answer["metadata"]["signature_def"]["signature_def"])
 
     def status(self, seconds: float) -> list[VersionStatus]:
         """See `Connection`."""
-        answer = self._send("GET", "", seconds)
-        return [
-            VersionStatus(
-                int(item["version"]),
-                item["state"],
-                item.get("status", {}).get("error_message", ""),
-            )
-            for item in answer["model_version_status"]
-        ]
+        return describe_versions(self._send("GET", "", seconds))
 
     def close(self) -> None:
         """See `Connection`."""
@@ -153,10 +131,3 @@ class RestConnection:
             )
         kind = UnavailableError if status in _PASSING else ServingError
         raise kind(_CODES.get(status, "UNKNOWN"), message)
-
-
-def _shape(shape: dict) -> tuple[int | None, ...] | None:
-    if shape.get("unknown_rank"):
-        return None
-    sizes = [int(dim["size"]) for dim in shape.get("dim", [])]
-    return tuple(None if size < 0 else size for size in sizes)

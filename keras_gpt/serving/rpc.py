@@ -1,28 +1,20 @@
 """A connection to TensorFlow Serving over gRPC."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from keras_gpt.serving.connection import (
-    DTYPE_NAMES,
-    INITIALIZER,
     ServingError,
     UnavailableError,
     VersionStatus,
+    describe_signatures,
+    describe_versions,
     no_server,
     too_late,
 )
 
-_FIELDS = {  # {dtype: (number in types.proto, field of TensorProto)}
-    "float32": (1, "float_val"),
-    "float64": (2, "double_val"),
-    "int32": (3, "int_val"),
-    "object": (7, "string_val"),
-    "int64": (9, "int64_val"),
-    "bool": (10, "bool_val"),
-}
-_DTYPES = {number: (dtype, field) for dtype, (number, field) in _FIELDS.items()}
 _OPTIONS = [
     # answers of any length
     ("grpc.max_receive_message_length", -1),
@@ -55,6 +47,8 @@ class GrpcConnection:
     ):
         try:
             import grpc
+            import tensorflow as tf  # which the next imports too
+            from google.protobuf.json_format import MessageToDict
             from tensorflow_serving.apis import (
                 get_model_metadata_pb2,
                 get_model_status_pb2,
@@ -68,6 +62,8 @@ class GrpcConnection:
                 "doesn't: begin the address with http://."
             ) from error
         self._grpc = grpc
+        self._tf = tf
+        self._to_dict = partial(MessageToDict, preserving_proto_field_name=True)
         self._messages = (predict_pb2, get_model_metadata_pb2, get_model_status_pb2)
         self._address = address
         self._model = model
@@ -89,9 +85,12 @@ class GrpcConnection:
         request = self._messages[0].PredictRequest()
         request.model_spec.signature_name = signature
         for name, array in inputs.items():
-            _fill_tensor(request.inputs[name], array)
+            request.inputs[name].CopyFrom(self._tf.make_tensor_proto(array))
         response = self._send(self._prediction.Predict, request, seconds)
-        return {name: _read_tensor(proto) for name, proto in response.outputs.items()}
+        return {
+            name: _decode(self._tf.make_ndarray(proto))
+            for name, proto in response.outputs.items()
+        }
 
     def metadata(self, seconds: float) -> dict[str, Any]:
         """See `Connection`."""
@@ -100,25 +99,13 @@ class GrpcConnection:
         response = self._send(self._prediction.GetModelMetadata, request, seconds)
         signatures = messages.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
-        return {
-            name: {
-                "inputs": _describe(signature.inputs),
-                "outputs": _describe(signature.outputs),
-            }
-            for name, signature in sorted(signatures.signature_def.items())
-            if name != INITIALIZER
-        }
+        return describe_signatures(self._to_dict(signatures)["signature_def"])
 
     def status(self, seconds: float) -> list[VersionStatus]:
         """See `Connection`."""
         request = self._messages[2].GetModelStatusRequest()
         response = self._send(self._models.GetModelStatus, request, seconds)
-        return [
-            VersionStatus(
-                item.version, item.State.Name(item.state), item.status.error_message
-            )
-            for item in response.model_version_status
-        ]
+        return describe_versions(self._to_dict(response))
 
     def close(self) -> None:
         """See `Connection`."""
@@ -144,43 +131,9 @@ class GrpcConnection:
         raise ServingError(code, message)
 
 
-def _fill_tensor(proto, array: np.ndarray) -> None:
-    """Write an array into a TensorProto."""
-    proto.dtype, field = _FIELDS[array.dtype.name]
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
-    flat = array.ravel().tolist()
-    if array.dtype == object:
-        flat = [text.encode() for text in flat]
-    getattr(proto, field).extend(flat)
-
-
-def _read_tensor(proto) -> np.ndarray:
-    """The array in a TensorProto, as the server writes it in either of two ways."""
-    if proto.dtype not in _DTYPES:
-        raise ServingError(
-            "INTERNAL", f"An output has the unknown dtype {proto.dtype}."
-        )
-    dtype, field = _DTYPES[proto.dtype]
-    shape = [dim.size for dim in proto.tensor_shape.dim]
-    if proto.tensor_content and dtype != "object":
-        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
-    values = list(getattr(proto, field))
-    if dtype == "object":
-        values = [value.decode("utf-8", "replace") for value in values]
-    return np.array(values, dtype).reshape(shape)
-
-
-def _describe(tensors) -> dict[str, dict[str, Any]]:
-    """Dtype and shape of each input or output."""
-    described = {}
-    for name, info in sorted(tensors.items()):
-        shape = info.tensor_shape
-        sizes = tuple(None if dim.size < 0 else dim.size for dim in shape.dim)
-        enum = info.DESCRIPTOR.fields_by_name["dtype"].enum_type
-        dtype = enum.values_by_number[info.dtype].name
-        described[name] = {
-            "dtype": DTYPE_NAMES.get(dtype, dtype),
-            "shape": None if shape.unknown_rank else sizes,
-        }
-    return described
+def _decode(array: np.ndarray) -> np.ndarray:
+    """Strings as `str`; numbers stay."""
+    if array.dtype != object:
+        return array
+    texts = [text.decode("utf-8", "replace") for text in array.ravel()]
+    return np.array(texts, object).reshape(array.shape)

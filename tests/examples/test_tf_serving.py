@@ -259,7 +259,10 @@ def test_errors_are_those_that_the_readme_explains(server):
     row |= {"top_k": 0, "top_p": 1, "seed": 0}
     cases = {
         "`prompt` is longer than ": {**row, "prompt": "a" * 65},
-        "`max_new_tokens` must be from 0 to 64": {**row, "max_new_tokens": 65},
+        "`max_new_tokens` must be an integer of at least 0 and at most 64": {
+            **row,
+            "max_new_tokens": 65,
+        },
         "keys must be equal to: max_new_tokens,prompt,seed,": {"prompt": "a"},
         "JSON Value: 1.0 Type: Number is not of expected type: int32": {
             **row,
@@ -341,7 +344,7 @@ def test_bad_requests_are_errors_and_the_next_is_served(server):
     good = '{"instances": ["a"]}'
     bodies = {
         f'{{"signature_name": "generate", "instances": [{row}]}}': (
-            "`temperature` must be at least 0"
+            "`temperature` must be a number of at least 0"
         ),
         '{"signature_name": "translate", "instances": ["a"]}': "translate",
         '{"instances": []}': "",

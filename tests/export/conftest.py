@@ -8,6 +8,7 @@ from keras_gpt import (
     GPTConfig,
     LanguageModel,
     SentencePieceTokenizer,
+    backend,
 )
 
 TEXT = "Once upon a time, a cat sat on 12 mats; naïve café, 你好 мир! It's so. " * 30
@@ -32,6 +33,15 @@ TOKENIZERS = {
     "sentence_piece": lambda: SentencePieceTokenizer.train([TEXT], 320, progress=False),
     "byte_pairs": lambda: BytePairTokenizer.train([TEXT], 300, progress=False),
 }
+
+
+@pytest.fixture(autouse=True)
+def without_xla(monkeypatch):
+    """What exports are compared with needn't be compiled for long."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        monkeypatch.setattr(backend, "compile_function", lambda f, _: tf.function(f))
 
 
 @pytest.fixture(scope="session")

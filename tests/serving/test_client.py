@@ -60,6 +60,11 @@ def test_each_row_has_its_own_controls(client):
     assert texts == ["DC t=0.50 k=0 p=0.25 s=9", "HGF t=1.50 k=7 p=1.00 s=5"]
 
 
+def test_a_limit_beyond_int32_is_none(client):
+    controls = {"top_k": 2**40, "top_p": 1, "temperature": 1e300}
+    assert client.generate("a", **controls) == f"A t={2**30}.00 k=0 p=1.00 s=0"
+
+
 def test_complete_tells_all_that_is_known(client):
     assert client.complete(["abc", "defghi"], 4, temperature=0) == [
         Completion("CBA", 3, "stop"),
@@ -180,6 +185,11 @@ def test_no_server_is_told_with_the_way_to_start_one(scheme):
         pytest.raises(TimeoutError, match=r"isn't ready after 0\.5 seconds"),
     ):
         client.wait_until_ready(timeout=0.5)
+    with (
+        Client(address, model="docs") as client,
+        pytest.raises(ValueError, match="`timeout` must be seconds"),
+    ):
+        client.wait_until_ready(timeout=float("nan"))
 
 
 def test_the_port_of_the_other_protocol_is_told(server):
@@ -313,7 +323,7 @@ def test_a_server_that_gave_up_itself_is_a_timeout_and_not_asked_again():
         ({"seed": 2**31}, ValueError, "`seed` must be"),
         ({"seed": 0.5}, ValueError, "`seed` must be"),
         ({"seed": [1, 2, 3]}, ValueError, "Received: 3 values"),
-        ({"min_p": 0.1}, TypeError, "min_p"),
+        ({"temprature": 1.0}, TypeError, "Did you mean 'temperature'"),
     ],
 )
 def test_bad_arguments_are_told_before_anything_is_sent(arguments, error, message):
@@ -322,6 +332,24 @@ def test_bad_arguments_are_told_before_anything_is_sent(arguments, error, messag
         pytest.raises(error, match=message),
     ):
         client.generate(**{"prompts": ["a", "b"]} | arguments)
+
+
+@pytest.mark.parametrize("method", ["generate", "complete", "generate_ids"])
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ({"min_p": 0.1}, "`min_p` is fixed .* give it to `lm.export`"),
+        ({"repetition_penalty": 1.2}, "`repetition_penalty` is fixed"),
+        ({"stop_ids": [3]}, "`stop_ids` is fixed"),
+        ({"num_return_sequences": 2}, "`num_return_sequences` .* repeat the prompt"),
+    ],
+)
+def test_what_requests_cannot_choose_is_refused(method, control, message):
+    with (
+        Client("http://localhost:1", model="docs") as client,
+        pytest.raises(ValueError, match=message),
+    ):
+        getattr(client, method)([[1]] if method == "generate_ids" else "a", **control)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +379,7 @@ def test_bad_ids_are_told(ids, message):
         ({"model": ""}, "`model` must be"),
         ({"version": 1, "label": "a"}, "not both"),
         ({"version": -1}, "`version` must be"),
+        ({"version": True}, "`version` must be"),
         ({"timeout": 0}, "`timeout` must be"),
         ({"retries": -1}, "`retries` must be"),
         ({"batch_size": 0}, "`batch_size` must be"),
