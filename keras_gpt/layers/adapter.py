@@ -96,12 +96,14 @@ class Adapters(keras.layers.Layer):
     Attributes:
         layers: The `LowRankAdapter`s, block by block.
         settings: What they were made with, or `None` without any.
+        frozen: Weak references to the variables that trained before.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.layers = []
         self.settings = None
+        self.frozen = []
         self.built = True
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gpt.files import atomic_update, read_json, write_json
+from keras_gpt.files import (
+    atomic_update,
+    read_json,
+    write_json,
+    write_safetensors,
+)
 from keras_gpt.layers.adapter import LowRankAdapter
 
 LORA_TARGETS = (
@@ -32,13 +38,31 @@ class LoRASettings:
     """What `enable_lora` was called with."""
 
     rank: int
-    alpha: float
+    alpha: float | None
     targets: tuple[str, ...]
     dropout_rate: float
 
     def __post_init__(self):
-        # from JSON it is a list
-        object.__setattr__(self, "targets", tuple(self.targets))
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(
+                f"`rank` must be a positive integer. Received: rank={self.rank!r}."
+            )
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", 2 * self.rank)
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"`alpha` must be above 0. Received: alpha={self.alpha}.")
+        object.__setattr__(self, "targets", tuple(self.targets))  # of JSON a list
+        unknown = set(self.targets) - set(LORA_TARGETS)
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"`targets` must be some of {', '.join(LORA_TARGETS)}, each once. "
+                f"Received: {list(self.targets)!r}."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(
+                "`dropout_rate` must be at least 0 and below 1. Received: "
+                f"dropout_rate={self.dropout_rate}."
+            )
 
 
 def enable_lora(
@@ -64,7 +88,8 @@ def enable_lora(
         dropout_rate: Fraction of an adapter's input dropped in training.
 
     Raises:
-        ValueError: The model has adapters, or an argument is out of its range.
+        ValueError: The model has adapters or fewer bits than int8, or an argument is
+            out of its range.
 
     References:
         - [Hu et al., 2021](https://arxiv.org/abs/2106.09685)
@@ -79,34 +104,37 @@ def enable_lora(
     >>> keras_gpt.training.count_trainable(model)["trainable"]
     2048
     """
-    if alpha is None:
-        alpha = 2 * rank
-    _check(model, rank, alpha, targets, dropout_rate)
+    if has_lora(model):
+        raise ValueError(
+            "The model has adapters already. Call merge_lora(model) or "
+            "remove_lora(model) first."
+        )
+    settings = LoRASettings(rank, alpha, targets, dropout_rate)
+    _check_base(model)
     # float32 variables, and the arithmetic of the model
     compute_dtype = model.compute_dtype
     policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
-    denses, adapters = [], []
-    for block in model.blocks:
-        for target in targets:
-            dense = _projection(block, target)
-            adapter = LowRankAdapter(
-                dense.units,
-                rank=rank,
-                alpha=alpha,
-                dropout_rate=dropout_rate,
-                dtype=policy,
-                name=f"{block.name}_{target}",
-            )
-            adapter.build((None, None, dense.kernel.shape[0]))
-            denses.append(dense)
-            adapters.append(adapter)
-    for layer in model.layers:
-        layer.trainable = False
-    for dense, adapter in zip(denses, adapters, strict=True):
+    projections = _projections(model, settings)
+    adapters = []
+    for name, dense in projections.items():
+        adapter = LowRankAdapter(
+            dense.units,
+            rank=rank,
+            alpha=settings.alpha,
+            dropout_rate=dropout_rate,
+            dtype=policy,
+            name=name,
+        )
+        adapter.build((None, None, dense.kernel.shape[0]))
+        adapters.append(adapter)
+    # weakly, so that weights that `quantize` replaces can go
+    model.adapters.frozen = [weakref.ref(v) for v in model.trainable_variables]
+    _set_trainable(model, False)
+    for dense, adapter in zip(projections.values(), adapters, strict=True):
         # a method, which Keras doesn't track: the layer is the model's
         dense.adapter = adapter.__call__
     model.adapters.layers.extend(adapters)
-    model.adapters.settings = LoRASettings(rank, alpha, tuple(targets), dropout_rate)
+    model.adapters.settings = settings
     _forget_compiled(model)
 
 
@@ -136,22 +164,23 @@ def merge_lora(model) -> None:
     Raises:
         ValueError: There are no adapters, or the matrices are int8.
     """
-    adapters = iter(_adapters(model))
+    adapters = _adapters(model)
     if model.quantization is not None:
         raise ValueError(
             f"Adapters can't be merged into {model.quantization} weights. Load the "
             "base in float32 or bfloat16, merge, and quantize what came out."
         )
-    for block in model.blocks:
-        for target in model.adapters.settings.targets:
-            kernel = _projection(block, target).kernel
-            old = np.asarray(ops.convert_to_numpy(ops.cast(kernel, "float32")))
-            kernel.assign(old + next(adapters).product())
+    projections = _projections(model, model.adapters.settings).values()
+    for dense, adapter in zip(projections, adapters, strict=True):
+        old = ops.convert_to_numpy(ops.cast(dense.kernel, "float32"))
+        dense.kernel.assign(np.asarray(old) + adapter.product())
     remove_lora(model)
 
 
 def remove_lora(model) -> None:
     """Take the adapters away: the model is again what it was before `enable_lora`.
+
+    What trained before trains again; what was frozen before stays so.
 
     Args:
         model: A `GPT` with `enable_lora`.
@@ -160,11 +189,9 @@ def remove_lora(model) -> None:
         ValueError: There are no adapters.
     """
     _adapters(model)
-    for block in model.blocks:
-        for target in model.adapters.settings.targets:
-            _projection(block, target).adapter = None
-    for layer in model.layers:
-        layer.trainable = True
+    for dense in _projections(model, model.adapters.settings).values():
+        dense.adapter = None
+    _set_trainable(model, True)
     # emptied, not replaced: Keras goes on tracking what a replaced list held
     model.adapters.layers.clear()
     model.adapters.settings = None
@@ -181,21 +208,19 @@ def save_adapter(
         directory: Made if there is none.
         about: What else to note in `adapter.json`.
     """
-    from safetensors.numpy import save_file
-
     arrays = {"base_sample": base_sample(model)}
     for adapter in _adapters(model):
         for name in ("down", "up"):
             value = ops.convert_to_numpy(getattr(adapter, name))
             arrays[f"{adapter.name}.{name}"] = np.ascontiguousarray(value)
-    description = {
-        "format": _FORMAT,
-        **dataclasses.asdict(model.adapters.settings),
-        **(about or {}),
-        "model": _architecture(model),
-    }
     with atomic_update(directory) as temporary:
-        save_file(arrays, temporary / WEIGHTS_FILE)
+        write_safetensors(temporary / WEIGHTS_FILE, arrays)
+        description = {
+            "format": _FORMAT,
+            **dataclasses.asdict(model.adapters.settings),
+            **(about or {}),
+            "model": _architecture(model),
+        }
         write_json(temporary / ADAPTER_FILE, description)
 
 
@@ -229,8 +254,7 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} can't be read ({error}). It may be truncated: copy it again."
         ) from error
-    fields = dataclasses.fields(LoRASettings)
-    settings = LoRASettings(**{field.name: about[field.name] for field in fields})
+    settings = _settings(about)
     shapes = {name: array.shape for name, array in arrays.items()}
     if shapes != _stored_shapes(model, settings):
         raise ValueError(
@@ -264,17 +288,15 @@ def read_adapter(directory: str | Path) -> dict[str, Any]:
             "with `keras-gpt finetune`."
         )
     about = read_json(path)
-    needed = {"model", *(field.name for field in dataclasses.fields(LoRASettings))}
-    if (
-        not isinstance(about, dict)
-        or about.get("format") != _FORMAT
-        or not needed <= about.keys()
-    ):
-        raise ValueError(
-            f"{path} wasn't written by this version of keras_gpt. Train the adapter "
-            "again, or install the version that wrote it."
-        )
-    return about
+    try:
+        if about["format"] == _FORMAT and about["model"] and _settings(about):
+            return about
+    except (TypeError, KeyError, ValueError):
+        pass
+    raise ValueError(
+        f"{path} wasn't written by this version of keras_gpt. Train the adapter "
+        "again, or install the version that wrote it."
+    )
 
 
 def has_lora(model) -> bool:
@@ -307,6 +329,7 @@ def count_trainable(model) -> dict[str, int]:
 
 def base_sample(model) -> np.ndarray:
     """Some of the frozen weights, by which an adapter knows its base."""
+    _check_base(model)
     values = []
     for block in model.blocks:
         dense = block.feed_forward.up_projection
@@ -329,12 +352,24 @@ def _architecture(model):
 def _stored_shapes(model, settings):
     """The shape of each array that `save_adapter` writes."""
     shapes = {"base_sample": (_SAMPLED * len(model.blocks),)}
-    for block in model.blocks:
-        for target in settings.targets:
-            dense, name = _projection(block, target), f"{block.name}_{target}"
-            shapes[f"{name}.down"] = (dense.kernel.shape[0], settings.rank)
-            shapes[f"{name}.up"] = (settings.rank, dense.units)
+    for name, dense in _projections(model, settings).items():
+        shapes[f"{name}.down"] = (dense.kernel.shape[0], settings.rank)
+        shapes[f"{name}.up"] = (settings.rank, dense.units)
     return shapes
+
+
+def _settings(about):
+    """The settings in what `adapter.json` holds."""
+    fields = dataclasses.fields(LoRASettings)
+    return LoRASettings(**{field.name: about[field.name] for field in fields})
+
+
+def _set_trainable(model, trainable):
+    """Freeze what trained before `enable_lora`, or let it train again."""
+    for reference in model.adapters.frozen:
+        variable = reference()
+        if variable is not None:
+            variable.trainable = trainable
 
 
 def _forget_compiled(model):
@@ -342,9 +377,23 @@ def _forget_compiled(model):
     model.train_function = model.test_function = model.predict_function = None
 
 
-def _projection(block, target):
-    is_attention = target in LORA_TARGETS[:2]
-    return getattr(block.attention if is_attention else block.feed_forward, target)
+def _projections(model, settings):
+    """The layers that get adapters, by the adapters' names."""
+    projections = {}
+    for block in model.blocks:
+        for target in settings.targets:
+            is_attention = target in LORA_TARGETS[:2]
+            part = block.attention if is_attention else block.feed_forward
+            projections[f"{block.name}_{target}"] = getattr(part, target)
+    return projections
+
+
+def _check_base(model):
+    if model.quantization not in (None, "int8"):
+        raise ValueError(
+            "Adapters need a base in float32, bfloat16 or int8. Received: "
+            f"{model.quantization} weights. Quantize to int8, or not at all."
+        )
 
 
 def _adapters(model):
@@ -361,26 +410,3 @@ def _another_base(directory, why):
         f"The adapter in {directory} was trained for another base: {why}. Load the one "
         "that its adapter.json names."
     )
-
-
-def _check(model, rank, alpha, targets, dropout_rate):
-    if has_lora(model):
-        raise ValueError(
-            "The model has adapters already. Call merge_lora(model) or "
-            "remove_lora(model) first."
-        )
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"`rank` must be a positive integer. Received: rank={rank!r}.")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"`alpha` must be above 0. Received: alpha={alpha}.")
-    unknown = [target for target in targets if target not in LORA_TARGETS]
-    if unknown or not targets or len(set(targets)) < len(targets):
-        raise ValueError(
-            f"`targets` must be some of {', '.join(LORA_TARGETS)}, each once. "
-            f"Received: {targets!r}."
-        )
-    if not 0 <= dropout_rate < 1:
-        raise ValueError(
-            "`dropout_rate` must be at least 0 and below 1. Received: "
-            f"dropout_rate={dropout_rate}."
-        )

@@ -7,6 +7,27 @@ from keras import ops
 
 SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "muon")
+# Argument of `compile_model`: (whether a value is in range, the range in words)
+_RANGES = {
+    "optimizer": (lambda x: x in OPTIMIZERS, f"one of {OPTIMIZERS}"),
+    "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "at least 0"),
+    "beta_1": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "beta_2": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    "clip_norm": (lambda x: x is None or 0 < x < math.inf, "above 0, or None"),
+    "accumulation_steps": (lambda x: 1 <= x == int(x), "a positive integer"),
+    "ema_momentum": (
+        lambda x: x is None or 0 <= x < 1,
+        "at least 0 and below 1, or None",
+    ),
+    "total_steps": (lambda x: x is None or 1 <= x == int(x), "a positive integer"),
+    "warmup_steps": (lambda x: 0 <= x == int(x), "an integer of at least 0"),
+    "schedule": (lambda x: x in (None, *SCHEDULES), f"one of {SCHEDULES}"),
+    "final_learning_rate": (lambda x: x is None or 0 <= x < math.inf, "at least 0"),
+    "decay_fraction": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+}
+# arguments of a schedule, with what they are without one
+_OF_SCHEDULE = {"warmup_steps": 0, "schedule": None, "final_learning_rate": None}
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -48,15 +69,6 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         name="WarmupSchedule",
     ):
         super().__init__()
-        if schedule not in SCHEDULES:
-            raise ValueError(
-                f"`schedule` must be one of {SCHEDULES}. Received: {schedule!r}."
-            )
-        if not 0 <= warmup_steps < total_steps:
-            raise ValueError(
-                "`warmup_steps` must be at least 0 and below `total_steps`. Received: "
-                f"warmup_steps={warmup_steps}, total_steps={total_steps}."
-            )
         self.learning_rate = learning_rate
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
@@ -64,6 +76,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.final_learning_rate = final_learning_rate
         self.decay_fraction = decay_fraction
         self.accumulation_steps = accumulation_steps
+        check_recipe(**vars(self))
         self.name = name
 
     def __call__(self, step):
@@ -83,16 +96,39 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return warmup * (final + (highest - final) * remaining)
 
     def get_config(self):
-        return {
-            "learning_rate": self.learning_rate,
-            "total_steps": self.total_steps,
-            "warmup_steps": self.warmup_steps,
-            "schedule": self.schedule,
-            "final_learning_rate": self.final_learning_rate,
-            "decay_fraction": self.decay_fraction,
-            "accumulation_steps": self.accumulation_steps,
-            "name": self.name,
-        }
+        return vars(self).copy()
+
+
+def check_recipe(**options) -> None:
+    """Check arguments of `compile_model`, also where there is no model yet.
+
+    Args:
+        **options: Any of them but `jit_compile`; `None` for one that has no value.
+
+    Raises:
+        ValueError: One is out of range, or of a schedule that isn't there.
+    """
+    for name, value in options.items():
+        is_valid, wanted = _RANGES[name]
+        try:
+            if is_valid(value):
+                continue
+        except (TypeError, ValueError, OverflowError):  # a text, NaN, infinity
+            pass
+        raise ValueError(f"`{name}` must be {wanted}. Received: {value!r}.")
+    total_steps = options.get("total_steps")
+    if total_steps is None:
+        given = [n for n, off in _OF_SCHEDULE.items() if options.get(n, off) != off]
+        if given:
+            raise ValueError(
+                f"`{'`, `'.join(given)}` need `total_steps`, the optimizer steps of "
+                "the whole run: give it, or leave them out."
+            )
+    elif not options["warmup_steps"] < total_steps:
+        raise ValueError(
+            "`warmup_steps` must be below `total_steps`. Received: "
+            f"warmup_steps={options['warmup_steps']}, total_steps={total_steps}."
+        )
 
 
 def compile_model(
@@ -101,7 +137,7 @@ def compile_model(
     *,
     total_steps: int | None = None,
     warmup_steps: int = 0,
-    schedule: str = "cosine",
+    schedule: str | None = None,
     final_learning_rate: float | None = None,
     optimizer: str = "adamw",
     weight_decay: float = 0.1,
@@ -119,9 +155,10 @@ def compile_model(
         model: A `GPT`.
         learning_rate: The highest learning rate.
         total_steps: Optimizer steps of the whole run, which the schedule needs.
-            Defaults to `None`: no schedule.
+            Defaults to `None`: no schedule, and none of the next three arguments.
         warmup_steps: Steps of linear warm-up.
-        schedule: `"cosine"`, `"wsd"` or `"constant"`; see `WarmupSchedule`.
+        schedule: `"cosine"`, `"wsd"` or `"constant"`; see `WarmupSchedule`. Defaults
+            to `"cosine"`.
         final_learning_rate: Of the schedule. Defaults to a tenth of the highest.
         optimizer: `"adamw"`, or `"muon"` with AdamW for all but the matrices inside
             the blocks.
@@ -136,7 +173,7 @@ def compile_model(
         **kwargs: Other arguments of `GPT.compile`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or needs `total_steps`.
 
     References:
         - [Loshchilov and Hutter, 2017](https://arxiv.org/abs/1711.05101), AdamW
@@ -150,52 +187,49 @@ def compile_model(
     >>> model = keras_gpt.GPT(config)
     >>> keras_gpt.training.compile_model(model, 1e-3, total_steps=100, warmup_steps=10)
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"`optimizer` must be one of {OPTIMIZERS}. Received: {optimizer!r}."
-        )
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"`learning_rate` must be above 0. Received: {learning_rate}.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(
-            f"`weight_decay` must be at least 0. Received: {weight_decay}."
-        )
-    if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-        raise ValueError(
-            "`accumulation_steps` must be a positive integer. Received: "
-            f"{accumulation_steps!r}."
-        )
+    check_recipe(
+        optimizer=optimizer,
+        schedule=schedule,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        learning_rate=learning_rate,
+        final_learning_rate=final_learning_rate,
+        weight_decay=weight_decay,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        clip_norm=clip_norm,
+        accumulation_steps=accumulation_steps,
+        ema_momentum=ema_momentum,
+    )
     rate = learning_rate
     if total_steps is not None:
         rate = WarmupSchedule(
             learning_rate,
             total_steps,
             warmup_steps=warmup_steps,
-            schedule=schedule,
+            schedule=schedule or SCHEDULES[0],
             final_learning_rate=final_learning_rate,
             accumulation_steps=accumulation_steps,
         )
     arguments = {
         "learning_rate": rate,
         "weight_decay": weight_decay,
+        "epsilon": 1e-8,
         "global_clipnorm": clip_norm,
         # Keras calls 1 an error
-        "gradient_accumulation_steps": None
-        if accumulation_steps == 1
-        else accumulation_steps,
+        "gradient_accumulation_steps": (
+            accumulation_steps if accumulation_steps > 1 else None
+        ),
         "use_ema": ema_momentum is not None,
         "ema_momentum": 0.99 if ema_momentum is None else ema_momentum,
     }
     if optimizer == "adamw":
-        made = keras.optimizers.AdamW(
-            beta_1=beta_1, beta_2=beta_2, epsilon=1e-8, **arguments
-        )
+        made = keras.optimizers.AdamW(beta_1=beta_1, beta_2=beta_2, **arguments)
     else:
         made = keras.optimizers.Muon(
             adam_beta_1=beta_1,
             adam_beta_2=beta_2,
             adam_weight_decay=weight_decay,
-            epsilon=1e-8,
             exclude_layers=["embedding"],
             **arguments,
         )

@@ -247,6 +247,42 @@ def test_removed_adapters_leave_the_model_as_it_was(make_model, make_tuned, batc
         assert [v.path for v in left] == [v.path for v in right]
 
 
+@pytest.mark.parametrize("end", [training.remove_lora, training.merge_lora])
+def test_what_was_frozen_before_stays_frozen(make_model, end):
+    model = make_model(num_layers=2)
+    model.blocks[0].trainable = False
+    model.embedding.trainable = False
+    model.blocks[1].feed_forward.up_projection.bias.trainable = False
+    before = [v.path for v in model.trainable_variables]
+    training.enable_lora(model, rank=2)
+    assert len(model.trainable_variables) == 2 * len(model.adapters.layers) == 16
+    end(model)
+    assert [v.path for v in model.trainable_variables] == before
+
+
+def test_adapters_go_from_a_model_that_was_quantized_meanwhile(make_tuned):
+    model = make_tuned()
+    model.quantize("int8")
+    training.remove_lora(model)
+    kernel = model.blocks[0].feed_forward.up_projection.kernel
+    assert not kernel.trainable
+    assert model.final_norm.trainable_variables
+
+
+def test_a_base_of_fewer_bits_is_refused_before_it_trains(
+    make_model, make_tuned, tmp_path
+):
+    training.save_adapter(make_tuned(), tmp_path)
+    model = make_model()
+    model.quantize("int4")
+    message = "float32, bfloat16 or int8. Received: int4 weights. Quantize to int8"
+    with pytest.raises(ValueError, match=message):
+        training.enable_lora(model)
+    with pytest.raises(ValueError, match=message):
+        training.load_adapter(model, tmp_path)
+    assert not training.has_lora(model)
+
+
 def test_a_merged_model_is_saved_whole_and_trains_whole(
     make_model, make_tuned, compile_model, batch, tmp_path
 ):
@@ -463,6 +499,12 @@ def test_a_truncated_adapter_is_refused(make_model, make_tuned, tmp_path, kept):
         ("[1]", "adapter.json wasn't written by this version"),
         ('{"format": 2}', "adapter.json wasn't written by this version"),
         ('{"format": 1, "rank": 2}', "adapter.json wasn't written by this version"),
+        ("null", "adapter.json wasn't written by this version"),
+        (
+            '{"format": 1, "model": {}, "rank": 2, "alpha": 4, "dropout_rate": 0, '
+            '"targets": ["head"]}',
+            "adapter.json wasn't written by this version",
+        ),
     ],
 )
 def test_a_damaged_description_is_refused(make_model, tmp_path, content, message):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_gpt import training
 from keras_gpt.training import WarmupSchedule
 
 WARMUP, TOTAL, HIGHEST, FINAL = 10, 110, 1e-3, 2e-4
@@ -60,12 +61,14 @@ def test_schedule_serializes():
     [
         ({"schedule": "linear"}, "`schedule` must be one of .*Received: 'linear'"),
         ({"warmup_steps": 100}, "`warmup_steps`.*warmup_steps=100, total_steps=100"),
-        ({"warmup_steps": -1}, "`warmup_steps`.*warmup_steps=-1"),
+        ({"warmup_steps": -1}, "`warmup_steps` must be .* at least 0. Received: -1"),
+        ({"decay_fraction": 0}, "`decay_fraction` must be above 0.*Received: 0"),
+        ({"learning_rate": "fast"}, "`learning_rate` must be above 0.*'fast'"),
     ],
 )
 def test_schedule_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        WarmupSchedule(1e-3, 100, **arguments)
+        WarmupSchedule(**{"learning_rate": 1e-3, "total_steps": 100, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,13 @@ def test_schedule_refuses_bad_arguments(arguments, message):
         ({"accumulation_steps": 0}, "`accumulation_steps`.*Received: 0"),
         ({"accumulation_steps": 1.5}, "`accumulation_steps`.*Received: 1.5"),
         ({"total_steps": 5, "warmup_steps": 5}, "`warmup_steps`"),
+        ({"total_steps": 0}, "`total_steps` must be a positive integer.*Received: 0"),
+        ({"beta_1": 2}, "`beta_1` must be at least 0 and below 1. Received: 2"),
+        ({"beta_2": -0.1}, "`beta_2` must be at least 0 and below 1"),
+        ({"clip_norm": -1}, "`clip_norm` must be above 0, or None. Received: -1"),
+        ({"ema_momentum": 1.0}, "`ema_momentum` must be .*below 1, or None"),
+        ({"final_learning_rate": -1}, "`final_learning_rate` must be at least 0"),
+        ({"total_steps": 9, "schedule": "linear"}, "`schedule` must be one of"),
     ],
 )
 def test_compile_model_refuses_bad_arguments(
@@ -86,6 +96,18 @@ def test_compile_model_refuses_bad_arguments(
 ):
     with pytest.raises(ValueError, match=message):
         compile_model(make_model(), **arguments)
+
+
+def test_a_schedule_without_its_length_is_refused(make_model):
+    model = make_model()
+    for options, named in (
+        ({"warmup_steps": 3, "schedule": "wsd"}, "`warmup_steps`, `schedule`"),
+        ({"schedule": "cosine"}, "`schedule`"),
+        ({"final_learning_rate": 0.0}, "`final_learning_rate`"),
+    ):
+        with pytest.raises(ValueError, match=f"^{named} need `total_steps`.*give it"):
+            training.compile_model(model, **options)
+    assert not model.compiled
 
 
 def random_gradients(model, scale, seed):
