@@ -28,12 +28,12 @@ help:
 quickstart: .venv/.installed
 	$(BIN)/keras-gpt quickstart
 
-# The first backend, which compiles nothing, runs all tests, the others those that
-# depend on the backend.
+# PyTorch, which compiles nothing, runs all tests, the others those that depend on the
+# backend.
 test: lint
 	KERAS_BACKEND=torch $(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST) -m "not any_backend"
-	KERAS_BACKEND=tensorflow $(PYTEST) -m "not any_backend"
+	KERAS_BACKEND=jax $(PYTEST) -m every_backend
+	KERAS_BACKEND=tensorflow $(PYTEST) -m every_backend
 
 # The tests of `make test`, but with TensorFlow Serving itself in place of the double.
 test-tf-serving: .venv/.installed-test

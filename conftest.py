@@ -21,6 +21,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import doctest
+import re
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,19 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("keras_gpt")
+
+
+# whose examples compute on the backend
+EVERY_BACKEND = re.compile(
+    r"keras_gpt/(layers|generation)/|keras_gpt/model\.py|docs/generation\.md|README\.md"
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark examples as tests are marked: by the file that they stand in."""
+    for item in items:
+        if EVERY_BACKEND.match(item.path.relative_to(config.rootpath).as_posix()):
+            item.add_marker("every_backend")
 
 
 @pytest.fixture(autouse=True)

@@ -117,6 +117,7 @@ def test_an_answer_is_what_the_model_says_to_the_whole_conversation(lm, start):
     assert not session.has_failed
 
 
+@pytest.mark.every_backend
 def test_only_the_first_answer_is_said_to_compile_and_only_where_it_does(start):
     session = start()
     session.enter("Hi")
@@ -128,7 +129,6 @@ def test_only_the_first_answer_is_said_to_compile_and_only_where_it_does(start):
     ]
 
 
-@pytest.mark.any_backend
 def test_the_figures_are_those_of_the_answer(start):
     session = start()
     session.enter("Hi")
@@ -139,7 +139,6 @@ def test_the_figures_are_those_of_the_answer(start):
     assert answer.tokens_per_second > 0
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
@@ -154,7 +153,6 @@ def test_the_figures_make_a_line(answer, line):
     assert line in conversation.Answer(*answer).describe()
 
 
-@pytest.mark.any_backend
 def test_an_interrupted_answer_stays_as_far_as_it_came(lm, start):
     session = start(interrupted_in(lm, 3))
     session.enter("Hi")
@@ -167,7 +165,6 @@ def test_an_interrupted_answer_stays_as_far_as_it_came(lm, start):
     assert len(session.messages) == 4
 
 
-@pytest.mark.any_backend
 def test_a_second_interruption_does_not_wait_for_the_next_piece(lm, start):
     session = start(interrupted_in(lm, 4, num_interrupts=2))
     before = signal.getsignal(signal.SIGINT)
@@ -177,7 +174,6 @@ def test_a_second_interruption_does_not_wait_for_the_next_piece(lm, start):
     assert signal.getsignal(signal.SIGINT) == before  # no longer noted
 
 
-@pytest.mark.any_backend
 def test_an_interruption_before_any_text_leaves_the_conversation_alone(lm, start):
     session = start()
     session.enter("Hi")
@@ -189,7 +185,6 @@ def test_an_interruption_before_any_text_leaves_the_conversation_alone(lm, start
     assert session.messages == before
 
 
-@pytest.mark.any_backend
 def test_a_message_that_is_too_long_is_an_error_in_the_conversation(start):
     session = start()
     session.enter("Hi")
@@ -204,13 +199,11 @@ def test_a_message_that_is_too_long_is_an_error_in_the_conversation(start):
     assert len(session.messages) == 4
 
 
-@pytest.mark.any_backend
 def test_a_model_that_can_not_chat_is_refused_at_once(lm, start):
     with pytest.raises(ValueError, match=r"chat template.*keras-gpt generate"):
         start(LanguageModel(lm.model, lm.tokenizer))
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     "control", [{"temperature": -1}, {"top_p": 0}, {"max_new_tokens": -1}]
 )
@@ -219,7 +212,6 @@ def test_a_control_out_of_range_is_refused_at_once(start, control):
         start(**control)
 
 
-@pytest.mark.any_backend
 def test_a_template_without_system_prompts_says_so_at_once(lm, start):
     refusing = ChatTemplate(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}"
@@ -238,7 +230,6 @@ def test_a_template_without_system_prompts_says_so_at_once(lm, start):
 # -- commands
 
 
-@pytest.mark.any_backend
 def test_help_names_every_command(start):
     session = start()
     session.enter("/help")
@@ -247,7 +238,6 @@ def test_help_names_every_command(start):
         assert re.search(rf"^/{name}\b.*{re.escape(does)}$", text, re.MULTILINE)
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
@@ -271,7 +261,6 @@ def test_a_command_that_can_not_be_obeyed_is_explained_in_a_line(start, line, hi
     assert session.messages == []
 
 
-@pytest.mark.any_backend
 def test_reset_forgets_all_but_the_system_prompt(start):
     session = start(system="Be kind.")
     session.enter("Hi")
@@ -279,7 +268,6 @@ def test_reset_forgets_all_but_the_system_prompt(start):
     assert session.messages == [{"role": "system", "content": "Be kind."}]
 
 
-@pytest.mark.any_backend
 def test_system_shows_and_changes_the_system_prompt(start):
     session = start()
     session.enter("/system")
@@ -291,7 +279,6 @@ def test_system_shows_and_changes_the_system_prompt(start):
     assert session.messages[0] == {"role": "system", "content": "Be brief."}
 
 
-@pytest.mark.any_backend
 def test_retry_answers_the_same_message_differently(start):
     session = start()
     session.enter("Hi")
@@ -303,7 +290,6 @@ def test_retry_answers_the_same_message_differently(start):
     assert second[1] != first[1]
 
 
-@pytest.mark.any_backend
 def test_undo_takes_back_a_message_and_its_answer(start):
     session = start()
     session.enter("Hi")
@@ -314,7 +300,6 @@ def test_undo_takes_back_a_message_and_its_answer(start):
     assert "Why?" in session.screen.notes[0]
 
 
-@pytest.mark.any_backend
 def test_two_slashes_send_one_and_paths_are_no_commands(start):
     session = start()
     session.enter("//help me")
@@ -322,14 +307,12 @@ def test_two_slashes_send_one_and_paths_are_no_commands(start):
     assert [m["content"] for m in session.messages[::2]] == ["/help me", "/etc/fstab?"]
 
 
-@pytest.mark.any_backend
 def test_quit_ends_the_session(start):
     session = start()
     session.enter("/quit")
     assert session.is_over
 
 
-@pytest.mark.any_backend
 def test_a_saved_conversation_goes_on_elsewhere(start, tmp_path):
     session = start(system="Be kind.")
     session.enter("Hi")
@@ -346,7 +329,6 @@ def test_a_saved_conversation_goes_on_elsewhere(start, tmp_path):
     assert other.messages == session.messages[:-2]
 
 
-@pytest.mark.any_backend
 def test_save_replaces_nothing_but_conversations(start, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text('{"important": 1}')
@@ -357,7 +339,6 @@ def test_save_replaces_nothing_but_conversations(start, tmp_path):
     assert path.read_text() == '{"important": 1}'
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     "content", ["", "{}", "[]", "5", '{"messages": [{"role": "user"}]}', '["Hi"]']
 )
@@ -375,14 +356,12 @@ def test_load_refuses_what_is_no_conversation(start, tmp_path, content):
 # -- in a pipe
 
 
-@pytest.mark.any_backend
 def test_lines_are_messages_and_a_backslash_joins_two(start):
     session = start()
     conversation.run_lines(session, ["Hi\n", "\n", "a\\\n", "b\n", "/quit\n", "c\n"])
     assert [m["content"] for m in session.messages[::2]] == ["Hi", "a\nb"]
 
 
-@pytest.mark.any_backend
 def test_an_interruption_in_a_pipe_ends_the_program(lm, start):
     session = start(interrupted_in(lm, 3))
     with pytest.raises(KeyboardInterrupt):
@@ -417,7 +396,6 @@ def test_prompt_prints_one_answer(lm, chat, folder):
     assert errors == ""
 
 
-@pytest.mark.any_backend
 def test_standard_input_is_a_conversation(lm, chat, folder):
     status, output, errors = chat(
         folder, "--max-new-tokens", 9, "--temperature", 0, text="Hi\n/undo\nHi\n/oops\n"
@@ -431,7 +409,6 @@ def test_standard_input_is_a_conversation(lm, chat, folder):
     assert status == 2
 
 
-@pytest.mark.any_backend
 def test_what_prevents_a_session_is_a_one_line_error(lm, chat, folder, tmp_path):
     LanguageModel(lm.model, lm.tokenizer).save(tmp_path / "base")
     for arguments, part in (
@@ -448,7 +425,6 @@ def test_what_prevents_a_session_is_a_one_line_error(lm, chat, folder, tmp_path)
         assert part in errors
 
 
-@pytest.mark.any_backend
 def test_ctrl_c_in_a_pipe_says_nothing_of_training(chat, folder):
     class Interrupted(io.StringIO):
         def __next__(self):
@@ -461,7 +437,6 @@ def test_ctrl_c_in_a_pipe_says_nothing_of_training(chat, folder):
 # -- in a terminal
 
 
-@pytest.mark.any_backend
 def test_what_a_model_says_can_not_control_the_terminal(capsys):
     from rich.console import Console
 
@@ -474,7 +449,6 @@ def test_what_a_model_says_can_not_control_the_terminal(capsys):
     assert "[bold]e[/bold]" in shown
 
 
-@pytest.mark.any_backend
 def test_history_that_can_not_be_kept_is_done_without(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "state"))

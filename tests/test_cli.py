@@ -22,7 +22,6 @@ from keras_gpt import (
 from keras_gpt.tokenizers import ChatTemplate
 
 # each command calls functions that are tested on every backend
-pytestmark = pytest.mark.any_backend
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 TINY = ("embedding_dimension=16", "num_layers=1", "num_heads=2", "context_length=16")

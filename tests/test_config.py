@@ -6,8 +6,6 @@ import pytest
 from keras_gpt import PRESETS, GPTConfig
 from keras_gpt.config import default_feed_forward_dimension
 
-pytestmark = pytest.mark.any_backend
-
 SMALL = {
     "vocab_size": 11,
     "context_length": 16,

@@ -2,8 +2,6 @@ import pytest
 
 from keras_gpt.files import atomic_path, read_json, write_json
 
-pytestmark = pytest.mark.any_backend
-
 
 def names(folder):
     """What is in the folder, hidden files too."""

@@ -108,6 +108,7 @@ SAMPLED = {"temperature": 1.2, "top_k": None, "max_new_tokens": 40}
 # -- on disk
 
 
+@pytest.mark.every_backend
 def test_a_saved_model_comes_back_the_same(lm, folder):
     loaded = LanguageModel.load(folder)
     assert loaded.model.config == lm.model.config
@@ -132,6 +133,7 @@ def test_the_folder_holds_weights_tokenizer_and_configuration(lm, folder):
     assert description["model"] == dataclasses.asdict(lm.model.config)
 
 
+@pytest.mark.every_backend
 def test_a_trained_model_is_saved_without_its_optimizer(characters, tmp_path):
     trained = make(characters.tokenizer)
     trained.model.compile(jit_compile=False)
@@ -144,6 +146,7 @@ def test_a_trained_model_is_saved_without_its_optimizer(characters, tmp_path):
         assert "optimizer" not in file
 
 
+@pytest.mark.every_backend
 def test_the_dtype_is_saved_and_can_be_chosen(characters, tmp_path):
     config = characters.model.config
     half = LanguageModel(GPT(config, dtype="mixed_bfloat16"), characters.tokenizer)
@@ -274,6 +277,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(lm, characters):
 # -- in use
 
 
+@pytest.mark.every_backend
 def test_generated_text_is_the_new_ids_decoded(lm):
     ids = lm.tokenizer.encode("the ")
     [new] = generate(lm.model, [ids], 20, temperature=0)
@@ -281,6 +285,7 @@ def test_generated_text_is_the_new_ids_decoded(lm):
     assert text == lm.tokenizer.decode(new, skip_special_tokens=True)
 
 
+@pytest.mark.every_backend
 def test_streamed_pieces_join_to_the_generated_text(lm):
     for seed in range(4):
         pieces = list(lm.stream("the ", seed=seed, **SAMPLED))
@@ -407,6 +412,7 @@ def test_a_completion_tells_the_log_probability_of_each_id(lm):
     assert done.finish_reason == "length"
 
 
+@pytest.mark.every_backend
 def test_a_score_equals_log_softmax_by_numpy(lm):
     texts = ["the cat", "🐈", "a"]
     scores = lm.score(texts)

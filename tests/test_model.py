@@ -204,6 +204,7 @@ def reference(model, ids):
     return x @ tokens.T, all_scores
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_scores_are_those_of_numpy(variant):
     model = make_model(variant)
@@ -224,6 +225,7 @@ def test_logits_and_scores_are_those_of_numpy(variant):
     assert not np.triu(scores, 1).any()
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_and_every_weight_moves(variant):
     model = make_model(variant)
@@ -237,6 +239,7 @@ def test_every_variant_trains_and_every_weight_moves(variant):
         assert np.any(array(variable) != old), variable.path
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_fit_with_the_defaults_lowers_the_loss(dtype):
     model = GPT(GPTConfig(**{**SIZES, **LLAMA}), dtype=dtype)
@@ -258,6 +261,7 @@ def test_fit_with_the_defaults_lowers_the_loss(dtype):
         assert keras.backend.standardize_dtype(variable.dtype) == "float32"
 
 
+@pytest.mark.every_backend
 def test_float16_scales_its_loss():
     # small gradients are 0 in float16 otherwise
     model = GPT(GPTConfig(**SIZES), dtype="mixed_float16")
@@ -265,6 +269,7 @@ def test_float16_scales_its_loss():
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
+@pytest.mark.every_backend
 def test_padding_with_weight_0_does_not_count():
     model = make_model()
     model.compile()
@@ -278,6 +283,7 @@ def test_padding_with_weight_0_does_not_count():
     assert loss == pytest.approx(-np.sum(chosen * weights) / weights.sum(), rel=1e-5)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("variant", ["gpt2", "mistral", "no_positions"])
 def test_no_logits_depend_on_a_later_token(variant):
     model = make_model(variant)
@@ -291,6 +297,7 @@ def test_no_logits_depend_on_a_later_token(variant):
         assert np.all(np.any(after[:, t] != before[:, t], axis=-1))
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("position_embedding", ["learned", "rotary"])
 def test_packed_documents_equal_each_alone(position_embedding):
     config = GPTConfig(
@@ -321,6 +328,7 @@ def test_a_separator_belongs_to_the_document_that_it_ends():
     np.testing.assert_array_equal(after[4:], before[4:])
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("variant", ["gpt2", "qwen3", "packed"])
 def test_a_saved_model_is_the_same_when_loaded(variant, tmp_path):
     model = make_model(variant, name="mine")
@@ -347,6 +355,7 @@ def test_dtype_policy_is_saved(tmp_path):
     np.testing.assert_array_equal(array(loaded(IDS)), array(model(IDS)))
 
 
+@pytest.mark.every_backend
 def test_the_global_dtype_policy_is_the_default():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -358,6 +367,7 @@ def test_the_global_dtype_policy_is_the_default():
     assert keras.backend.standardize_dtype(model(IDS).dtype) == "float32"
 
 
+@pytest.mark.every_backend
 def test_a_compiled_model_goes_on_training_when_loaded(tmp_path):
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(0.01))
@@ -377,6 +387,7 @@ CONTROLS = {"max_new_tokens": 6, "seed": 5, "top_k": 5, "temperature": [0, 0.7, 
 PROMPTS = [[5, 1, 7], [2], [3, 3, 10, 9]]
 
 
+@pytest.mark.every_backend
 def test_another_backend_loads_the_same_and_writes_the_same(tmp_path):
     model = make_model("llama")
     model.save(tmp_path / "model.keras")
@@ -420,6 +431,7 @@ def count_bytes(model):
     )
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("variant", ["gpt2", "llama"])
 def test_int8_weights_change_logits_little_and_are_saved(variant, tmp_path):
     model = make_model(variant)
@@ -486,7 +498,6 @@ def test_no_two_matrices_start_alike(tie_embeddings):
 @pytest.mark.parametrize(
     ("preset", "parameters"), [("gpt2", 124_439_808), ("smollm2_135m", 134_515_008)]
 )
-@pytest.mark.any_backend
 def test_presets_have_the_published_number_of_parameters(preset, parameters):
     def count(**overrides):
         return GPT(GPTConfig.from_preset(preset, **overrides)).count_params()
@@ -513,7 +524,6 @@ def test_flops_per_token_are_those_counted_by_hand():
     assert tied.count_flops_per_token(10) == 3 * forward
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -529,12 +539,12 @@ def test_ids_that_do_not_fit_are_named(ids, message):
         make_model()(ids)
 
 
+@pytest.mark.every_backend
 def test_scores_are_asked_for_with_valid_ids():
     with pytest.raises(ValueError, match="Received: 11"):
         make_model().attention_scores([[11]])
 
 
-@pytest.mark.any_backend
 def test_a_configuration_is_required():
     with pytest.raises(
         ValueError, match=r"`config` must be a GPTConfig. Received: dict"
@@ -542,6 +552,7 @@ def test_a_configuration_is_required():
         GPT(SIZES)
 
 
+@pytest.mark.every_backend
 def test_lists_and_integers_of_any_width_are_the_same():
     model = make_model()
     expected = array(model(IDS))
@@ -549,6 +560,7 @@ def test_lists_and_integers_of_any_width_are_the_same():
         np.testing.assert_array_equal(array(model(ids)), expected)
 
 
+@pytest.mark.every_backend
 def test_sequences_of_any_length_predict_as_they_call():
     # TensorFlow gives up on a static length after some: none may break on that
     model = make_model("mistral")
@@ -561,6 +573,7 @@ def test_sequences_of_any_length_predict_as_they_call():
         )
 
 
+@pytest.mark.every_backend
 def test_one_token_gives_no_warning():
     model = make_model()
     with warnings.catch_warnings(record=True) as caught:
@@ -591,6 +604,7 @@ def test_summary_reads_from_ids_to_logits():
     assert f"{model.count_params():,}" in text
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_an_id_that_occurs_twice_counts_as_one_gradient(tie_embeddings):
     config = GPTConfig(

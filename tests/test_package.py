@@ -11,8 +11,6 @@ import pytest
 
 import keras_gpt
 
-pytestmark = pytest.mark.any_backend
-
 PACKAGE = Path(keras_gpt.__file__).parent
 
 

@@ -5,8 +5,6 @@ import pytest
 from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, tasks
 from keras_gpt.tokenizers import ChatTemplate
 
-pytestmark = pytest.mark.any_backend
-
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

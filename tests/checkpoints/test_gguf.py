@@ -36,8 +36,6 @@ FAMILIES = {
     "qwen2": {**LLAMA, "query_key_value_bias": True},
     "qwen3": {**LLAMA, "qk_norm": True},
 }
-# test_huggingface.py builds each family on every backend, test_smollm2.py from a GGUF
-pytestmark = pytest.mark.any_backend
 
 
 @pytest.fixture(scope="module")

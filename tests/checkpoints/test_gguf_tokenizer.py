@@ -15,8 +15,6 @@ from keras_gpt.checkpoints.gguf_tokenizer import tokenizer_from_gguf
 from keras_gpt.data import embedded_corpus
 from keras_gpt.tokenizers import BytePairTokenizer
 
-pytestmark = pytest.mark.any_backend
-
 HARD = [
     "I'll say they don't; WE'VE said IT'S so, o'clock",
     "12345 3.14159 1,000,000 abc123def ½ ² ٣٤٥ \uff11\uff12",

@@ -93,6 +93,7 @@ def save(tmp_path, byte_pair):
     return write
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_those_of_transformers(
     make_reference, case, save, token_ids, logits_of
@@ -152,6 +153,7 @@ def test_halves_are_read_exactly(make_reference, dtype, family, save):
         assert np.array_equal(ours[path], values), path
 
 
+@pytest.mark.every_backend
 def test_a_bfloat16_model_keeps_the_bits_of_a_bfloat16_file(make_reference, save):
     folder = save(make_reference(*CASES["llama"]).to(torch.bfloat16))
     stored = load_file(folder / "model.safetensors")
@@ -190,7 +192,6 @@ def test_settings_of_transformers_4_mean_the_same(make_reference, save):
     assert checkpoint.source["stored_dtype"] == "float32"
 
 
-@pytest.mark.any_backend
 def test_what_the_makers_recommend_is_the_default(make_reference, save):
     folder = save(make_reference(*CASES["gpt2"]))
     (folder / "generation_config.json").write_text(

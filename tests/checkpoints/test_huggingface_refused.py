@@ -11,10 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_gpt.checkpoints import read_huggingface
 
-pytestmark = [
-    pytest.mark.any_backend,
-    pytest.mark.usefixtures("quiet_transformers"),
-]
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 LLAMA = {
     "vocab_size": 600,

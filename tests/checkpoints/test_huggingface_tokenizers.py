@@ -16,10 +16,7 @@ from tokenizers import (
 
 from keras_gpt.tokenizers import BytePairTokenizer
 
-pytestmark = [
-    pytest.mark.any_backend,
-    pytest.mark.usefixtures("quiet_transformers"),
-]
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 TEXTS = [
     "",

@@ -166,7 +166,6 @@ def test_reading_it_back_gives_the_same_model(case, make, tmp_path):
                 assert config[name] == value, name
 
 
-@pytest.mark.any_backend
 def test_everything_else_is_read_back_too(make, tmp_path, byte_pair):
     lm = make(
         {},
@@ -196,7 +195,6 @@ def test_everything_else_is_read_back_too(make, tmp_path, byte_pair):
     assert (defaults.temperature, defaults.top_p, defaults.top_k) == (0.6, 0.9, 0)
 
 
-@pytest.mark.any_backend
 def test_a_greedy_default_is_greedy_in_transformers(make, tmp_path):
     write_huggingface(make({}, generation_defaults={"temperature": 0}), tmp_path)
     defaults = transformers.GenerationConfig.from_pretrained(tmp_path)
@@ -214,7 +212,6 @@ def test_transformers_generates_the_same_text(make, tmp_path):
     assert lm.generate("The statement", max_new_tokens=20, temperature=0) == text
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_numbers_are_rounded_once_to_the_dtype_asked_for(dtype, make, tmp_path):
     lm = make({**LLAMA, "tie_embeddings": False})
@@ -236,7 +233,6 @@ def test_the_default_is_the_dtype_of_the_weights(make, tmp_path, byte_pair):
     assert np.array_equal(tensors["transformer.wte.weight"], weight)
 
 
-@pytest.mark.any_backend
 def test_numbers_that_float16_does_not_have_are_refused(make, tmp_path):
     lm = make({})
     scale = lm.model.final_norm.weights[0]
@@ -269,7 +265,6 @@ def test_shards_are_of_the_size_and_give_the_same(make, tmp_path, monkeypatch):
     assert np.array_equal(weight, to_numpy(lm.model.final_norm.scale))
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
@@ -303,13 +298,11 @@ def test_a_setting_that_no_family_has_is_named(fields, match, make, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.any_backend
 def test_an_unknown_dtype_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match="dtype='int8'"):
         write_huggingface(make({}), tmp_path, "int8")
 
 
-@pytest.mark.any_backend
 def test_a_folder_that_holds_something_is_left_alone(make, tmp_path):
     lm = make({})
     lm.save(tmp_path)
@@ -319,7 +312,6 @@ def test_a_folder_that_holds_something_is_left_alone(make, tmp_path):
     assert {path: path.stat() for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.any_backend
 def test_what_fails_leaves_nothing(make, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("the disk is gone")
@@ -330,7 +322,6 @@ def test_what_fails_leaves_nothing(make, tmp_path, monkeypatch):
     assert not list((tmp_path / "model").iterdir())
 
 
-@pytest.mark.any_backend
 def test_a_card_holds_no_licence_that_would_break_it(make, tmp_path):
     lm = make({}, source={"license": "mit\n---\n# Injected"})
     write_huggingface(lm, tmp_path)
@@ -362,13 +353,11 @@ def check_tokenizer(lm, folder, texts):
     assert theirs.eos_token_id == lm.tokenizer.end_of_text_id
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize("case", ["gpt2", "llama", "mistral", "qwen3"])
 def test_byte_pair_ids_are_the_same(case, make, tmp_path, documents):
     check_tokenizer(make(CASES[case][1]), tmp_path, documents[::3] + TEXTS)
 
 
-@pytest.mark.any_backend
 def test_a_qwen2_with_words_that_are_not_qwens_gets_a_warning(
     make, tmp_path, documents
 ):
@@ -380,7 +369,6 @@ def test_a_qwen2_with_words_that_are_not_qwens_gets_a_warning(
         assert theirs(text)["input_ids"] == lm.tokenizer.encode(text)
 
 
-@pytest.mark.any_backend
 def test_qwens_own_words_get_none(make, tmp_path, documents):
     tokenizer = make_qwen(documents)
     lm = make({**LLAMA, "query_key_value_bias": True}, tokenizer)
@@ -407,7 +395,6 @@ def make_qwen(documents):
     return BytePairTokenizer(result.to_str())
 
 
-@pytest.mark.any_backend
 def test_sentence_piece_ids_are_the_same(make, tmp_path, documents):
     tokenizer = SentencePieceTokenizer.train(documents[:30], 600, progress=False)
     lm = make(LLAMA, tokenizer)
@@ -415,7 +402,6 @@ def test_sentence_piece_ids_are_the_same(make, tmp_path, documents):
     assert (tmp_path / "tokenizer.model").is_file()
 
 
-@pytest.mark.any_backend
 def test_a_unigram_model_is_kept_as_it_is(make, tmp_path, documents):
     tokenizer = SentencePieceTokenizer.train(
         documents[:30], 600, model_type="unigram", progress=False
@@ -426,7 +412,6 @@ def test_a_unigram_model_is_kept_as_it_is(make, tmp_path, documents):
     assert back.fingerprint == tokenizer.fingerprint
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize("unknown", ["error", "symbol"])
 def test_character_ids_are_the_same(unknown, make, tmp_path, documents):
     tokenizer = CharacterTokenizer.train(
@@ -442,7 +427,6 @@ def test_character_ids_are_the_same(unknown, make, tmp_path, documents):
             theirs("\U0001f600")
 
 
-@pytest.mark.any_backend
 def test_a_tokenizer_without_special_tokens_gets_none(make, tmp_path):
     lm = make({}, CharacterTokenizer("abc"))
     write_huggingface(lm, tmp_path)

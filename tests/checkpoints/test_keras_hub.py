@@ -90,6 +90,7 @@ def make(hub, randomize):
     return build
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_those_of_keras_hub(case, make, token_ids, logits_of):
     reference = make(case)
@@ -246,7 +247,6 @@ def test_llama_2s_pieces_become_byte_pairs(hub, make, documents):
 # --- What isn't supported ---
 
 
-@pytest.mark.any_backend
 def test_another_class_is_named(hub):
     backbone = hub.OPTBackbone(50, 1, 2, 8, 16, max_sequence_length=8)
     with pytest.raises(ValueError, match="Received: OPTBackbone"):
@@ -257,7 +257,6 @@ def test_another_class_is_named(hub):
         read_keras_hub(3)
 
 
-@pytest.mark.any_backend
 def test_a_model_with_adapters_is_refused(make):
     reference = make("llama")
     reference.backbone.enable_lora(2)
@@ -265,7 +264,6 @@ def test_a_model_with_adapters_is_refused(make):
         read_keras_hub(reference).build_model()
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize("name", ["no_such_preset", "kaggle://one/two", "./nowhere"])
 def test_an_unknown_preset_is_one_line(name):
     with pytest.raises(FileNotFoundError, match="can't be loaded") as caught:
@@ -275,7 +273,6 @@ def test_an_unknown_preset_is_one_line(name):
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.any_backend
 def test_a_saved_preset_is_read_from_its_folder(make, preprocessors, tmp_path):
     reference = make("gpt2", preprocessors["gpt2"])
     reference.save_to_preset(str(tmp_path))

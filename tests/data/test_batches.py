@@ -58,7 +58,6 @@ MODES = [
 ]
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(("name", "options"), MODES)
 def test_start_step_equals_skipping_the_steps_before(data, name, options):
     path = data / name
@@ -68,7 +67,6 @@ def test_start_step_equals_skipping_the_steps_before(data, name, options):
         assert_equal(take(started, 9 - start), batches[start:])
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(("name", "options"), MODES)
 def test_processes_share_each_batch(data, name, options):
     path = data / name
@@ -89,7 +87,6 @@ def test_processes_share_each_batch(data, name, options):
     assert_equal(joined, whole)
 
 
-@pytest.mark.any_backend
 @given(seed=st.integers(0, 2**64), step=st.integers(0, 2**40))
 def test_random_windows_depend_on_seed_and_step_alone(data, seed, step):
     path = data / "stream"
@@ -105,7 +102,6 @@ def test_random_windows_depend_on_seed_and_step_alone(data, seed, step):
     np.testing.assert_array_equal((x + 1) % 26, y)
 
 
-@pytest.mark.any_backend
 def test_random_windows_start_everywhere_equally_often_and_steps_are_independent(data):
     batches = take(load_batches(data / "stream", "val", 50, 20, seed=1), 200)
     firsts = np.stack([x[:, 0] for x, _ in batches])
@@ -121,7 +117,6 @@ def test_random_windows_start_everywhere_equally_often_and_steps_are_independent
     assert (other_seed[0][0][:, 0] != firsts[0]).any()
 
 
-@pytest.mark.any_backend
 @given(batch_size=st.integers(1, 40), length=st.integers(1, 60))
 def test_sequential_pass_has_every_token_once_up_to_the_last_window(
     data, batch_size, length
@@ -140,7 +135,6 @@ def test_sequential_pass_has_every_token_once_up_to_the_last_window(
     np.testing.assert_array_equal(targets, tokens[1 : covered + 1])
 
 
-@pytest.mark.any_backend
 @given(batch_size=st.integers(1, 8), length=st.integers(2, 40))
 def test_packing_trains_each_token_of_each_document_once_and_mixes_none(
     data, batch_size, length
@@ -164,7 +158,6 @@ def test_packing_trains_each_token_of_each_document_once_and_mixes_none(
     assert sorted(pairs) == sorted(expected)
 
 
-@pytest.mark.any_backend
 def test_each_epoch_of_packed_documents_has_every_row_once_in_new_order(data):
     path = data / "documents"
     in_order = load_batches(
@@ -178,7 +171,6 @@ def test_each_epoch_of_packed_documents_has_every_row_once_in_new_order(data):
     assert first != second
 
 
-@pytest.mark.any_backend
 def test_tokens_pickle_by_name_and_read_the_same(data):
     tokens = TokenDataset(data / "stream", "train")
     pickled = pickle.dumps(tokens)
@@ -187,7 +179,6 @@ def test_tokens_pickle_by_name_and_read_the_same(data):
     assert len(tokens[5:3]) == len(tokens[len(tokens) :]) == 0
 
 
-@pytest.mark.any_backend
 def test_iterator_state_restores(data):
     iterator = iter(load_batches(data / "stream", "train", 2, 8))
     next(iterator)
@@ -197,7 +188,6 @@ def test_iterator_state_restores(data):
     assert_equal([next(iterator)], [expected])
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -227,7 +217,6 @@ def test_bad_argument_says_the_way_out(data, options, message):
         load_batches(data / "stream", **arguments)
 
 
-@pytest.mark.any_backend
 def test_directory_that_is_not_prepared_is_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="Run `keras-gpt prepare`"):
         load_batches(tmp_path, "train", 2, 8)
@@ -246,6 +235,7 @@ def make_model():
     return model
 
 
+@pytest.mark.every_backend
 def test_fit_learns_from_batches_and_validates_in_full(data):
     path = data / "stream"
     validation = load_batches(path, "val", 2, 8, order="sequential")
@@ -267,6 +257,7 @@ def test_fit_learns_from_batches_and_validates_in_full(data):
     assert whole == pytest.approx(history["val_loss"][-1], rel=1e-5)
 
 
+@pytest.mark.every_backend
 def test_fit_takes_packed_documents_with_weights(data):
     batches = load_batches(data / "documents", "train", 4, 8, packing="documents")
     history = (
@@ -277,7 +268,6 @@ def test_fit_takes_packed_documents_with_weights(data):
     assert history["loss"][1] < history["loss"][0] / 2
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_loading_batches_loads_no_tensorflow(data, backend):
     program = (

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from keras_gpt.data import Corpus, embedded_corpus, read_documents
 from keras_gpt.data.corpus import PIECE_CHARACTERS
 
-pytestmark = pytest.mark.any_backend
-
 
 def write_json_lines(path, documents):
     lines = [json.dumps({"text": document}) for document in documents]

@@ -102,6 +102,7 @@ def test_packing_fills_rows_and_keeps_every_example_whole():
     assert sorted(found) == sorted(e.token_ids for e in examples)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("position_embedding", ["learned", "rotary"])
 def test_the_loss_of_packed_examples_equals_that_of_each_alone(position_embedding):
     keras.utils.set_random_seed(0)

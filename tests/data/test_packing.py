@@ -1,11 +1,9 @@
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_gpt.data.packing import plan_packing
 
-pytestmark = pytest.mark.any_backend
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 

@@ -14,7 +14,6 @@ from keras_gpt.data import TokenDataset, prepare, read_metadata
 from keras_gpt.data.corpus import PIECE_CHARACTERS
 from keras_gpt.tokenizers import BytePairTokenizer, CharacterTokenizer
 
-pytestmark = pytest.mark.any_backend
 END = "<|endoftext|>"
 
 

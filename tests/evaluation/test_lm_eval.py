@@ -257,7 +257,6 @@ def make_tasks(folder, documents):
     ]
 
 
-@pytest.mark.any_backend  # half a minute; what it rests on is tested on each
 @pytest.mark.parametrize("case", ["gpt2", "llama"])
 def test_results_equal_those_of_the_adapter_for_transformers(case, documents, tmp_path):
     huggingface = pytest.importorskip(

@@ -15,8 +15,6 @@ sys.path.append(str(Path(__file__).parents[2] / "examples"))
 summaries = importlib.import_module("docstring_summaries")
 translations = importlib.import_module("gettext_translations")
 
-pytestmark = pytest.mark.any_backend
-
 
 def run(main, *arguments):
     """What `typer.run(main)` gives with these arguments."""

@@ -15,8 +15,6 @@ import keras_gpt
 import keras_gpt.evaluation
 import keras_gpt.tokenizers
 
-pytestmark = pytest.mark.any_backend
-
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "colab_quickstart.ipynb"

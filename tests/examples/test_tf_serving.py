@@ -21,8 +21,6 @@ import keras_gpt
 from keras_gpt.serving import Client
 from tests.serving.server import serve
 
-pytestmark = pytest.mark.any_backend
-
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tf_serving"
 IMAGE = "tensorflow/serving:2.20.0"

@@ -5,8 +5,6 @@ import tensorflow as tf
 from keras_gpt.export.decode_loop import draw_uniforms
 from keras_gpt.generation.sampling import draw_uniforms as drawn_by_numpy
 
-pytestmark = pytest.mark.any_backend
-
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_uniforms_are_those_of_numpy(is_compiled):

@@ -7,7 +7,6 @@ from keras_gpt import generate
 from tests.export.conftest import CONTEXT_LENGTH
 
 openvino = pytest.importorskip("openvino", reason="pip install openvino")
-pytestmark = pytest.mark.any_backend
 
 MAX_NEW_TOKENS = 12
 # ragged, and one that outgrows the context

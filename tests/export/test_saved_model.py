@@ -15,6 +15,8 @@ from tests.export.answer import answer
 from tests.export.conftest import CONTEXT_LENGTH, TEXT
 from tests.serving.capi import graph_ops
 
+pytestmark = pytest.mark.every_backend
+
 MAX_NEW_TOKENS = 12
 # Each tokenizer and each architecture; on JAX and PyTorch one, since there an export
 # takes a process that starts TensorFlow

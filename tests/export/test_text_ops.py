@@ -23,8 +23,6 @@ from keras_gpt.tokenizers import (
     SentencePieceTokenizer,
 )
 
-pytestmark = pytest.mark.any_backend
-
 GPT2 = PRE_TOKENIZERS["gpt-2"]
 SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>")
 # By name: what cuts text into words, over the same vocabulary

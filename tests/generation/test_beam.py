@@ -31,6 +31,7 @@ def every_text(model, prompt, length, stop):
     return [(score, text) for text, score in found.items()]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     ("stop", "length_penalty"), [(None, 1.0), (3, 1.0), (3, 0.0), (3, 2.5)]
 )
@@ -53,6 +54,7 @@ def test_enough_beams_find_the_best_texts(models, stop, length_penalty):
         assert found == [text[:-1] if text[-1] == stop else text for text in best]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.5])
 def test_a_beam_of_1_is_greedy(models, repetition_penalty):
     model = models("gpt2")
@@ -81,6 +83,7 @@ def naive_beam(model, next_logits, prompt, num_beams, max_new_tokens):
     return [text for _, text in beams]
 
 
+@pytest.mark.every_backend
 def test_beams_of_a_ragged_batch_are_those_of_each_prompt(models, next_logits):
     model = models("packed")
     found = beam_search(
@@ -92,6 +95,7 @@ def test_beams_of_a_ragged_batch_are_those_of_each_prompt(models, next_logits):
     assert found[::3] != greedy  # or this would show little
 
 
+@pytest.mark.every_backend
 def test_generate_with_beams_is_beam_search(models):
     model = models("packed")
     controls = {"num_beams": 3, "max_new_tokens": 12, "num_return_sequences": 2}
@@ -102,6 +106,7 @@ def test_generate_with_beams_is_beam_search(models):
         assert trace_counts["beam"] - before["beam"] <= 1
 
 
+@pytest.mark.every_backend
 def test_each_row_has_its_own_number_of_new_tokens(models):
     model = models("packed")
     texts = beam_search(model, PROMPTS, num_beams=3, max_new_tokens=[2, 0, 12])
@@ -111,7 +116,6 @@ def test_each_row_has_its_own_number_of_new_tokens(models):
     assert texts == [short[0], [], long[2]]
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize(
     ("controls", "message"),
     [

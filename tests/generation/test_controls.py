@@ -5,8 +5,6 @@ import keras_gpt
 from keras_gpt import GPT, GPTConfig
 from keras_gpt.generation.controls import Controls, pad_prompts, spread_seeds
 
-pytestmark = pytest.mark.any_backend
-
 CONFIG = GPTConfig(
     vocab_size=11, context_length=16, embedding_dimension=8, num_layers=1, num_heads=2
 )

@@ -7,6 +7,8 @@ from keras_gpt.generation import Generation
 from keras_gpt.generation.generate import trace_counts
 from keras_gpt.generation.sampling import draw_uniforms
 
+pytestmark = pytest.mark.every_backend
+
 PROMPTS = [[5, 1, 7], [22], [3, 3, 10, 9, 0, 2, 4, 8, 1]]
 GREEDY = {"max_new_tokens": 12, "temperature": 0}
 

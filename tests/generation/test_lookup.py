@@ -39,6 +39,7 @@ def assert_same(run, expected):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("variant", ["llama", "packed"])
 def test_text_is_that_without_lookup(models, variant):
     model = models(variant)
@@ -52,6 +53,7 @@ def test_text_is_that_without_lookup(models, variant):
     assert run.num_lookup_passes < 0.8 * max(LENGTHS)
 
 
+@pytest.mark.every_backend
 def test_documents_that_end_within_a_draft_are_left_behind(models):
     model = models("packed")
     prompts = [[5, 0, 6, 5, 0, 6, 5], [0, 0, 0], [1, 2, 0, 1, 2]]
@@ -98,6 +100,7 @@ def test_a_row_can_be_ended_from_outside(models):
     assert run.finish_reasons == ["stop", "length", "length"]
 
 
+@pytest.mark.every_backend
 def test_each_row_is_what_it_would_be_alone(models):
     model = models("llama")
     controls = {"lookup_tokens": 4, **CONTROLS["repeating"]}
@@ -125,6 +128,7 @@ def test_a_stop_id_or_the_last_token_may_come_within_a_draft(models):
         assert run.ids == [row[:n] for row, n in zip(whole, lengths, strict=True)]
 
 
+@pytest.mark.every_backend
 def test_several_tokens_decode_as_one_by_one(models):
     model = models("packed")
 
@@ -199,6 +203,7 @@ def test_a_language_model_looks_up_too(models):
     assert completion.finish_reason == "stop"
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(
     keras.backend.backend() == "torch", reason="on PyTorch nothing is traced"
 )

@@ -64,6 +64,7 @@ GRID = (np.arange(N) + 0.5) / N
 LOGITS = np.random.default_rng(0).normal(scale=1.5, size=16)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "controls",
     [
@@ -91,6 +92,7 @@ def test_sampled_frequencies_are_the_probabilities(controls):
     assert not counts[expected == 0].any()
 
 
+@pytest.mark.every_backend
 def test_truncation_keeps_what_the_definitions_say():
     random = np.random.default_rng(1)
     rows = 300
@@ -116,12 +118,14 @@ def test_truncation_keeps_what_the_definitions_say():
     assert compared > 0.95 * rows
 
 
+@pytest.mark.every_backend
 def test_what_is_as_likely_as_the_last_kept_is_kept():
     logits = np.log([0.3, 0.1, 0.3, 0.3])
     ids = sample(logits, GRID[::100], top_k=1)
     assert set(ids.tolist()) == {0, 2, 3}
 
 
+@pytest.mark.every_backend
 def test_no_uniform_draws_a_token_outside_the_support():
     # At the edges of the intervals float32 sums decide; a parallel sum need not even
     # be monotonic
@@ -144,6 +148,7 @@ def test_no_uniform_draws_a_token_outside_the_support():
     assert outside == 0
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-23])
 def test_the_extreme_uniforms_draw_the_first_and_last_of_the_support(uniform):
     random = np.random.default_rng(0)
@@ -154,6 +159,7 @@ def test_the_extreme_uniforms_draw_the_first_and_last_of_the_support(uniform):
         assert ids[row] == (support[0] if uniform == 0 else support[-1])
 
 
+@pytest.mark.every_backend
 def test_temperature_0_is_greedy_beside_rows_that_sample():
     random = np.random.default_rng(0)
     logits = random.normal(size=(60, 16))
@@ -169,6 +175,7 @@ def test_temperature_0_is_greedy_beside_rows_that_sample():
     np.testing.assert_array_equal(sample(logits, uniforms, temperature=0.0), greedy)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-38, 1e-44])
 def test_a_tiny_temperature_is_greedy(temperature):
     # logits divided by it overflow
@@ -178,6 +185,7 @@ def test_a_tiny_temperature_is_greedy(temperature):
     np.testing.assert_array_equal(ids, logits.argmax(-1))
 
 
+@pytest.mark.every_backend
 def test_a_row_draws_the_same_whatever_its_neighbours_do():
     random = np.random.default_rng(0)
     logits = random.normal(size=(40, 16))
@@ -195,7 +203,6 @@ def test_a_row_draws_the_same_whatever_its_neighbours_do():
     np.testing.assert_array_equal(mixed[is_even], plain[is_even])
 
 
-@pytest.mark.any_backend
 def test_uniforms_come_from_each_rows_seed_alone():
     seeds = [3, 4, 3, 3 + 2**32, 3 + 2**70]
     long = draw_uniforms(seeds, 1000)
@@ -208,7 +215,6 @@ def test_uniforms_come_from_each_rows_seed_alone():
         np.testing.assert_array_equal(draw_uniforms([seed], 7)[0], long[row, :7])
 
 
-@pytest.mark.any_backend
 def test_uniforms_are_those_of_the_hash_in_integers_without_end():
     def mix(x):
         x = (x ^ x >> 16) * 0x7FEB352D % 2**32
@@ -228,7 +234,6 @@ def test_uniforms_are_those_of_the_hash_in_integers_without_end():
     )
 
 
-@pytest.mark.any_backend
 @pytest.mark.parametrize("first", [0, 10**6, 2**31 - 512])
 def test_uniforms_are_uniform_and_independent(first):
     # Each figure is a standard normal of a perfect generator. Of 4,000 such figures one
@@ -266,7 +271,6 @@ def test_uniforms_are_uniform_and_independent(first):
     assert np.abs(figures).max() < 5.5
 
 
-@pytest.mark.any_backend
 def test_no_uniform_is_1_after_a_product():
     # one of this seed's has 24 bits that are all 1
     uniforms = draw_uniforms([1753], 4096)
@@ -276,6 +280,7 @@ def test_no_uniform_is_1_after_a_product():
     assert np.all(largest * totals < totals)
 
 
+@pytest.mark.every_backend
 def test_penalty_divides_positive_and_multiplies_negative_logits_that_were_seen():
     logits = np.array([[2.0, -2.0, 3.0, -3.0], [2.0, -2.0, 3.0, -3.0]], "float32")
     seen = np.array([[True, True, False, False], [True, False, True, False]])
@@ -287,6 +292,7 @@ def test_penalty_divides_positive_and_multiplies_negative_logits_that_were_seen(
     np.testing.assert_array_equal(ops.convert_to_numpy(output), expected)
 
 
+@pytest.mark.every_backend
 def test_log_probs_are_those_of_the_softmax():
     logits = np.random.default_rng(0).normal(scale=50, size=(5, 9)).astype("float32")
     token_ids = np.array([0, 8, 3, 3, 5], "int32")

@@ -34,6 +34,7 @@ def random_ids(length, seed=0):
     return np.random.default_rng(seed).integers(0, 23, size=length).tolist()
 
 
+@pytest.mark.every_backend
 def test_scores_equal_log_softmax_by_numpy(model, expected):
     # one after another of other lengths; 33 is the longest: the last has no successor
     rows = [random_ids(length, length) for length in (5, 33, 1, 2, 9, 33, 3, 4, 30, 7)]
@@ -46,6 +47,7 @@ def test_scores_equal_log_softmax_by_numpy(model, expected):
             np.testing.assert_allclose(found, expected(row), atol=1e-4)
 
 
+@pytest.mark.every_backend
 def test_a_score_does_not_depend_on_the_rows_beside_it(model):
     row, long = random_ids(6), random_ids(30, 1)
     [alone] = score(model, [row])
@@ -67,6 +69,7 @@ def test_bad_rows_are_refused(model, rows, message):
         score(model, rows)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("num_tokens", [2, 32, 33, 34, 64, 65, 66, 97])
 def test_evaluation_equals_windows_by_hand(model, expected, num_tokens):
     ids = random_ids(num_tokens)

@@ -1,11 +1,8 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_gpt.generation import TextAssembler
 from keras_gpt.tokenizers import BytePairTokenizer, CharacterTokenizer
-
-pytestmark = pytest.mark.any_backend
 
 END = "<|endoftext|>"
 # 257 ids: every byte is a token of its own, and so every character is split

@@ -13,6 +13,8 @@ from keras import ops
 
 from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, training
 
+pytestmark = pytest.mark.every_backend
+
 # PyTorch is the reference, which starts soonest; on PyTorch, JAX is
 OTHER = "jax" if keras.backend.backend() == "torch" else "torch"
 TEXT = "the cat sat on the mat, the cat ate. café 猫🐈!\n"

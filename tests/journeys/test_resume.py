@@ -82,6 +82,7 @@ def assert_same(resumed, whole):
     assert {**result, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.every_backend
 def test_a_killed_run_goes_on_as_if_it_never_was(corpus, whole, tmp_path):
     output = tmp_path / "run"
     config = dataclasses.replace(CONFIG, corpus=str(corpus), output=str(output))
@@ -133,6 +134,7 @@ def test_a_finished_run_resumes_to_itself(corpus, whole):
     assert_same(whole, whole)
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif(
     keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
 )

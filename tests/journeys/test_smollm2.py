@@ -99,6 +99,7 @@ def theirs(smollm2_file):
     return model
 
 
+@pytest.mark.every_backend
 def test_greedy_text_equals_that_of_transformers(lm, theirs, prompts):
     # If each of our tokens is the likeliest by Transformers after those before it, its
     # own greedy text is the same: one reading instead of 100 steps.
@@ -117,6 +118,7 @@ def test_greedy_text_equals_that_of_transformers(lm, theirs, prompts):
     assert sum(map(len, rows)) > 1000
 
 
+@pytest.mark.every_backend
 def test_logits_equal_those_of_transformers(lm, theirs, prompts):
     import torch
 
@@ -135,7 +137,6 @@ def test_it_answers_a_question(lm):
     assert "<|im_end|>" not in answer
 
 
-@pytest.mark.any_backend
 @pytest.mark.usefixtures("smollm2_file")
 def test_what_it_is_can_be_asked_without_loading_it():
     found = checkpoints.find("smollm2")

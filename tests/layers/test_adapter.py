@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_gpt.layers import LowRankAdapter
 
+pytestmark = pytest.mark.every_backend
+
 ARGUMENTS = {"units": 6, "rank": 3, "alpha": 12, "dropout_rate": 0.5}
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
 

@@ -4,6 +4,8 @@ from keras import ops
 
 from keras_gpt.layers import CausalSelfAttention, RotaryAngles
 
+pytestmark = pytest.mark.every_backend
+
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
 

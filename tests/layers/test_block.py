@@ -7,6 +7,8 @@ from keras import ops
 from keras_gpt import GPT, GPTConfig
 from keras_gpt.layers import CausalSelfAttention, FeedForward, TransformerBlock
 
+pytestmark = pytest.mark.every_backend
+
 
 def array(x):
     return np.array(ops.convert_to_numpy(x), "float64")

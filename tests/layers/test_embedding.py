@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_gpt.layers import DocumentPositions, TokenAndPositionEmbedding
 
+pytestmark = pytest.mark.every_backend
+
 IDS = np.array([[3, 1, 4, 1], [10, 0, 2, 6]])
 SIZES = {"vocab_size": 11, "context_length": 6, "embedding_dimension": 8}
 

@@ -12,6 +12,8 @@ from keras_gpt.layers import (
     TransformerBlock,
 )
 
+pytestmark = pytest.mark.every_backend
+
 LAYERS = {
     "embedding": (
         TokenAndPositionEmbedding,

@@ -6,6 +6,8 @@ from keras import ops
 
 from keras_gpt.layers import FeedForward
 
+pytestmark = pytest.mark.every_backend
+
 
 def gelu(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))

@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_gpt.layers.linear import linear, project_int8
 
+pytestmark = pytest.mark.every_backend
+
 RANDOM = np.random.default_rng(0)
 KERNEL = RANDOM.normal(size=(64, 10)).astype("float32")
 BIAS = RANDOM.normal(size=10).astype("float32")

@@ -15,6 +15,7 @@ def rotate(x, positions, base=10000.0):
     return ops.convert_to_numpy(apply_rotary(ops.convert_to_tensor(x), angles))
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("base", [10000.0, 500.0])
 def test_rotation_is_that_of_llama(base):
     # `rotate_half` and the doubled frequencies, as Transformers writes them
@@ -29,11 +30,13 @@ def test_rotation_is_that_of_llama(base):
     np.testing.assert_allclose(rotate(x, positions, base), expected, atol=2e-5)
 
 
+@pytest.mark.every_backend
 def test_position_0_is_unchanged():
     x = np.random.default_rng(0).normal(size=(1, 1, 2, 6)).astype("float32")
     np.testing.assert_array_equal(rotate(x, np.array([0])), x)
 
 
+@pytest.mark.every_backend
 def test_products_depend_on_the_distance_alone():
     random = np.random.default_rng(0)
     query, key = random.normal(size=(2, 1, 1, 1, 16)).astype("float32")
@@ -47,6 +50,7 @@ def test_products_depend_on_the_distance_alone():
     assert abs(product(9, 4) - product(9, 5)) > 1e-2
 
 
+@pytest.mark.every_backend
 def test_positions_count_from_0_unless_given():
     layer = RotaryAngles(8)
     counted = layer(np.zeros((2, 5), "int32"))
@@ -57,6 +61,7 @@ def test_positions_count_from_0_unless_given():
         )
 
 
+@pytest.mark.every_backend
 def test_linear_scaling_stretches_the_positions():
     scaling = {"type": "linear", "factor": 4.0}
     stretched = find_angles(np.array([8]), 16, 100.0, scaling)
@@ -68,7 +73,6 @@ def test_linear_scaling_stretches_the_positions():
         )
 
 
-@pytest.mark.any_backend
 def test_llama_scaling_keeps_fast_and_divides_slow_frequencies():
     scaling = {
         "type": "llama3",

@@ -4,8 +4,6 @@ import pytest
 
 from keras_gpt.runs import RunConfig
 
-pytestmark = pytest.mark.any_backend
-
 
 def test_overrides_win_over_the_file_which_wins_over_the_defaults(tmp_path):
     path = tmp_path / "run.yaml"

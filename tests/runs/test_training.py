@@ -57,6 +57,7 @@ def finished(corpus, tmp_path_factory):
     return output, lm, console.file.getvalue()
 
 
+@pytest.mark.every_backend
 def test_a_run_leaves_all_it_needs_to_be_repeated_and_looked_at(finished):
     output, _, printed = finished
     names = {path.name for path in output.iterdir()}
@@ -91,6 +92,7 @@ def test_the_log_has_a_row_for_each_validation_with_its_step(finished):
     )
 
 
+@pytest.mark.every_backend
 def test_the_saved_model_has_the_validation_loss_of_the_result(finished):
     output, lm, _ = finished
     result = read_result(output)

@@ -15,8 +15,6 @@ import pytest
 from keras_gpt.serving import Client, Completion, ServingError
 from tests.serving.server import serve
 
-pytestmark = pytest.mark.any_backend
-
 
 @pytest.fixture(params=["rest", "grpc"])
 def address(request, server):

@@ -10,8 +10,6 @@ import requests
 from tests.serving.calls import Predict, double_only, get, post, texts
 from tests.serving.server import serve
 
-pytestmark = pytest.mark.any_backend
-
 
 @pytest.fixture(scope="module")
 def predict(server):

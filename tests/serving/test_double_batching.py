@@ -9,8 +9,6 @@ import requests
 from tests.serving.calls import double_only, post, texts
 from tests.serving.server import StartError, serve
 
-pytestmark = pytest.mark.any_backend
-
 
 def test_requests_are_counted(toys, tmp_path):
     config = tmp_path / "monitoring.config"

@@ -13,8 +13,6 @@ import requests
 from tests.serving.calls import double_only, get, post, texts, wait_for
 from tests.serving.server import StartError, serve
 
-pytestmark = pytest.mark.any_backend
-
 
 def test_the_newest_version_is_served_and_others_only_when_asked_for(toys):
     with serve(toys / "docs") as server:

@@ -16,8 +16,6 @@ from keras_gpt.tokenizers import (
     SentencePieceTokenizer,
 )
 
-pytestmark = pytest.mark.any_backend
-
 CLASSES = [BytePairTokenizer, CharacterTokenizer, SentencePieceTokenizer]
 LOSSLESS = ["sentence_piece", "unigram", "byte_pair"]
 SENTENCE = "A <|user|> types <|endoftext|> and <|user|>s."

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from keras_gpt.tokenizers import BytePairTokenizer
 
-pytestmark = pytest.mark.any_backend
-
 
 @pytest.fixture(scope="module")
 def byte_pair(tokenizers):

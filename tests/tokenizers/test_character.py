@@ -2,8 +2,6 @@ import pytest
 
 from keras_gpt.tokenizers import CharacterTokenizer
 
-pytestmark = pytest.mark.any_backend
-
 
 def test_ids_follow_code_points():
     tokenizer = CharacterTokenizer.train(["ba\n", "Zé a"], progress=False)

@@ -7,8 +7,6 @@ import transformers
 
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, encode_chat
 
-pytestmark = pytest.mark.any_backend
-
 CHATML = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"

@@ -8,8 +8,6 @@ from keras_gpt.tokenizers import (
     SentencePieceTokenizer,
 )
 
-pytestmark = pytest.mark.any_backend
-
 CLASSES = [BytePairTokenizer, CharacterTokenizer, SentencePieceTokenizer]
 
 

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 from keras_gpt.tokenizers import SentencePieceTokenizer
 
-pytestmark = pytest.mark.any_backend
-
 
 def tokens(tokenizer, text):
     return [tokenizer.token(token_id) for token_id in tokenizer.encode(text)]

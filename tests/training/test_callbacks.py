@@ -39,6 +39,7 @@ def logs_of(history):
     return {name: values[-1] for name, values in history.history.items()}
 
 
+@pytest.mark.every_backend
 def test_throughput_adds_step_rate_and_speed(model, batch):
     pause = 0.02
     callbacks = [
@@ -76,6 +77,7 @@ def test_throughput_leaves_out_compilation_and_validation(model):
     assert "utilisation" not in logs
 
 
+@pytest.mark.every_backend
 def test_throughput_counts_steps_of_the_optimizer_not_batches(
     compile_model, make_model, batch
 ):
@@ -104,6 +106,7 @@ def test_bits_per_byte_divides_by_the_bytes_of_the_text():
     assert set(logs) == {"loss", "bits_per_byte"}
 
 
+@pytest.mark.every_backend
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(
     compile_model, make_model, model, batch, tmp_path
 ):
@@ -178,6 +181,7 @@ def read_events(directory):
     ]
 
 
+@pytest.mark.every_backend
 def test_tensorboard_reads_the_events(model, batch, tmp_path):
     samples = iter(["once upon", "two\nlines"])
     callbacks = [

@@ -110,6 +110,7 @@ def make_tuned(make_model):
     return make
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("fields", [{}, LLAMA])
 def test_fresh_adapters_change_nothing_and_are_all_that_trains(
     make_model, compile_model, batch, fields
@@ -142,6 +143,7 @@ def test_parameters_and_bytes_are_counted(make_model):
     assert counts["training_bytes"] == 12 * counts["trainable"]
 
 
+@pytest.mark.every_backend
 def test_gradients_do_not_add_up_over_steps(make_model, batch):
     # PyTorch's do, for weights that Keras doesn't know of
     model = make_model()
@@ -159,6 +161,7 @@ def test_gradients_do_not_add_up_over_steps(make_model, batch):
     )
 
 
+@pytest.mark.every_backend
 def test_at_full_rank_the_first_step_is_that_of_full_training(make_model, batch):
     # every matrix then has 16 rows
     fields = {"feed_forward_dimension": 16}
@@ -178,6 +181,7 @@ def test_at_full_rank_the_first_step_is_that_of_full_training(make_model, batch)
         assert norms[1] / norms[0] == pytest.approx(4, rel=1e-4)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("fields", [{}, LLAMA])
 @pytest.mark.parametrize("targets", [LORA_TARGETS, ("down_projection",)])
 def test_merged_equals_unmerged(make_tuned, batch, fields, targets):
@@ -190,6 +194,7 @@ def test_merged_equals_unmerged(make_tuned, batch, fields, targets):
     np.testing.assert_allclose(logits(model, batch), adapted, atol=1e-5)
 
 
+@pytest.mark.every_backend
 def test_generation_follows_adapters_as_they_come_and_go(make_model, tmp_path):
     model = make_model(**LLAMA)
     enlarge(model)
@@ -212,6 +217,7 @@ def test_generation_follows_adapters_as_they_come_and_go(make_model, tmp_path):
     assert greedy(model) == adapted
 
 
+@pytest.mark.every_backend
 def test_predict_follows_adapters_as_they_come_and_go(make_model, batch):
     model = make_model()
 
@@ -299,6 +305,7 @@ def test_a_merged_model_is_saved_whole_and_trains_whole(
     assert losses[1] < losses[0]
 
 
+@pytest.mark.every_backend
 def test_the_loss_falls_over_rounded_bases_as_in_float32(
     make_model, compile_model, batch
 ):
@@ -323,6 +330,7 @@ def test_the_loss_falls_over_rounded_bases_as_in_float32(
     assert len(greedy(model)) == 5
 
 
+@pytest.mark.every_backend
 def test_small_steps_are_not_lost_in_bfloat16(make_model, batch):
     model = make_model(dtype="bfloat16")
     training.enable_lora(model, rank=4)
@@ -356,6 +364,7 @@ def test_merging_into_int8_is_refused(make_model, batch):
     assert np.abs(logits(model, batch) - adapted).max() > 0.01
 
 
+@pytest.mark.every_backend
 def test_dropout_acts_in_training_alone_and_repeats_with_its_seed(make_tuned, batch):
     models = [make_tuned(lora={"dropout_rate": 0.5}) for _ in range(2)]
     plain = logits(make_tuned(), batch)
@@ -367,6 +376,7 @@ def test_dropout_acts_in_training_alone_and_repeats_with_its_seed(make_tuned, ba
     np.testing.assert_array_equal(logits(models[0], batch), plain)
 
 
+@pytest.mark.every_backend
 def test_fit_drops_and_repeats_with_its_seed(make_tuned, batch):
     ends = []
     for rate in (0.5, 0.5, 0.0):
@@ -378,6 +388,7 @@ def test_fit_drops_and_repeats_with_its_seed(make_tuned, batch):
     assert all(np.any(a != b) for a, b in zip(ends[0], ends[2], strict=True))
 
 
+@pytest.mark.every_backend
 def test_a_saved_adapter_comes_back(make_model, make_tuned, batch, tmp_path):
     settings = {"rank": 2, "alpha": 3.0, "targets": ["up_projection"]}
     model = make_tuned(lora=settings)
@@ -408,6 +419,7 @@ def test_files_hold_adapters_alone_as_any_backend_reads_them(make_tuned, tmp_pat
     assert (tmp_path / WEIGHTS_FILE).stat().st_size < size + 2000
 
 
+@pytest.mark.every_backend
 def test_adapters_take_turns_with_one_base_without_another_compilation(
     make_tuned, make_model, batch, tmp_path
 ):
@@ -584,6 +596,7 @@ def test_what_needs_adapters_or_none_says_so(make_model, make_tuned, tmp_path):
         pass
 
 
+@pytest.mark.every_backend
 def test_a_resumed_run_equals_one_never_stopped_bit_for_bit(
     make_model, compile_model, batch, tmp_path
 ):

@@ -104,6 +104,7 @@ def test_the_loss_starts_at_ln_2_where_the_reference_is_the_model(
     assert loss == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_equals_the_formula_by_numpy(make_base, compile_model, smoothing):
     model, reference = make_base(0), make_base(1)
@@ -125,6 +126,7 @@ def test_the_loss_equals_the_formula_by_numpy(make_base, compile_model, smoothin
     assert found["accuracy"] == pytest.approx((logits > 0).mean())
 
 
+@pytest.mark.every_backend
 def test_the_gradient_equals_the_formula(make_base):
     # of DPO, equation 7: beta times the probability that the model is wrong, times
     # the gradient of the margin; here along a direction, by finite differences
@@ -173,6 +175,7 @@ def test_prompts_and_padding_do_not_count(make_base):
     np.testing.assert_array_equal(targets, np.ones((4, 1)))
 
 
+@pytest.mark.every_backend
 def test_adapters_learn_what_is_preferred_to_the_base(make_base, compile_model):
     model = make_base()
     base = margins_by_numpy(model)
@@ -207,6 +210,7 @@ def test_all_weights_learn_beside_a_frozen_reference(make_base, compile_model):
     np.testing.assert_array_equal(again, margins)
 
 
+@pytest.mark.every_backend
 def test_half_precision_keeps_margins_exact(make_model):
     model = make_model(dtype="mixed_bfloat16")
     preferences = training.PreferenceModel(model, beta=1.0)
@@ -222,6 +226,7 @@ def test_half_precision_keeps_margins_exact(make_model):
     np.testing.assert_allclose(moved, 0.1, atol=1e-4)  # float32
 
 
+@pytest.mark.every_backend
 def test_a_run_resumes_bit_for_bit(make_base, compile_model, tmp_path):
     margins = np.zeros(4)
 

@@ -22,6 +22,7 @@ def expected_rate(schedule, step):
     return HIGHEST
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_schedule_equals_its_definition(schedule):
     made = WarmupSchedule(
@@ -158,6 +159,7 @@ def numpy_adamw(values, all_gradients, rates, *, clip_norm, weight_decay):
     return values
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("clip_norm", [1.0, None])
 def test_steps_equal_adamw_by_numpy(compile_model, make_model, clip_norm):
     model = make_model()
@@ -181,6 +183,7 @@ def test_steps_equal_adamw_by_numpy(compile_model, make_model, clip_norm):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("weight_decay", [0.5, 0.0])
 def test_only_matrices_decay(compile_model, make_model, optimizer, weight_decay):
@@ -218,6 +221,7 @@ def assert_same_gradients(left, right):
         np.testing.assert_allclose(right[path], gradient, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.every_backend
 def test_two_half_batches_equal_the_whole(make_model, compile_model, batch):
     token_ids, targets = batch
     results = []
@@ -249,6 +253,7 @@ def test_schedule_counts_steps_not_accumulated_batches(compile_model, make_model
     np.testing.assert_allclose(rates, [4e-3, 6e-3, 8e-3], rtol=1e-6)
 
 
+@pytest.mark.every_backend
 def test_an_accumulated_step_equals_adamw_by_numpy(compile_model, make_model):
     model = make_model()
     compile_model(
@@ -269,6 +274,7 @@ def test_an_accumulated_step_equals_adamw_by_numpy(compile_model, make_model):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.every_backend
 def test_fit_ends_with_the_average_of_the_weights(compile_model, make_model, batch):
     model = make_model()
     compile_model(model, 1e-2, ema_momentum=0.75)
@@ -292,6 +298,7 @@ def test_fit_ends_with_the_average_of_the_weights(compile_model, make_model, bat
         np.testing.assert_allclose(averaged, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.every_backend
 def test_muon_orthogonalizes_the_matrices_of_blocks_alone(compile_model, make_model):
     model = make_model()
     compile_model(model, 1e-2, optimizer="muon", weight_decay=0.0)
@@ -322,6 +329,7 @@ def first_and_last_loss(model, batch, epochs):
     return losses[0], losses[-1]
 
 
+@pytest.mark.every_backend
 def test_muon_trains(compile_model, make_model, batch):
     model = make_model()
     compile_model(model, 1e-2, optimizer="muon", total_steps=30, warmup_steps=3)
@@ -330,6 +338,7 @@ def test_muon_trains(compile_model, make_model, batch):
     assert last < first / 2
 
 
+@pytest.mark.every_backend
 def test_mixed_float16_trains_with_loss_scaling(compile_model, make_model, batch):
     model = make_model(dtype="mixed_float16")
     compile_model(model, 1e-2, total_steps=30, warmup_steps=3)
@@ -340,6 +349,7 @@ def test_mixed_float16_trains_with_loss_scaling(compile_model, make_model, batch
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
 
 
+@pytest.mark.every_backend
 def test_targets_with_weight_0_do_not_count(make_model, compile_model, batch):
     token_ids, targets = batch
     sample_weight = np.ones((8, 8), "float32")

@@ -60,6 +60,7 @@ def fit(model, batch, path, epochs, initial_epoch=0):
     )
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_resumed_run_equals_one_never_stopped_bit_for_bit(
     prepare, batch, tmp_path, name
@@ -73,6 +74,7 @@ def test_a_resumed_run_equals_one_never_stopped_bit_for_bit(
     assert_identical(values_of(resumed), values_of(whole))
 
 
+@pytest.mark.every_backend
 def test_dropout_seeds_are_part_of_the_state(prepare, batch, tmp_path):
     model = prepare({}, 0)
     fit(model, batch, tmp_path, 1)
@@ -85,6 +87,7 @@ def test_dropout_seeds_are_part_of_the_state(prepare, batch, tmp_path):
     assert_identical([np.array(ops.convert_to_numpy(s)) for s in seeds], after)
 
 
+@pytest.mark.every_backend
 def test_bfloat16_weights_come_back_exactly(compile_model, make_model, tmp_path):
     model = make_model(0, dtype="bfloat16")
     compile_model(model)
