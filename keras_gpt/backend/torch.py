@@ -2,10 +2,13 @@
 
 # Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
+import threading
+
 import keras
 import torch
 
 _STEPS_BEFORE_RECORDING = 16
+_running = threading.Lock()
 
 
 def fused_attention(query, key, value):
@@ -32,9 +35,17 @@ def bucket(size):
 
 
 def compile_function(function, variables):
-    """Run `function(state, inputs)` without recording gradients."""
+    """Run `function(state, inputs)` without recording gradients, one at a time.
+
+    While `make_fx` records, it replaces how PyTorch calls any module, in all threads.
+    """
     del variables
-    return torch.inference_mode()(function)
+
+    def run(state, inputs):
+        with _running, torch.inference_mode():
+            return function(state, inputs)
+
+    return run
 
 
 def matmul_int8(x, kernel, scale):

@@ -8,8 +8,11 @@ the graph runs, and a loop around them that reads a row's context anew when it i
 
 import tensorflow as tf
 
-from keras_gpt.generation.generate import CARRIED, loop_program, prefill_program
+from keras_gpt.generation.programs import loop_program, prefill_program
 from keras_gpt.generation.sampling import random_bits
+
+# what a row keeps when its context is read anew
+_CARRIED = ("seen", "done", "tokens", "log_probs", "step")
 
 
 def generate_ids(
@@ -113,7 +116,7 @@ def _read_and_decode(model, token_ids, lengths, inputs, state, starts, fixed):
     decode = loop_program(model, cache_length)
     ours = {**inputs, "token_ids": window_ids, "lengths": windows}
     state = decode(prefill(state, ours), ours)
-    return {name: state[name] for name in CARRIED}, starts
+    return {name: state[name] for name in _CARRIED}, starts
 
 
 def _take_windows(token_ids, lengths, state, starts, windows, longest):

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS, check_control
-from keras_gpt.generation.controls import check_stop_ids
+from keras_gpt.generation.rows import check_stop_ids
 
 # What each row of a request chooses; other controls are fixed by the export
 ROW_CONTROLS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")

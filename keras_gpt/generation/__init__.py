@@ -1,11 +1,13 @@
 """Continuing token ids with a GPT: greedy, sampled or by beam search."""
 
-from keras_gpt.generation.beam import beam_search
-from keras_gpt.generation.generate import Generation, generate
+from keras_gpt.generation.beam import BeamSearch, beam_search
+from keras_gpt.generation.generate import generate, start
+from keras_gpt.generation.run import Generation
 from keras_gpt.generation.scoring import Evaluation, evaluate_ids, score
 from keras_gpt.generation.text import TextAssembler
 
 __all__ = [
+    "BeamSearch",
     "Evaluation",
     "Generation",
     "TextAssembler",
@@ -13,4 +15,5 @@ __all__ = [
     "evaluate_ids",
     "generate",
     "score",
+    "start",
 ]

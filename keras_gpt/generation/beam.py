@@ -10,105 +10,137 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.controls import Controls, pad_prompts
-from keras_gpt.generation.generate import compiled, trace_counts
+from keras_gpt.generation.programs import compiled, trace_counts
+from keras_gpt.generation.rows import (
+    check_count,
+    check_stop_ids,
+    control_arrays,
+    fill_bucket,
+    make_rows,
+    mark_seen,
+    pad_prompts,
+    to_tensors,
+)
+from keras_gpt.generation.run import Run
 from keras_gpt.generation.sampling import penalize_repetition
 
 _NEVER = -1e30
 
 
-def beam_search(
-    model,
-    ids: Sequence[Sequence[int]],
-    *,
-    num_beams: int,
-    max_new_tokens: int | Sequence[int] = 64,
-    length_penalty: float = 1.0,
-    repetition_penalty: float | Sequence[float] = 1.0,
-    stop_ids: Sequence[int] = (),
-    num_return_sequences: int = 1,
-) -> list[list[int]]:
-    """Continue each prompt with the likeliest text that a beam search finds.
+class BeamSearch(Run):
+    """The likeliest continuations of prompts that a beam search finds.
 
     At every step the `num_beams` likeliest continuations of all beams stay; a beam
     that met a stop id stays as it is while it is among them.
 
     Args:
         model: A `GPT`.
-        ids: Prompts, each a non-empty list of token ids.
+        prompts: As `ids` of `keras_gpt.generate`.
         num_beams: Number of beams; 1 is greedy.
-        max_new_tokens: Most tokens to add.
         length_penalty: At the end, each beam's log-probability is divided by its
             length to this power; above 0 favours longer text. Defaults to 1.
-        repetition_penalty: As in `keras_gpt.generate`.
-        stop_ids: Ids that end a beam. They are not part of the result.
         num_return_sequences: How many of the best beams to return for each prompt.
-
-    Returns:
-        The new ids of each row, without the prompt.
+        stop_ids: Ids that end a beam. They are not part of the result.
+        **controls: By the names in `CONTROLS`; those of sampling are checked alone.
 
     Raises:
         ValueError: As `keras_gpt.generate`; and where prompt and new tokens don't fit
             the model's context.
     """
-    if not isinstance(num_beams, int) or num_beams < 1:
-        raise ValueError(
-            "`num_beams` must be a positive integer. Received: "
-            f"num_beams={num_beams!r}."
-        )
-    if not math.isfinite(length_penalty):
-        raise ValueError(
-            "`length_penalty` must be a finite number. Received: "
-            f"length_penalty={length_penalty!r}."
-        )
-    if not 1 <= num_return_sequences <= num_beams:
-        raise ValueError(
-            "`num_return_sequences` must be from 1 to `num_beams`. Received: "
-            f"num_return_sequences={num_return_sequences}, num_beams={num_beams}."
-        )
-    config = model.config
-    controls = Controls.check(
-        config,
-        ids,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
-        stop_ids=stop_ids,
-    )
-    prompts = controls.prompts
-    most_new = int(controls.max_new_tokens.max(initial=0))
-    if most_new == 0:
-        return [[] for _ in range(len(prompts) * num_return_sequences)]
-    longest = max(map(len, prompts)) + most_new
-    if longest > config.context_length + 1:
-        raise ValueError(
-            "Beam search needs room for prompt and new tokens in the model's context. "
-            f"Received: {longest} tokens, context_length={config.context_length}. "
-            "Lower max_new_tokens or shorten the prompt."
-        )
-    num_new = backend.bucket(max(most_new, 16))
-    token_ids, lengths = pad_prompts(prompts, config)
-    program = compiled(
+
+    def __init__(
+        self,
         model,
-        beam_program,
-        num_beams=num_beams,
-        num_new=num_new,
-        cache_length=min(backend.bucket(max(longest, 16)), config.context_length),
-    )
-    inputs = controls.tensors(len(token_ids))
-    inputs["token_ids"] = ops.convert_to_tensor(token_ids)
-    inputs["lengths"] = ops.convert_to_tensor(lengths)
-    seen = controls.seen(len(token_ids), config.vocab_size)
-    inputs["seen"] = ops.convert_to_tensor(seen)
-    result = program({}, inputs)
-    tokens = ops.convert_to_numpy(result["tokens"])  # (b, k, n)
-    scores = ops.convert_to_numpy(result["scores"])  # (b, k)
-    counts = np.maximum(ops.convert_to_numpy(result["counts"]), 1)
-    ranking = np.argsort(-scores / counts**length_penalty, axis=1, kind="stable")
-    return [
-        [int(token) for token in tokens[row, beam] if token >= 0]
-        for row in range(len(prompts))
-        for beam in ranking[row, :num_return_sequences]
-    ]
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_beams: int,
+        length_penalty: float = 1.0,
+        num_return_sequences: int = 1,
+        stop_ids: Sequence[int] = (),
+        **controls,
+    ):
+        check_count("num_beams", num_beams)
+        if not math.isfinite(length_penalty):
+            raise ValueError(
+                "`length_penalty` must be a finite number. Received: "
+                f"length_penalty={length_penalty!r}."
+            )
+        if num_return_sequences > num_beams:
+            raise ValueError(
+                "`num_return_sequences` must be from 1 to `num_beams`. Received: "
+                f"num_return_sequences={num_return_sequences}, num_beams={num_beams}."
+            )
+        config = model.config
+        super().__init__(
+            make_rows(
+                config, prompts, num_return_sequences=num_return_sequences, **controls
+            )
+        )
+        longest = max(
+            (len(row.prompt) + row.max_new_tokens for row in self.rows), default=0
+        )
+        if longest > config.context_length + 1:
+            raise ValueError(
+                "Beam search needs room for prompt and new tokens in the model's "
+                f"context. Received: {longest} tokens, "
+                f"context_length={config.context_length}. Lower max_new_tokens or "
+                "shorten the prompt."
+            )
+        self._model = model
+        self._num_beams = num_beams
+        self._length_penalty = length_penalty
+        self._num_returned = num_return_sequences
+        self._stop_ids = check_stop_ids(stop_ids, config.vocab_size)
+        self._longest = longest
+
+    def _advance(self, num_tokens):
+        prompts = fill_bucket(self.rows[:: self._num_returned])  # a row for each
+        config = self._model.config
+        num_new = backend.bucket(max(16, *(row.max_new_tokens for row in prompts)))
+        program = compiled(
+            self._model,
+            beam_program,
+            num_beams=self._num_beams,
+            num_new=num_new,
+            cache_length=min(
+                backend.bucket(max(self._longest, 16)), config.context_length
+            ),
+        )
+        token_ids, lengths = pad_prompts([row.prompt for row in prompts], config)
+        arrays = {
+            **control_arrays(prompts),
+            "max_new_tokens": np.array(
+                [row.max_new_tokens for row in prompts], "int32"
+            ),
+            "stop_ids": self._stop_ids,
+            "token_ids": token_ids,
+            "lengths": lengths,
+            "seen": mark_seen(prompts, config.vocab_size),
+        }
+        result = program({}, to_tensors(arrays))
+        result = {name: ops.convert_to_numpy(x) for name, x in result.items()}
+        counts = np.maximum(result["counts"], 1)
+        scores = result["scores"] / counts**self._length_penalty  # (b, k)
+        ranking = np.argsort(-scores, axis=1, kind="stable")
+        for i, row in enumerate(self.rows):
+            prompt, rank = divmod(i, self._num_returned)
+            beam = prompt, ranking[prompt, rank]
+            is_token = result["tokens"][beam] >= 0  # (n,)
+            row.ids = result["tokens"][beam][is_token].tolist()
+            row.log_probs = result["log_probs"][beam][is_token].tolist()
+            row.num_given = len(row.ids)
+            row.has_ended = True
+
+
+def beam_search(model, ids: Sequence[Sequence[int]], **controls) -> list[list[int]]:
+    """Continue each prompt by a `BeamSearch`, which has the arguments.
+
+    Returns:
+        The new ids of each row, without the prompt.
+    """
+    search = BeamSearch(model, ids, **controls)
+    search.advance()
+    return search.ids
 
 
 def beam_program(model, num_beams, num_new, cache_length):
@@ -131,6 +163,7 @@ def beam_program(model, num_beams, num_new, cache_length):
             "done": ops.repeat(inputs["max_new_tokens"][:, None] < 1, k, axis=1),
             "counts": ops.zeros((b, k), "int32"),
             "tokens": ops.full((b, k, num_new), -1, "int32"),
+            "log_probs": ops.zeros((b, k, num_new), "float32"),
             "step": ops.zeros((), "int32"),
         }
         state = _extend(ops.take(logits, spread, axis=0), state, inputs)
@@ -144,7 +177,8 @@ def beam_program(model, num_beams, num_new, cache_length):
             return (_extend(logits, {**state, "cache": cache}, inputs),)
 
         result = ops.while_loop(goes_on, step, (state,))[0]
-        return {name: result[name] for name in ("tokens", "scores", "counts")}
+        names = ("tokens", "log_probs", "scores", "counts")
+        return {name: result[name] for name in names}
 
     return search
 
@@ -153,6 +187,7 @@ def _extend(logits, state, inputs):
     """Keep the likeliest one-token extensions of each row's beams."""
     b, k = state["scores"].shape
     v = logits.shape[-1]
+    plain = ops.reshape(ops.log_softmax(logits, axis=-1), (b, k * v))
     penalty = ops.repeat(inputs["repetition_penalty"], k, axis=0)
     logits = penalize_repetition(logits, state["seen"], penalty)
     log_probs = ops.reshape(ops.log_softmax(logits, axis=-1), (b, k, v))
@@ -174,7 +209,8 @@ def _extend(logits, state, inputs):
     was_done = of_parent(state["done"])
     is_stop = ops.any(ops.equal(token[:, :, None], inputs["stop_ids"]), axis=-1)
     is_last = (state["step"] + 1 >= inputs["max_new_tokens"])[:, None]
-    tokens = of_parent(state["tokens"])
+    tokens, log_probs = of_parent(state["tokens"]), of_parent(state["log_probs"])
+    chosen = ops.take_along_axis(plain, best, axis=1)  # (b, k)
     at_step = ops.equal(ops.arange(tokens.shape[2], dtype="int32"), state["step"])
     skipped = ops.logical_or(was_done, is_stop)[:, :, None]
     noted = ops.logical_and(at_step, ops.logical_not(skipped))
@@ -190,6 +226,7 @@ def _extend(logits, state, inputs):
         "counts": of_parent(state["counts"])
         + ops.cast(ops.logical_not(was_done), "int32"),
         "tokens": ops.where(noted, token[:, :, None], tokens),
+        "log_probs": ops.where(noted, chosen[:, :, None], log_probs),
         "step": state["step"] + 1,
     }
 

@@ -14,18 +14,42 @@ References:
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.generate import add_token, has_work, trace_counts
+from keras_gpt.generation.programs import (
+    add_token,
+    compiled,
+    has_work,
+    trace_counts,
+)
 
 _LONGEST_MATCH = 3
+
+
+class PromptLookup:
+    """Decoding that reads drafts, and keeps of them what it would have chosen.
+
+    Args:
+        lookup_tokens: Length of a draft.
+    """
+
+    def __init__(self, lookup_tokens):
+        self.room = lookup_tokens  # of the cache, so that the last draft has a place
+
+    def loop(self, model, cache_length):
+        """The compiled loop, see `lookup_program`."""
+        return compiled(
+            model, lookup_program, cache_length=cache_length, lookup_tokens=self.room
+        )
+
+    def inputs(self, token_ids, lengths):
+        """What the loop takes besides the controls: the text that was read."""
+        return {"token_ids": token_ids, "lengths": lengths}
 
 
 def lookup_program(model, cache_length, lookup_tokens):
     """Make the loop that decodes until the rows end, fill up, or reach `until`.
 
-    It is that of `loop_program` but for `step` and `until`, which each row has its own
-    of, and for two entries of the state: `text` `(b, cache_length)`, the token in each
-    place of the cache, and `passes`, their number. The cache has room for
-    `lookup_tokens` more, so that the last draft has a place.
+    It is that of `loop_program`, but that rows add several tokens in a pass, so that
+    each is at a step of its own, and that the passes are counted.
     """
     decode = backend.record_step(lambda *arguments: model.decode(*arguments))
 
@@ -47,10 +71,21 @@ def lookup_program(model, cache_length, lookup_tokens):
             state = _choose_while_right(logits, read, state, inputs)
             return ({**state, "cache": cache, "passes": state["passes"] + 1},)
 
-        # the program before this one doesn't know of `text`
-        return ops.while_loop(goes_on, step, (_note(state),))[0]
+        state = {**state, "text": _write_text(state, inputs, cache_length)}
+        state = ops.while_loop(goes_on, step, (state,))[0]
+        return {name: state[name] for name in state if name != "text"}
 
     return loop
+
+
+def _write_text(state, inputs, cache_length):
+    """The token in each place of the cache, `(b, s)`: those read, then the new ones."""
+    read, lengths = inputs["token_ids"], inputs["lengths"][:, None]
+    read = ops.pad(read, [[0, 0], [0, cache_length - read.shape[1]]])
+    index = ops.arange(cache_length, dtype="int32")  # (s,)
+    place = ops.clip(index - lengths, 0, state["tokens"].shape[1] - 1)
+    new = ops.take_along_axis(state["tokens"], place, axis=1)
+    return ops.where(index < lengths, read, new)
 
 
 def find_draft(text, position, num_tokens):

@@ -9,13 +9,14 @@ import numpy as np
 from keras import ops
 
 
-def draw_uniforms(seeds, num_tokens):
+def draw_uniforms(seeds, num_tokens, start=0):
     """Uniforms for each row's tokens, from that row's seed alone.
 
     Args:
         seeds: One integer a row, at least 0. An exported graph knows those below 2³¹,
             and draws the same.
         num_tokens: How many tokens; a smaller number gives a prefix.
+        start: The first token, so that a long text is drawn for piece by piece.
 
     Returns:
         NumPy float32 `(batch, num_tokens)` in `[0, 1)`.
@@ -26,7 +27,8 @@ def draw_uniforms(seeds, num_tokens):
     for word in reversed(range(words)):
         bits = [seed >> 32 * word & 0xFFFFFFFF for seed in seeds]
         folded = _mix(folded, np.right_shift) ^ np.array(bits, "uint32").view("int32")
-    bits = random_bits(folded, np.arange(num_tokens, dtype="int32"), np.right_shift)
+    counters = np.arange(start, start + num_tokens, dtype="int32")
+    bits = random_bits(folded, counters, np.right_shift)
     # at most 1 - 2**-23, so that the product with any sum rounds to below the sum
     return np.minimum(bits, 2**24 - 2).astype("float32") / 2**24
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from keras_gpt.generation.controls import check_prompts, pad_prompts
-from keras_gpt.generation.generate import compiled
+from keras_gpt.generation.programs import compiled
+from keras_gpt.generation.rows import check_prompts, pad_prompts, to_tensors
 
 _BATCH_SIZE = 8
+_TOKENS_AT_ONCE = 8192
+_LOGITS_AT_ONCE = 2**25  # 128 MB
 _WINDOWS_AT_ONCE = 64
 
 
@@ -75,22 +77,45 @@ def score_against_greedy(
 def score_program(model):
     """Make the function from ids and targets to log-probabilities, all `(b, t)`."""
 
-    def log_probs(state, inputs):
-        return _log_probs(model(inputs["token_ids"]), inputs["targets"])
+    def score(state, inputs):
+        return _measure(model, inputs, _log_probs)
 
-    return log_probs
+    return score
 
 
 def greedy_program(model):
     """Make that function, with whether targets are greedy beside it: `(b, t, 2)`."""
 
-    def score(state, inputs):
-        logits, targets = model(inputs["token_ids"]), inputs["targets"]
+    def measure(logits, targets):
         log_probs = _log_probs(logits, targets)
         is_greedy = ops.equal(ops.argmax(logits, axis=-1), targets)
         return ops.stack([log_probs, ops.cast(is_greedy, log_probs.dtype)], axis=-1)
 
+    def score(state, inputs):
+        return _measure(model, inputs, measure)
+
     return score
+
+
+def _measure(model, inputs, measure):
+    """`measure(logits, targets)` of all tokens, without holding all their logits."""
+    x, targets = model.hidden_states(inputs["token_ids"]), inputs["targets"]
+    (b, t), v = targets.shape, model.config.vocab_size
+    # in an exported graph the sizes are unknown
+    if b is None or t is None or b * t * v <= _LOGITS_AT_ONCE:
+        return measure(model.logits(x), targets)
+    size = max(1, _LOGITS_AT_ONCE // v)
+    missing = -b * t % size
+
+    def cut(x, *width):
+        x = ops.reshape(x, (b * t, *width))
+        x = ops.pad(x, [[0, missing], *[[0, 0] for _ in width]])
+        return ops.reshape(x, (-1, size, *width))
+
+    parts = cut(x, x.shape[-1]), cut(targets)
+    result = ops.map(lambda part: measure(model.logits(part[0]), part[1]), parts)
+    result = ops.reshape(result, (b * t + missing, *result.shape[2:]))
+    return ops.reshape(result[: b * t], (b, t, *result.shape[1:]))
 
 
 def _log_probs(logits, targets):
@@ -105,16 +130,15 @@ def _score_rows(model, ids, program, batch_size):
     program = compiled(model, program)
     scores = [np.zeros(0, "float32")] * len(rows)
     # rows of like length together, so that little is computed for padding
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
+    waiting = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    while waiting:
+        longest = len(rows[waiting[-1]])
+        count = max(1, min(batch_size, _TOKENS_AT_ONCE // longest))
+        chosen, waiting = waiting[-count:], waiting[:-count]
         inputs, _ = pad_prompts([rows[row][:-1] for row in chosen], model.config)
         targets, _ = pad_prompts([rows[row][1:] for row in chosen], model.config)
-        arguments = {
-            "token_ids": ops.convert_to_tensor(inputs),
-            "targets": ops.convert_to_tensor(targets),
-        }
-        result = np.array(ops.convert_to_numpy(program({}, arguments)))
+        arrays = {"token_ids": inputs, "targets": targets}
+        result = np.array(ops.convert_to_numpy(program({}, to_tensors(arrays))))
         for i, row in enumerate(chosen):
             scores[row] = result[i, : len(rows[row]) - 1]
     return scores

@@ -9,7 +9,7 @@ import numpy as np
 from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS, spread_control
 from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
-from keras_gpt.generation.controls import check_prompts
+from keras_gpt.generation.rows import check_prompts
 
 _MOST = 2**31 - 1  # the model's integers are int32
 # only the server knows how large its model is

@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_gpt
 from keras_gpt.generation import beam_search
-from keras_gpt.generation.generate import trace_counts
+from keras_gpt.generation.programs import trace_counts
 
 PROMPTS = [[5, 1, 7], [22], [3, 3, 10, 9, 0, 2, 4, 8, 1]]
 

@@ -1,9 +1,13 @@
+import inspect
+
 import numpy as np
 import pytest
 
 import keras_gpt
 from keras_gpt import GPT, GPTConfig
-from keras_gpt.generation.controls import Controls, pad_prompts, spread_seeds
+from keras_gpt.controls import CONTROLS
+from keras_gpt.generation import Generation
+from keras_gpt.generation.rows import control_arrays, make_rows, pad_prompts
 
 CONFIG = GPTConfig(
     vocab_size=11, context_length=16, embedding_dimension=8, num_layers=1, num_heads=2
@@ -86,25 +90,61 @@ def test_no_prompts_give_no_texts(model):
 
 
 def test_none_means_no_limit():
-    controls = Controls.check(
-        CONFIG, [[1], [2]], top_k=None, top_p=None, min_p=[None, 0.1]
-    )
-    assert controls.top_k.tolist() == [11, 11]
-    assert controls.top_p.tolist() == [1, 1]
-    np.testing.assert_allclose(controls.min_p, [0, 0.1], rtol=1e-6)
+    rows = make_rows(CONFIG, [[1], [2]], top_k=None, top_p=None, min_p=[None, 0.1])
+    arrays = control_arrays(rows)
+    assert min(arrays["top_k"]) >= CONFIG.vocab_size
+    assert arrays["top_p"].tolist() == [1, 1]
+    np.testing.assert_allclose(arrays["min_p"], [0, 0.1], rtol=1e-6)
 
 
 def test_a_limit_of_any_size_is_no_limit():
-    assert Controls.check(CONFIG, [[1]], top_k=10**12).top_k[0] >= 11
+    arrays = control_arrays(make_rows(CONFIG, [[1]], top_k=10**12))
+    assert arrays["top_k"].dtype == "int32"
+    assert arrays["top_k"][0] >= CONFIG.vocab_size
 
 
 def test_controls_repeat_for_each_returned_sequence():
-    controls = Controls.check(
+    rows = make_rows(
         CONFIG, [[1], [2]], temperature=[0.5, 0.7], seed=5, num_return_sequences=2
     )
-    assert controls.prompts == [[1], [1], [2], [2]]
-    np.testing.assert_allclose(controls.temperature, [0.5, 0.5, 0.7, 0.7], rtol=1e-6)
-    assert controls.seeds == [5, 6, 7, 8]
+    assert [row.prompt for row in rows] == [[1], [1], [2], [2]]
+    assert [row.temperature for row in rows] == [0.5, 0.5, 0.7, 0.7]
+    assert [row.seed for row in rows] == [5, 6, 7, 8]
+
+
+def test_generate_has_the_defaults_of_the_table():
+    parameters = inspect.signature(keras_gpt.generate).parameters
+    for name, control in CONTROLS.items():
+        assert parameters[name].default == control.default
+
+
+def test_an_unknown_control_is_named_with_the_nearest():
+    with pytest.raises(TypeError, match=r"'temprature'.*Did you mean 'temperature'"):
+        make_rows(CONFIG, [[1]], temprature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({"temperature": -5}, "`temperature`"),
+        ({"seed": -3}, "`seed`"),
+        ({"lookup_tokens": 4}, "lookup_tokens=4, num_beams=2"),
+        ({"lookup_tokens": -1}, "`lookup_tokens`"),
+        ({"num_beams": 1, "length_penalty": 2.0}, "`length_penalty` .*num_beams=1"),
+    ],
+)
+def test_beams_check_what_they_do_not_need(model, controls, message):
+    with pytest.raises(ValueError, match=message):
+        keras_gpt.generate(model, [[1, 2]], **{"num_beams": 2, **controls})
+
+
+def test_room_is_made_for_what_the_context_holds(model):
+    # a billion tokens would take 12 GB, were they all given room at once
+    run = Generation(model, [[1, 2]], max_new_tokens=2**30, temperature=0)
+    run.advance(40)
+    assert len(run.ids[0]) == 40 > CONFIG.context_length
+    short = keras_gpt.generate(model, [[1, 2]], max_new_tokens=40, temperature=0)
+    assert run.ids == short
 
 
 @pytest.mark.parametrize(
@@ -117,7 +157,10 @@ def test_controls_repeat_for_each_returned_sequence():
     ],
 )
 def test_seeds_count_up(seed, rows, num_return_sequences, expected):
-    assert spread_seeds(seed, rows, num_return_sequences) == expected
+    made = make_rows(
+        CONFIG, [[1]] * rows, seed=seed, num_return_sequences=num_return_sequences
+    )
+    assert [row.seed for row in made] == expected
 
 
 def test_prompts_are_padded_on_the_right_within_the_context():

@@ -1,10 +1,15 @@
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
 
 import keras_gpt
+from keras_gpt import GPT, GPTConfig
 from keras_gpt.generation import Generation
-from keras_gpt.generation.generate import trace_counts
+from keras_gpt.generation.programs import trace_counts
 from keras_gpt.generation.sampling import draw_uniforms
 
 pytestmark = pytest.mark.every_backend
@@ -311,3 +316,34 @@ def test_other_controls_and_lengths_in_a_bucket_trace_nothing_again(models):
     # but where the shape is another one, something is
     keras_gpt.generate(model, [[1], [2], [3], [4], [5]], max_new_tokens=1)
     assert trace_counts["prefill"] == before["prefill"] + 1
+
+
+def test_threads_get_what_each_gets_alone(models):
+    model = models("llama")
+
+    def answer(seed):
+        # of lengths that PyTorch has not recorded yet, and some that it has
+        length = 20 + seed % 3
+        return keras_gpt.generate(model, PROMPTS, max_new_tokens=length, seed=seed)
+
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(answer, range(12)))
+    assert together == [answer(seed) for seed in range(12)]
+
+
+def test_programs_go_with_the_variables_that_they_read():
+    model = GPT(
+        GPTConfig(
+            vocab_size=7,
+            context_length=16,
+            embedding_dimension=8,
+            num_layers=1,
+            num_heads=2,
+        )
+    )
+    keras_gpt.generate(model, [[1, 2]], max_new_tokens=3)
+    kernel = weakref.ref(model.blocks[0].feed_forward.up_projection.kernel)
+    model.quantize("int8")
+    keras_gpt.generate(model, [[1, 2]], max_new_tokens=3)
+    gc.collect()
+    assert kernel() is None

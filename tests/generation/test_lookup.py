@@ -6,8 +6,8 @@ from keras import ops
 import keras_gpt
 from keras_gpt import backend
 from keras_gpt.generation import Generation
-from keras_gpt.generation.generate import trace_counts
 from keras_gpt.generation.lookup import find_draft
+from keras_gpt.generation.programs import trace_counts
 
 # texts that repeat themselves, that don't, and that outgrow the context of 32
 PROMPTS = [[5, 1, 7, 5, 1, 7, 5, 1], [22], [3, 3, 10, 9, 0, 2, 4, 8, 1, 3, 3]]

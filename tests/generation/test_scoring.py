@@ -1,9 +1,12 @@
 import math
 
+import keras
 import numpy as np
 import pytest
 
-from keras_gpt.generation import evaluate_ids, score
+from keras_gpt import GPT, GPTConfig
+from keras_gpt.generation import evaluate_ids, score, scoring
+from keras_gpt.generation.scoring import score_against_greedy
 from keras_gpt.tokenizers import CharacterTokenizer
 
 ALPHABET = "abcdefghijklmnopqrst"
@@ -101,3 +104,23 @@ def test_evaluation_does_not_depend_on_the_pieces(model):
 def test_one_token_is_too_few_to_evaluate(model, pieces):
     with pytest.raises(ValueError, match="at least two tokens"):
         evaluate_ids(model, pieces, TOKENIZER.decode_bytes)
+
+
+@pytest.mark.parametrize("function", [score, score_against_greedy])
+def test_logits_of_a_part_at_a_time_give_the_same_scores(monkeypatch, function):
+    config = GPTConfig(
+        vocab_size=23,
+        context_length=16,
+        embedding_dimension=8,
+        num_layers=1,
+        num_heads=2,
+    )
+    rows = np.random.default_rng(0).integers(23, size=(3, 17)).tolist()
+    results = []
+    for at_once in (scoring._LOGITS_AT_ONCE, 5 * 23):  # the latter divides nothing
+        monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", at_once)
+        keras.utils.set_random_seed(0)
+        results.append(function(GPT(config), rows))
+    for whole, parts in zip(*results, strict=True):
+        # float32 sums of 8 in another order
+        np.testing.assert_allclose(parts, whole, atol=1e-6)

@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_gpt
 from keras_gpt import training
-from keras_gpt.generation.generate import trace_counts
+from keras_gpt.generation.programs import trace_counts
 from keras_gpt.training.lora import (
     ADAPTER_FILE,
     LORA_TARGETS,

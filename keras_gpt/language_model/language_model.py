@@ -1,50 +1,17 @@
-"""`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
+"""`LanguageModel`: text in, text out. Each method calls what does the work."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_gpt import checkpoints, tokenizers, training
-from keras_gpt.config import GPTConfig
-from keras_gpt.files import atomic_update, read_json, write_json
-from keras_gpt.generation import (
-    Evaluation,
-    Generation,
-    TextAssembler,
-    beam_search,
-    evaluate_ids,
-    score,
-)
+from keras_gpt import checkpoints, training
+from keras_gpt.generation import Evaluation, evaluate_ids, score
+from keras_gpt.language_model import completion, storage
+from keras_gpt.language_model.completion import Completion, encode_prompts
 from keras_gpt.model import GPT
 from keras_gpt.tokenizers import ChatTemplate, Tokenizer, encode_chat
-from keras_gpt.weights import load_weights, save_weights
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.weights.h5"
-TOKENIZER_FOLDER = "tokenizer"
-_FORMAT = 1
-_CONTROLS_OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed"}
-_STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model added to a prompt.
-
-    Attributes:
-        text: The new text alone.
-        ids: The new token ids, which may go beyond a stop string.
-        log_probs: Log-probability in nats of each id under the model.
-        finish_reason: `"stop"` (a stop id or string) or `"length"`.
-    """
-
-    text: str
-    ids: list[int]
-    log_probs: list[float]
-    finish_reason: str
 
 
 class LanguageModel:
@@ -133,7 +100,7 @@ class LanguageModel:
             FileNotFoundError: There is no such model.
             ValueError: The architecture isn't supported, or a file is damaged.
         """
-        if isinstance(source, str | Path) and is_saved(source):
+        if isinstance(source, str | Path) and storage.is_saved(source):
             return cls.load(source, dtype=dtype)
         checkpoint = checkpoints.find(source, revision=revision, token=token)
         if checkpoint.tokenizer is None:
@@ -160,24 +127,7 @@ class LanguageModel:
         Raises:
             ValueError: The model has an adapter.
         """
-        self._check_merged()
-        description = {
-            "format": _FORMAT,
-            "model": self.model.config.to_dict(),
-            "dtype": self.model.dtype_policy.name,
-            "quantization": self.model.quantization,
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "stop_ids": self.stop_ids,
-            "generation_defaults": self.generation_defaults,
-            "source": self.source,
-            "tasks": self.tasks,
-        }
-        if self.chat_template is not None:
-            description["chat_template"] = self.chat_template.to_dict()
-        with atomic_update(directory) as temporary:
-            self.tokenizer.save(temporary / TOKENIZER_FOLDER)
-            save_weights(self.model, temporary / WEIGHTS_FILE)
-            write_json(temporary / CONFIG_FILE, description)
+        storage.save(self, directory)
 
     @classmethod
     def load(
@@ -194,52 +144,12 @@ class LanguageModel:
             ValueError: A file is damaged or doesn't fit the others.
         """
         directory = Path(directory)
-        if _is_adapter(directory):
-            lm = cls.from_pretrained(
-                training.read_adapter(directory)["base"], dtype=dtype
-            )
-            lm.load_adapter(directory)
-            return lm
-        if not (directory / CONFIG_FILE).is_file():
-            raise FileNotFoundError(
-                f"There is no model in {directory}: {CONFIG_FILE} is missing. Train "
-                "one with `keras-gpt train`, or name the folder of a run."
-            )
-        description = read_json(directory / CONFIG_FILE)
-        if not isinstance(description, dict):
-            raise ValueError(f"{directory / CONFIG_FILE} doesn't describe a model.")
-        if description.get("format") != _FORMAT:
-            raise ValueError(
-                f"{directory / CONFIG_FILE} has format {description.get('format')!r}; "
-                f"this keras_gpt reads format {_FORMAT}. Install the version that "
-                "wrote it."
-            )
-        for name in ("model", "dtype", "tokenizer_fingerprint"):
-            if name not in description:
-                raise ValueError(
-                    f"{directory / CONFIG_FILE} lacks {name!r}. Save the model again."
-                )
-        config = GPTConfig.from_dict(description["model"])
-        tokenizer = tokenizers.load(directory / TOKENIZER_FOLDER)
-        if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
-            raise ValueError(
-                f"The tokenizer in {directory} isn't the one that the model was saved "
-                "with. Put the original back."
-            )
-        model = GPT(config, dtype=dtype or description["dtype"], initial_weights=False)
-        if description.get("quantization") is not None:
-            model.quantize(description["quantization"])
-        load_weights(model, directory / WEIGHTS_FILE)
-        template = description.get("chat_template")
-        return cls(
-            model,
-            tokenizer,
-            chat_template=None if template is None else ChatTemplate(**template),
-            stop_ids=description.get("stop_ids"),
-            generation_defaults=description.get("generation_defaults"),
-            source=description.get("source"),
-            tasks=description.get("tasks"),
-        )
+        if not storage.is_adapter(directory):
+            return cls(**storage.load_parts(directory, dtype))
+        base = training.read_adapter(directory)["base"]
+        lm = cls.from_pretrained(base, dtype=dtype)
+        lm.load_adapter(directory)
+        return lm
 
     def save_adapter(self, directory: str | Path, *, base: str) -> None:
         """Write what LoRA trained alone, a few MB; see `training.enable_lora`.
@@ -298,7 +208,7 @@ class LanguageModel:
             FileExistsError: The folder isn't empty.
             ValueError: No family of Transformers has this architecture.
         """
-        self._check_merged()
+        storage.check_merged(self.model)
         checkpoints.write_huggingface(self, directory, dtype=dtype)
 
     def save_gguf(self, path: str | Path, dtype: str = "float16") -> None:
@@ -311,7 +221,7 @@ class LanguageModel:
         Raises:
             ValueError: llama.cpp has no such architecture or tokenizer.
         """
-        self._check_merged()
+        storage.check_merged(self.model)
         checkpoints.write_gguf(self, path, dtype=dtype)
 
     def export(
@@ -375,7 +285,7 @@ class LanguageModel:
         """
         from keras_gpt import export
 
-        self._check_merged()
+        storage.check_merged(self.model)
         return export.export_saved_model(
             self,
             path,
@@ -402,9 +312,6 @@ class LanguageModel:
         self,
         prompts: str | Sequence[str],
         max_new_tokens: int = 64,
-        *,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
         **controls,
     ) -> list[Completion]:
         """Continue prompts, with everything that is known about the result.
@@ -412,11 +319,7 @@ class LanguageModel:
         Args:
             prompts: One prompt or several.
             max_new_tokens: Most tokens to add.
-            stop: Strings that end the text; they are not part of it.
-            stop_ids: Token ids that do. Defaults to the model's.
-            **controls: Others of `keras_gpt.generate`: `temperature`, `top_k`,
-                `top_p`, `min_p`, `repetition_penalty`, `seed`,
-                `num_return_sequences`.
+            **controls: As of `generate`.
 
         Returns:
             A `Completion` for each prompt, or `num_return_sequences` for each.
@@ -424,37 +327,8 @@ class LanguageModel:
         Raises:
             ValueError: A prompt or control is out of its range.
         """
-        ids = self._encode_prompts(prompts)
-        return self._complete_ids(ids, max_new_tokens, stop, stop_ids, controls)
-
-    def _complete_ids(self, ids, max_new_tokens, stop, stop_ids, controls):
-        run = Generation(
-            self.model,
-            ids,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
-            **{**self.generation_defaults, **controls},
-        )
-        stop = _check_stop(stop)
-        texts = [TextAssembler(self.tokenizer, stop) for _ in run.ids]
-        while not run.finished:
-            self._assemble(
-                run, texts, run.advance(_STEPS_BETWEEN_LOOKS if stop else None)
-            )
-        for row, text in enumerate(texts):
-            text.finish()
-            if text.stopped:
-                run.stop(row)
-        return [
-            Completion(*fields)
-            for fields in zip(
-                (text.text for text in texts),
-                run.ids,
-                run.log_probs,
-                run.finish_reasons,
-                strict=True,
-            )
-        ]
+        ids = encode_prompts(self.tokenizer, prompts)
+        return completion.complete(self, ids, max_new_tokens=max_new_tokens, **controls)
 
     def generate(
         self,
@@ -463,8 +337,6 @@ class LanguageModel:
         *,
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
-        num_beams: int = 1,
-        num_return_sequences: int = 1,
         **controls,
     ) -> str | list[str]:
         """Continue prompts.
@@ -474,10 +346,10 @@ class LanguageModel:
             max_new_tokens: Most tokens to add.
             stop: Strings that end the text; they are not part of it.
             stop_ids: Token ids that do. Defaults to the model's.
-            num_beams: Above 1, beam search.
-            num_return_sequences: Continuations for each prompt.
             **controls: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`,
-                `repetition_penalty`, `seed` as in `keras_gpt.generate`.
+                `repetition_penalty`, `seed`, `num_beams`, `num_return_sequences`,
+                `lookup_tokens`, `length_penalty` as in `keras_gpt.generate`.
+                Defaults to the model's `generation_defaults`.
 
         Returns:
             The new text alone: a string for one prompt, else a list.
@@ -486,36 +358,22 @@ class LanguageModel:
             ValueError: A prompt or control is out of its range.
         """
         texts = self.generate_from_ids(
-            self._encode_prompts(prompts),
+            encode_prompts(self.tokenizer, prompts),
             max_new_tokens,
             stop=stop,
             stop_ids=stop_ids,
-            num_beams=num_beams,
-            num_return_sequences=num_return_sequences,
             **controls,
         )
         return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts
 
     def generate_from_ids(
-        self,
-        ids: Sequence[Sequence[int]],
-        max_new_tokens: int = 64,
-        *,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
-        num_beams: int = 1,
-        num_return_sequences: int = 1,
-        **controls,
+        self, ids: Sequence[Sequence[int]], max_new_tokens: int = 64, **controls
     ) -> list[str]:
         """Continue prompts that are token ids, special tokens among them.
 
         Args:
             ids: Prompts, each a non-empty list of token ids.
             max_new_tokens: Most tokens to add.
-            stop: As of `generate`, as are the others.
-            stop_ids: Token ids that end the text. Defaults to the model's.
-            num_beams: Above 1, beam search.
-            num_return_sequences: Continuations for each prompt.
             **controls: As of `generate`.
 
         Returns:
@@ -524,84 +382,34 @@ class LanguageModel:
         Raises:
             ValueError: A prompt or control is out of its range.
         """
-        if num_beams == 1:
-            controls["num_return_sequences"] = num_return_sequences
-            completions = self._complete_ids(
-                ids, max_new_tokens, stop, stop_ids, controls
-            )
-            return [completion.text for completion in completions]
-        taken = {"repetition_penalty", "length_penalty"} & set(controls)
-        unknown = set(controls) - taken - _CONTROLS_OF_SAMPLING
-        if unknown:
-            raise TypeError(
-                f"Unknown control: {', '.join(sorted(unknown))}. With beams there "
-                "are repetition_penalty and length_penalty."
-            )
-        rows = beam_search(
-            self.model,
-            ids,
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
-            num_return_sequences=num_return_sequences,
-            **{name: controls[name] for name in taken},
+        completions = completion.complete(
+            self, ids, max_new_tokens=max_new_tokens, **controls
         )
-        texts = []
-        for row in rows:
-            text = TextAssembler(self.tokenizer, _check_stop(stop))
-            text.add(row)
-            text.finish()
-            texts.append(text.text)
-        return texts
+        return [found.text for found in completions]
 
     def stream(
-        self,
-        prompt: str,
-        max_new_tokens: int = 64,
-        *,
-        stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
-        **controls,
+        self, prompt: str, max_new_tokens: int = 64, **controls
     ) -> Iterator[str]:
         """Continue a prompt, giving text as soon as it is certain.
 
         Args:
             prompt: One prompt.
             max_new_tokens: Most tokens to add.
-            stop: Strings that end the text; they are not part of it.
-            stop_ids: Token ids that do. Defaults to the model's.
             **controls: As of `generate`, but for beams.
 
         Yields:
             Pieces that together are what `generate` returns. None ends inside a
             character.
         """
-        [ids] = self._encode_prompts(prompt)
-        yield from self._stream_ids(ids, max_new_tokens, stop, stop_ids, controls)
-
-    def _stream_ids(self, ids, max_new_tokens, stop, stop_ids, controls):
-        run = Generation(
-            self.model,
-            [ids],
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.stop_ids if stop_ids is None else stop_ids,
-            **{**self.generation_defaults, **controls},
+        [ids] = encode_prompts(self.tokenizer, prompt)
+        yield from completion.stream(
+            self, ids, max_new_tokens=max_new_tokens, **controls
         )
-        text = TextAssembler(self.tokenizer, _check_stop(stop))
-        while not run.finished:
-            piece = self._assemble(run, [text], run.advance(1))[0]
-            if piece:
-                yield piece
-        piece = text.finish()
-        if piece:
-            yield piece
 
     def chat(
         self,
         messages: Sequence[dict[str, str]],
         max_new_tokens: int = 256,
-        *,
-        stop: str | Sequence[str] = (),
         **controls,
     ) -> str:
         """Answer the last message of a conversation.
@@ -611,7 +419,6 @@ class LanguageModel:
                 `"assistant"`) and `"content"`. Where they are too many for the
                 model's context, the oldest are left out, but not the system's.
             max_new_tokens: Most tokens of the answer.
-            stop: Strings that end the answer; they are not part of it.
             **controls: As of `generate`, but for beams.
 
         Returns:
@@ -621,15 +428,12 @@ class LanguageModel:
             ValueError: The model has no chat template, the messages are none, or the
                 last is too long for the context.
         """
-        pieces = self.stream_chat(messages, max_new_tokens, stop=stop, **controls)
-        return "".join(pieces)
+        return "".join(self.stream_chat(messages, max_new_tokens, **controls))
 
     def stream_chat(
         self,
         messages: Sequence[dict[str, str]],
         max_new_tokens: int = 256,
-        *,
-        stop: str | Sequence[str] = (),
         **controls,
     ) -> Iterator[str]:
         """Answer the last message, giving text as soon as it is certain.
@@ -637,7 +441,6 @@ class LanguageModel:
         Args:
             messages: As of `chat`, as are the others.
             max_new_tokens: Most tokens of the answer.
-            stop: Strings that end the answer; they are not part of it.
             **controls: As of `generate`, but for beams.
 
         Yields:
@@ -646,7 +449,9 @@ class LanguageModel:
         context_length = self.model.config.context_length
         room = context_length - min(max_new_tokens, context_length // 2)
         ids = encode_chat(self.chat_template, self.tokenizer, messages, room)
-        yield from self._stream_ids(ids, max_new_tokens, stop, None, controls)
+        yield from completion.stream(
+            self, ids, max_new_tokens=max_new_tokens, **controls
+        )
 
     def summarize(
         self,
@@ -752,7 +557,7 @@ class LanguageModel:
         >>> lm.score("abcab").shape
         (4,)
         """
-        scores = score(self.model, self._encode_prompts(text))
+        scores = score(self.model, encode_prompts(self.tokenizer, text))
         return scores[0] if isinstance(text, str) else scores
 
     def evaluate(self, documents: str | Iterable[str]) -> Evaluation:
@@ -790,52 +595,3 @@ class LanguageModel:
             ValueError: There are fewer than two tokens.
         """
         return evaluate_ids(self.model, pieces, self.tokenizer.decode_bytes)
-
-    def _check_merged(self):
-        if training.has_lora(self.model):
-            raise ValueError(
-                "The model has an adapter. Call lm.merge_adapter() first, or write the "
-                "adapter alone with lm.save_adapter(directory, base=...)."
-            )
-
-    def _assemble(self, run, texts, new_ids):
-        pieces = []
-        for row, (text, ids) in enumerate(zip(texts, new_ids, strict=True)):
-            pieces.append(text.add(ids))
-            if text.stopped:
-                run.stop(row)
-        return pieces
-
-    def _encode_prompts(self, prompts):
-        start = self.tokenizer.start_ids
-        end = self.tokenizer.end_of_text_id
-        empty = [end] if not start and end is not None else start
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = self.tokenizer.encode_batch(prompts)
-        for row, ids in enumerate(rows):
-            if not ids and not empty:
-                raise ValueError(
-                    f"Prompt {row} is empty, and the tokenizer has no end-of-text "
-                    "token to start from. Give at least one character."
-                )
-        return [start + ids if ids else empty for ids in rows]
-
-
-def is_saved(directory: str | Path) -> bool:
-    """Whether a folder holds what `LanguageModel.save` or `save_adapter` wrote."""
-    if _is_adapter(directory):
-        return True
-    path = Path(directory) / CONFIG_FILE
-    description = read_json(path) if path.is_file() else None
-    return isinstance(description, dict) and "format" in description
-
-
-def _is_adapter(directory):
-    return (Path(directory) / training.ADAPTER_FILE).is_file()
-
-
-def _check_stop(stop):
-    stop = [stop] if isinstance(stop, str) else list(stop)
-    if "" in stop or not all(isinstance(item, str) for item in stop):
-        raise ValueError(f"`stop` must be non-empty strings. Received: {stop!r}.")
-    return stop

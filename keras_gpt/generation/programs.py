@@ -1,0 +1,138 @@
+"""What runs on the device: reading prompts, and the loop that adds token by token.
+
+Each program is compiled once for a bucket of shapes.
+"""
+
+# Axes: b batch, n new tokens, v vocabulary
+
+from collections import OrderedDict
+
+from keras import ops
+
+from keras_gpt import backend
+from keras_gpt.generation.sampling import choose, chosen_log_probs, penalize_repetition
+
+_MOST_PROGRAMS = 16
+
+# How often a program was traced, by name: tests count that nothing is traced twice.
+trace_counts = {"prefill": 0, "loop": 0, "lookup": 0, "beam": 0}
+
+
+def compiled(model, program, **static):
+    """The compiled `program(model, **static)`, made once for each model.
+
+    A model keeps those that were used last, and none that reads variables which it
+    has no more: quantization and LoRA replace some.
+    """
+    variables = model.variables
+    # not an attribute of the model: Keras would track and wrap the dictionary
+    read, programs = model.__dict__.get("_compiled_programs", (None, None))
+    if read is None or list(map(id, read)) != list(map(id, variables)):
+        programs = OrderedDict()
+        model.__dict__["_compiled_programs"] = variables, programs
+    key = (program, *static.items())
+    if key not in programs:
+        programs[key] = backend.compile_function(program(model, **static), variables)
+        if len(programs) > _MOST_PROGRAMS:
+            programs.popitem(last=False)
+    programs.move_to_end(key)
+    return programs[key]
+
+
+def prefill_program(model, cache_length):
+    """Make the function that reads the prompts and chooses the first token."""
+
+    def prefill(state, inputs):
+        trace_counts["prefill"] += 1
+        lengths = inputs["lengths"]
+        logits, cache = model.prefill(inputs["token_ids"], lengths, cache_length)
+        first = ops.zeros_like(lengths)
+        state = {**state, "cache": cache, "token": first, "position": lengths - 1}
+        return add_token(logits, state, inputs)
+
+    return prefill
+
+
+class OneByOne:
+    """Decoding that adds a token for each pass of the model."""
+
+    room = 0  # of the cache, beyond what the rows' text takes
+
+    def loop(self, model, cache_length):
+        """The compiled loop, see `loop_program`."""
+        return compiled(model, loop_program, cache_length=cache_length)
+
+    def inputs(self, token_ids, lengths):
+        """What the loop takes besides the controls."""
+        del token_ids, lengths
+        return {}
+
+
+def loop_program(model, cache_length):
+    """Make the loop that decodes until the rows end, fill up, or `until` is reached."""
+    decode = backend.record_step(lambda *arguments: model.decode(*arguments))
+
+    def loop(state, inputs):
+        trace_counts["loop"] += 1
+
+        def goes_on(state):
+            return has_work(state, inputs["until"], cache_length)
+
+        def step(state):
+            position = ops.minimum(state["position"], cache_length - 1)
+            logits, cache = decode(state["token"], state["cache"], position)
+            return (add_token(logits, {**state, "cache": cache}, inputs),)
+
+        return ops.while_loop(goes_on, step, (state,))[0]
+
+    return loop
+
+
+def has_work(state, until, cache_length):
+    """Whether a row is to go on, and all that go on have room in the cache.
+
+    Args:
+        state: The loop's.
+        until: The step to stop at, `(b,)` or of all rows.
+        cache_length: Tokens that the cache has room for.
+    """
+    has_room = state["position"] < cache_length
+    ready = ops.all(ops.logical_or(state["done"], has_room))
+    is_below = ops.logical_and(ops.logical_not(state["done"]), state["step"] < until)
+    return ops.logical_and(ops.any(is_below), ready)
+
+
+def add_token(logits, state, inputs):
+    """Choose each row's next token and note it where the row goes on."""
+    step, done = state["step"], state["done"]
+    index = ops.arange(state["tokens"].shape[1], dtype="int32")
+    at_step = ops.equal(index, step[..., None])  # (n,), or (b, n) of each row's own
+    uniforms = ops.sum(ops.where(at_step, inputs["uniforms"], 0.0), axis=1)
+    token = choose(
+        penalize_repetition(logits, state["seen"], inputs["repetition_penalty"]),
+        temperature=inputs["temperature"],
+        top_k=inputs["top_k"],
+        top_p=inputs["top_p"],
+        min_p=inputs["min_p"],
+        uniforms=uniforms,
+    )
+    log_probs = chosen_log_probs(logits, token)
+    is_stop = ops.any(ops.equal(token[:, None], inputs["stop_ids"]), axis=1)
+    noted = ops.logical_and(
+        at_step, ops.logical_not(ops.logical_or(done, is_stop))[:, None]
+    )
+    token = ops.where(done, state["token"], token)
+    is_token = ops.equal(
+        ops.arange(state["seen"].shape[1], dtype="int32"), token[:, None]
+    )
+    is_last = step + 1 >= inputs["max_new_tokens"]
+    return {
+        **state,
+        "token": token,
+        "position": ops.where(done, state["position"], state["position"] + 1),
+        "seen": ops.logical_or(state["seen"], is_token),
+        "done": ops.logical_or(done, ops.logical_or(is_stop, is_last)),
+        "tokens": ops.where(noted, token[:, None], state["tokens"]),
+        "log_probs": ops.where(noted, log_probs[:, None], state["log_probs"]),
+        "step": step + 1,
+    }

@@ -1,0 +1,220 @@
+"""`Row`: a prompt that is being continued, with what was asked of it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+
+import numpy as np
+from keras import ops
+
+from keras_gpt import backend
+from keras_gpt.config import GPTConfig, suggest
+from keras_gpt.controls import CONTROLS, spread_control
+from keras_gpt.model import check_token_ids
+
+_STOP_IDS_ROOM = 8  # stop ids are padded to a multiple of this
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A prompt that is being continued.
+
+    Attributes:
+        prompt: Token ids.
+        max_new_tokens: As of `keras_gpt.generate`, as are the next six.
+        temperature: 0 is greedy.
+        top_k: 2**30 for no limit.
+        top_p: 1 for no limit.
+        min_p: 0 for no limit.
+        repetition_penalty: 1 changes nothing.
+        seed: Of its samples.
+        ids: The new ids, which may run ahead of those that were given out.
+        log_probs: Of each of them.
+        num_given: How many of them a caller has.
+        window_start: Where in its text the part begins that the model sees.
+        num_read: How many of `ids` were there when the model read that part.
+        has_ended: Whether a stop id or the last token came.
+        is_stopped: Whether it was ended from outside.
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    num_given: int = 0
+    window_start: int = 0
+    num_read: int = 0
+    has_ended: bool = False
+    is_stopped: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are tokens to add."""
+        return not (self.has_ended or self.is_stopped)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`"stop"`, `"length"`, or `None` while it goes on."""
+        if self.is_stopped:
+            return "stop"
+        if not self.has_ended or self.num_given < len(self.ids):
+            return None
+        return "length" if self.num_given == self.max_new_tokens else "stop"
+
+
+def make_rows(
+    config: GPTConfig, prompts, *, num_return_sequences: int = 1, **controls
+) -> list[Row]:
+    """Check prompts and controls; see `keras_gpt.generate` for the arguments.
+
+    Args:
+        config: The model's.
+        prompts: Lists of token ids.
+        num_return_sequences: Rows for each prompt.
+        **controls: By the names in `CONTROLS`, each one value or one a prompt.
+
+    Raises:
+        TypeError: A control is unknown.
+        ValueError: A prompt or a control is out of its range.
+    """
+    for name in controls:
+        if name not in CONTROLS:
+            raise TypeError(f"Unknown control. {suggest('control', name, CONTROLS)}")
+    prompts = check_prompts(prompts, config)
+    check_count("num_return_sequences", num_return_sequences)
+    values = {
+        name: spread_control(name, controls.get(name, control.default), len(prompts))
+        for name, control in CONTROLS.items()
+    }
+    if isinstance(controls.get("seed", 0), Integral):  # counted up from one
+        step = num_return_sequences
+        values["seed"] = [s + step * i for i, s in enumerate(values["seed"])]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        asked = {name: values[name][i] for name in values}
+        for k in range(num_return_sequences):
+            rows.append(Row(prompt=prompt, **asked | {"seed": asked["seed"] + k}))
+            rows[-1].has_ended = rows[-1].max_new_tokens == 0
+    return rows
+
+
+def fill_bucket(rows: list[Row]) -> list[Row]:
+    """The rows, and some that have ended, so that few numbers are compiled for."""
+    off = {name: control.off for name, control in CONTROLS.items()}
+    off |= {"max_new_tokens": 0, "temperature": 0.0, "seed": 0}
+    missing = backend.bucket(len(rows)) - len(rows)
+    return rows + [Row(prompt=[0], has_ended=True, **off) for _ in range(missing)]
+
+
+def control_arrays(rows: list[Row]) -> dict[str, np.ndarray]:
+    """What the samplers take of each row's controls, arrays `(batch,)`."""
+    names = set(CONTROLS) - {"seed", "max_new_tokens"}
+    return {
+        # a limit beyond int32 is no limit
+        name: np.minimum([getattr(row, name) for row in rows], 2**30).astype(
+            CONTROLS[name].dtype
+        )
+        for name in names
+    }
+
+
+def to_tensors(arrays: dict[str, np.ndarray]) -> dict:
+    """Arrays by name as tensors."""
+    return {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
+
+
+def mark_seen(rows: list[Row], vocab_size: int) -> np.ndarray:
+    """Booleans `(batch, vocab_size)`: the tokens of each row's text."""
+    seen = np.zeros((len(rows), vocab_size), bool)
+    for i, row in enumerate(rows):
+        seen[i, row.prompt + row.ids] = True
+    return seen
+
+
+def check_prompts(
+    prompts, config: GPTConfig, *, most: int | None = None
+) -> list[list[int]]:
+    """Return the prompts as lists, or raise `ValueError` naming the wrong one.
+
+    Args:
+        prompts: Lists of token ids.
+        config: The model's.
+        most: Longest prompt. Defaults to `context_length`.
+    """
+    most = most or config.context_length
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray):
+        raise ValueError(
+            "`ids` must be a list of prompts, each a list of token ids. Received: "
+            f"{type(prompts).__name__}."
+        )
+    checked = []
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, Sequence | np.ndarray) or isinstance(prompt, str):
+            raise ValueError(
+                "`ids` must be a list of prompts, each a list of token ids. Received "
+                f"at {row}: {prompt!r}. For one prompt write [ids]."
+            )
+        if len(prompt) == 0:
+            raise ValueError(
+                f"Prompt {row} is empty. Give at least one token, for example the "
+                "end-of-text token."
+            )
+        if len(prompt) > most:
+            raise ValueError(
+                f"Prompt {row} is longer than the model's context. Received: "
+                f"{len(prompt)} tokens, context_length={config.context_length}. Keep "
+                f"the last {most} of them."
+            )
+        checked.append(check_token_ids(prompt, config.vocab_size).tolist())
+    return checked
+
+
+def check_count(name: str, value, least: int = 1) -> None:
+    """Raise `ValueError` unless the value is an integer of at least `least`."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: "
+            f"{name}={value!r}."
+        )
+
+
+def check_stop_ids(stop_ids, vocab_size: int) -> np.ndarray:
+    """Stop ids, int32, padded with -1 to a size that seldom changes."""
+    if isinstance(stop_ids, str) or not isinstance(stop_ids, Iterable):
+        raise ValueError(
+            f"`stop_ids` must be a list of token ids. Received: {stop_ids!r}."
+        )
+    stop_ids = list(stop_ids)
+    if stop_ids:
+        check_token_ids(stop_ids, vocab_size, name="stop_ids")
+    room = -(-max(len(stop_ids), 1) // _STOP_IDS_ROOM) * _STOP_IDS_ROOM
+    return np.array(stop_ids + [-1] * (room - len(stop_ids)), "int32")
+
+
+def pad_prompts(
+    prompts: list[list[int]], config: GPTConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pad to a bucket of shapes.
+
+    Args:
+        prompts: Token ids of each row.
+        config: The model's, for `context_length`.
+
+    Returns:
+        Token ids `(padded rows, padded length)` and lengths `(padded rows,)`, int32.
+        Rows that only fill the bucket hold one token.
+    """
+    longest = max(1, *map(len, prompts))
+    length = min(max(backend.bucket(longest), 16), config.context_length)
+    token_ids = np.zeros((backend.bucket(len(prompts)), length), "int32")
+    lengths = np.ones(len(token_ids), "int32")
+    for row, prompt in enumerate(prompts):
+        token_ids[row, : len(prompt)] = prompt
+        lengths[row] = len(prompt)
+    return token_ids, lengths

@@ -1,0 +1,236 @@
+"""`Generation`: prompts that are being continued, a few tokens at a time."""
+
+import numpy as np
+from keras import ops
+
+from keras_gpt import backend
+from keras_gpt.generation.lookup import PromptLookup
+from keras_gpt.generation.programs import OneByOne, compiled, prefill_program
+from keras_gpt.generation.rows import (
+    Row,
+    check_stop_ids,
+    control_arrays,
+    fill_bucket,
+    make_rows,
+    mark_seen,
+    pad_prompts,
+    to_tensors,
+)
+from keras_gpt.generation.sampling import draw_uniforms
+
+
+class Run:
+    """Prompts that are being continued; what `Generation` and `BeamSearch` share.
+
+    Args:
+        rows: From `make_rows`.
+    """
+
+    def __init__(self, rows: list[Row]):
+        self.rows = rows
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The new ids of each row so far."""
+        return [row.ids[: row.num_given] for row in self.rows]
+
+    @property
+    def log_probs(self) -> list[list[float]]:
+        """For each of them its log-probability in nats under the model.
+
+        That is before temperature, penalty and truncation.
+        """
+        return [row.log_probs[: row.num_given] for row in self.rows]
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        """For each row `"stop"`, `"length"`, or `None` while it goes on."""
+        return [row.finish_reason for row in self.rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has ended."""
+        return None not in self.finish_reasons
+
+    def advance(self, num_tokens: int | None = None) -> list[list[int]]:
+        """Add up to `num_tokens` tokens to each row that goes on.
+
+        Args:
+            num_tokens: Defaults to `None`, all that remain. Beams add all at once,
+                since none of their tokens is certain before the end.
+
+        Returns:
+            The ids that this call added to each row.
+        """
+        before = [row.num_given for row in self.rows]
+        if not self.finished:
+            self._advance(num_tokens)
+        return [
+            row.ids[n : row.num_given] for row, n in zip(self.rows, before, strict=True)
+        ]
+
+    def stop(self, row: int) -> None:
+        """End a row, for example because its text holds a stop string."""
+        self.rows[row].is_stopped = True
+
+
+class Generation(Run):
+    """Prompts that are being continued, a few tokens at a time or all at once.
+
+    Args:
+        model: A `GPT`.
+        prompts: As `ids` of `generate`.
+        num_return_sequences: As of `generate`, as are the others.
+        stop_ids: Ids that end a row.
+        lookup_tokens: Above 0, reads drafts.
+        **controls: By the names in `CONTROLS`.
+
+    Attributes:
+        rows: What is known of each row, a `Row`.
+        num_lookup_passes: How often the model ran to add tokens with `lookup_tokens`.
+
+    Example:
+
+    >>> import keras_gpt
+    >>> from keras_gpt.generation import Generation
+    >>> config = keras_gpt.GPTConfig(vocab_size=65, context_length=16,
+    ...                              embedding_dimension=32, num_layers=1, num_heads=2)
+    >>> run = Generation(keras_gpt.GPT(config), [[1, 2]], max_new_tokens=4)
+    >>> while not run.finished:
+    ...     new = run.advance(2)
+    >>> len(run.ids[0]), run.finish_reasons
+    (4, ['length'])
+    """
+
+    def __init__(
+        self,
+        model,
+        prompts,
+        *,
+        num_return_sequences=1,
+        stop_ids=(),
+        lookup_tokens=0,
+        **controls,
+    ):
+        config = model.config
+        super().__init__(
+            make_rows(
+                config, prompts, num_return_sequences=num_return_sequences, **controls
+            )
+        )
+        self.num_lookup_passes = 0
+        self._model = model
+        self._filled = fill_bucket(self.rows)
+        self._stop_ids = check_stop_ids(stop_ids, config.vocab_size)
+        # no draft reaches beyond the context
+        lookup_tokens = min(lookup_tokens, config.context_length - 1)
+        self._decoding = PromptLookup(lookup_tokens) if lookup_tokens else OneByOne()
+        self._state = None
+
+    def _advance(self, num_tokens):
+        until = [row.max_new_tokens for row in self._filled]
+        if num_tokens is not None:
+            until = [
+                min(most, row.num_given + max(num_tokens, 0))
+                for most, row in zip(until, self._filled, strict=True)
+            ]
+        while any(
+            row.goes_on and len(row.ids) < end
+            for row, end in zip(self._filled, until, strict=True)
+        ):
+            if self._state is None or any(map(self._is_full, self._filled)):
+                self._prefill()
+            else:
+                self._decode(until)
+            self._note()
+        for row, end in zip(self.rows, until, strict=False):
+            if not row.is_stopped:
+                row.num_given = min(len(row.ids), end)
+
+    def _is_full(self, row):
+        """Whether a row that goes on has no room for its last token."""
+        length = len(row.prompt) + len(row.ids) - row.window_start
+        return row.goes_on and length > self._model.config.context_length
+
+    def _prefill(self):
+        """Read each row's window of its text, and choose its next token."""
+        rows, context_length = self._filled, self._model.config.context_length
+        windows = []
+        for row in rows:
+            text = row.prompt + row.ids
+            if self._is_full(row):  # the older half is forgotten
+                row.window_start = len(text) - max(1, context_length // 2)
+            row.num_read = len(row.ids)
+            windows.append(text[row.window_start :] if row.goes_on else text[:1])
+        token_ids, lengths = pad_prompts(windows, self._model.config)
+        # a power of two on every backend: PyTorch records a step for each length
+        longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
+        cache_length = min(1 << max(longest - 1, 15).bit_length(), context_length)
+        prefill = compiled(
+            self._model,
+            prefill_program,
+            cache_length=cache_length + self._decoding.room,
+        )
+        # looked up once here, not for each token of a stream
+        self._loop = self._decoding.loop(self._model, cache_length)
+        num_new = max(row.max_new_tokens for row in rows)
+        num_new = backend.bucket(max(min(num_new, context_length), 16))
+        self._inputs = self._make_inputs(num_new)
+        window = {"token_ids": token_ids, "lengths": lengths}
+        self._state = prefill(
+            self._make_state(num_new), self._inputs | to_tensors(window)
+        )
+        self._inputs |= to_tensors(self._decoding.inputs(token_ids, lengths))
+
+    def _make_inputs(self, num_new):
+        """What the programs read, with room for `num_new` tokens."""
+        rows = self._filled
+        left = [row.max_new_tokens - row.num_read for row in rows]
+        uniforms = [draw_uniforms([row.seed], num_new, row.num_read) for row in rows]
+        return to_tensors(
+            {
+                **control_arrays(rows),
+                "max_new_tokens": np.array(left, "int32"),
+                "stop_ids": self._stop_ids,
+                "uniforms": np.concatenate(uniforms),
+            }
+        )
+
+    def _make_state(self, num_new):
+        """What the programs change, before the first token."""
+        rows = self._filled
+        return to_tensors(
+            {
+                "seen": mark_seen(rows, self._model.config.vocab_size),
+                "done": np.array([not row.goes_on for row in rows]),
+                "tokens": np.full((len(rows), num_new), -1, "int32"),
+                "log_probs": np.zeros((len(rows), num_new), "float32"),
+                "step": np.zeros(len(rows), "int32"),
+                "passes": np.array(self.num_lookup_passes, "int32"),
+            }
+        )
+
+    def _decode(self, until):
+        """Add tokens until a row is full, or all have as many as they should."""
+        rows = self._filled
+        ends = [end - row.num_read for end, row in zip(until, rows, strict=True)]
+        done = [not row.goes_on for row in rows]
+        changed = to_tensors({"until": np.array(ends, "int32"), "done": np.array(done)})
+        state = {**self._state, "done": changed["done"]}
+        self._state = self._loop(state, {**self._inputs, "until": changed["until"]})
+
+    def _note(self):
+        """Copy what the programs wrote."""
+        names = ("tokens", "log_probs", "done", "passes")
+        tokens, log_probs, done, passes = (
+            ops.convert_to_numpy(self._state[name]) for name in names
+        )
+        self.num_lookup_passes = int(passes)
+        for i, row in enumerate(self._filled):
+            if row.goes_on:
+                known = len(row.ids) - row.num_read
+                new = tokens[i, known:]
+                new = new[new >= 0].tolist()
+                row.ids += new
+                row.log_probs += log_probs[i, known : known + len(new)].tolist()
+                row.has_ended = bool(done[i])

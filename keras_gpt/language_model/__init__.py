@@ -1,0 +1,15 @@
+"""`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
+
+from keras_gpt.generation import Evaluation
+from keras_gpt.language_model.completion import Completion
+from keras_gpt.language_model.language_model import LanguageModel
+from keras_gpt.language_model.storage import CONFIG_FILE, TOKENIZER_FOLDER, is_saved
+
+__all__ = [
+    "CONFIG_FILE",
+    "TOKENIZER_FOLDER",
+    "Completion",
+    "Evaluation",
+    "LanguageModel",
+    "is_saved",
+]

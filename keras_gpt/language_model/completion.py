@@ -1,0 +1,107 @@
+"""From prompts to new text: at once, or piece by piece."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_gpt.generation import TextAssembler, start
+
+_STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model added to a prompt.
+
+    Attributes:
+        text: The new text alone.
+        ids: The new token ids, which may go beyond a stop string.
+        log_probs: Log-probability in nats of each id under the model.
+        finish_reason: `"stop"` (a stop id or string) or `"length"`.
+    """
+
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+    finish_reason: str
+
+
+def encode_prompts(tokenizer, prompts: str | Sequence[str]) -> list[list[int]]:
+    """The token ids of one prompt or several, each with what begins a text.
+
+    Raises:
+        ValueError: A prompt is empty, and nothing begins a text.
+    """
+    begin = tokenizer.start_ids
+    end = tokenizer.end_of_text_id
+    empty = [end] if not begin and end is not None else begin
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    rows = tokenizer.encode_batch(prompts)
+    for row, ids in enumerate(rows):
+        if not ids and not empty:
+            raise ValueError(
+                f"Prompt {row} is empty, and the tokenizer has no end-of-text "
+                "token to start from. Give at least one character."
+            )
+    return [begin + ids if ids else empty for ids in rows]
+
+
+def complete(lm, ids, *, stop=(), **controls: Any) -> list[Completion]:
+    """Continue prompts that are token ids.
+
+    Args:
+        lm: A `LanguageModel`.
+        ids: The prompts.
+        stop: Strings that end a text.
+        **controls: As of `keras_gpt.generate`; what isn't given is the model's own.
+    """
+    run, texts = _begin(lm, ids, stop, controls)
+    while not run.finished:
+        _assemble(run, texts, run.advance(_STEPS_BETWEEN_LOOKS if stop else None))
+    for row, text in enumerate(texts):
+        text.finish()
+        if text.stopped:
+            run.stop(row)
+    return [
+        Completion(text.text, *fields)
+        for text, *fields in zip(
+            texts, run.ids, run.log_probs, run.finish_reasons, strict=True
+        )
+    ]
+
+
+def stream(lm, ids, *, stop=(), **controls: Any) -> Iterator[str]:
+    """Continue one prompt that is token ids; `complete` has the arguments.
+
+    Yields:
+        Pieces of text as soon as they are certain.
+    """
+    run, texts = _begin(lm, [ids], stop, controls)
+    while not run.finished:
+        [piece] = _assemble(run, texts, run.advance(1))
+        if piece:
+            yield piece
+    piece = texts[0].finish()
+    if piece:
+        yield piece
+
+
+def _begin(lm, ids, stop, controls):
+    """The run, and the text of each row as it grows."""
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stop or not all(isinstance(item, str) for item in stop):
+        raise ValueError(f"`stop` must be non-empty strings. Received: {stop!r}.")
+    if controls.get("stop_ids") is None:
+        controls["stop_ids"] = lm.stop_ids
+    run = start(lm.model, ids, **lm.generation_defaults | controls)
+    return run, [TextAssembler(lm.tokenizer, stop) for _ in run.rows]
+
+
+def _assemble(run, texts, new_ids):
+    """Let texts grow by new ids; returns the certain pieces."""
+    pieces = []
+    for row, (text, ids) in enumerate(zip(texts, new_ids, strict=True)):
+        pieces.append(text.add(ids))
+        if text.stopped:
+            run.stop(row)
+    return pieces

@@ -1,0 +1,111 @@
+"""A language model on disk: `config.json`, the weights, the tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+from keras_gpt import tokenizers, training
+from keras_gpt.config import GPTConfig
+from keras_gpt.files import atomic_update, read_json, write_json
+from keras_gpt.model import GPT
+from keras_gpt.tokenizers import ChatTemplate
+from keras_gpt.weights import load_weights, save_weights
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.weights.h5"
+TOKENIZER_FOLDER = "tokenizer"
+_FORMAT = 1
+
+
+def save(lm, directory: str | Path) -> None:
+    """Write a language model; see `LanguageModel.save`."""
+    check_merged(lm.model)
+    description = {
+        "format": _FORMAT,
+        "model": lm.model.config.to_dict(),
+        "dtype": lm.model.dtype_policy.name,
+        "quantization": lm.model.quantization,
+        "tokenizer_fingerprint": lm.tokenizer.fingerprint,
+        "stop_ids": lm.stop_ids,
+        "generation_defaults": lm.generation_defaults,
+        "source": lm.source,
+        "tasks": lm.tasks,
+    }
+    if lm.chat_template is not None:
+        description["chat_template"] = lm.chat_template.to_dict()
+    with atomic_update(directory) as temporary:
+        lm.tokenizer.save(temporary / TOKENIZER_FOLDER)
+        save_weights(lm.model, temporary / WEIGHTS_FILE)
+        write_json(temporary / CONFIG_FILE, description)
+
+
+def load_parts(directory: Path, dtype: str | None) -> dict[str, Any]:
+    """Read what `save` wrote, as the arguments of `LanguageModel`.
+
+    Raises:
+        FileNotFoundError: There is no model in the folder.
+        ValueError: A file is damaged or doesn't fit the others.
+    """
+    description = _read_description(directory)
+    config = GPTConfig.from_dict(description["model"])
+    tokenizer = tokenizers.load(directory / TOKENIZER_FOLDER)
+    if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
+        raise ValueError(
+            f"The tokenizer in {directory} isn't the one that the model was saved "
+            "with. Put the original back."
+        )
+    model = GPT(config, dtype=dtype or description["dtype"], initial_weights=False)
+    if description.get("quantization") is not None:
+        model.quantize(description["quantization"])
+    load_weights(model, directory / WEIGHTS_FILE)
+    template = description.get("chat_template")
+    optional = ("stop_ids", "generation_defaults", "source", "tasks")
+    return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "chat_template": None if template is None else ChatTemplate(**template),
+        **{name: description.get(name) for name in optional},
+    }
+
+
+def _read_description(directory):
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no model in {directory}: {CONFIG_FILE} is missing. Train "
+            "one with `keras-gpt train`, or name the folder of a run."
+        )
+    description = read_json(path)
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} doesn't describe a model.")
+    if description.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} has format {description.get('format')!r}; this keras_gpt reads "
+            f"format {_FORMAT}. Install the version that wrote it."
+        )
+    for name in ("model", "dtype", "tokenizer_fingerprint"):
+        if name not in description:
+            raise ValueError(f"{path} lacks {name!r}. Save the model again.")
+    return description
+
+
+def is_saved(directory: str | Path) -> bool:
+    """Whether a folder holds what `LanguageModel.save` or `save_adapter` wrote."""
+    if is_adapter(directory):
+        return True
+    path = Path(directory) / CONFIG_FILE
+    description = read_json(path) if path.is_file() else None
+    return isinstance(description, dict) and "format" in description
+
+
+def is_adapter(directory: str | Path) -> bool:
+    """Whether a folder holds what `LanguageModel.save_adapter` wrote."""
+    return (Path(directory) / training.ADAPTER_FILE).is_file()
+
+
+def check_merged(model: GPT) -> None:
+    """Raise `ValueError` where a model has an adapter, which would be lost."""
+    if training.has_lora(model):
+        raise ValueError(
+            "The model has an adapter. Call lm.merge_adapter() first, or write the "
+            "adapter alone with lm.save_adapter(directory, base=...)."
+        )
