@@ -2,6 +2,8 @@
 
 # Axes: b batch, t position, e embedding, v vocabulary
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -19,6 +21,8 @@ from keras_gpt.layers import (
 from keras_gpt.layers.adapter import Adapters
 from keras_gpt.layers.base import Normal, make_normalization
 from keras_gpt.layers.logits import Logits
+from keras_gpt.loss import TokenCrossentropy
+from keras_gpt.token_ids import check_token_ids
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -96,10 +100,10 @@ class GPT(keras.Model):
         blocks = [make_block(i) for i in range(config.num_layers)]
         final_norm = make_normalization(
             config.normalization,
-            epsilon=config.norm_epsilon,
-            use_bias=config.use_bias,
-            dtype=policy,
-            name="final_norm",
+            config.norm_epsilon,
+            config.use_bias,
+            policy,
+            "final_norm",
         )
         documents = rotary = None
         if config.document_separator_id is not None:
@@ -118,12 +122,9 @@ class GPT(keras.Model):
 
         super().__init__(inputs=token_ids, outputs=outputs, name=name, **kwargs)
         self.config = config
-        self.embedding = embedding
-        self.blocks = blocks
-        self.final_norm = final_norm
-        self.logits = logits
-        self.documents = documents
-        self.rotary = rotary
+        self.documents, self.rotary = documents, rotary
+        self.embedding, self.blocks = embedding, blocks
+        self.final_norm, self.logits = final_norm, logits
         self.adapters = Adapters(name="adapters")  # `training.enable_lora` fills it
         # Keras asks the model's own policy whether to scale the loss
         self.dtype_policy = policy
@@ -144,15 +145,13 @@ class GPT(keras.Model):
             jit_compile: Defaults to what is fastest on the backend and device.
             **kwargs: Other arguments of `keras.Model.compile`.
         """
+        optimizer = optimizer or keras.optimizers.AdamW(1e-3)
+        loss = loss or TokenCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        )
         if jit_compile is None:
             jit_compile = backend.default_jit_compile(self.compute_dtype)
-        super().compile(
-            optimizer=optimizer or keras.optimizers.AdamW(1e-3),
-            loss=loss
-            or TokenCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
-            jit_compile=jit_compile,
-            **kwargs,
-        )
+        super().compile(optimizer, loss, jit_compile=jit_compile, **kwargs)
 
     def compile_from_config(self, config):
         """Compile as the saved model was, but as this backend does it best."""
@@ -183,15 +182,7 @@ class GPT(keras.Model):
         >>> model.quantization
         'int8'
         """
-        if filters is None:
-
-            def filters(layer):
-                # the token embedding is met twice: the logits use it too
-                is_matrix = isinstance(
-                    layer, keras.layers.Dense | keras.layers.Embedding
-                )
-                return is_matrix and layer.quantization_mode is None
-
+        filters = filters or _is_plain_matrix
         super().quantize(mode, config=config, filters=filters, **kwargs)
 
     @property
@@ -211,20 +202,14 @@ class GPT(keras.Model):
             Logits of the token after each prompt, `(batch, vocab_size)`, and the
             cache.
         """
-        segment_ids, positions = self._find_documents(token_ids)
-        x, layers = self._read(
-            token_ids,
-            positions,
-            lambda block, x, angles: block.prefill(
-                x, cache_length, angles, segment_ids
-            ),
-        )
+
+        def run(block, x, angles, segment_ids):
+            return block.prefill(x, cache_length, angles, segment_ids)
+
+        x, layers = self._read(token_ids, run)
         cache = {"layers": layers}
         if self.documents is not None:
-            is_separator = ops.equal(token_ids, self.config.document_separator_id)
-            index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
-            ends = ops.logical_and(is_separator, index < lengths[:, None])
-            cache["document_start"] = ops.max(ops.where(ends, index + 1, 0), axis=1)
+            cache["document_start"] = self.documents.find_start(token_ids, lengths)
         last = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)  # (b, 1, e)
         return self.logits(self.final_norm(last))[:, 0], cache
 
@@ -246,31 +231,21 @@ class GPT(keras.Model):
             logits, cache = self.decode(token_ids[:, None], cache, position)
             return logits[:, 0], cache
         t = token_ids.shape[1]
-        index = ops.arange(t, dtype="int32")
-        position = position[:, None] + index if t > 1 else position[:, None]  # (b, t)
-        start = cache.get("document_start")
-        cache = dict(cache)
-        if start is not None:
-            start = start[:, None]
-            is_separator = ops.equal(token_ids, self.config.document_separator_id)
-            ends = ops.where(is_separator, position + 1, start)
-            if t > 1:  # the largest so far
-                earlier = index <= index[:, None]  # (t, t)
-                ends = ops.max(ops.where(earlier, ends[:, None, :], 0), axis=-1)
-                start = ops.concatenate([start, ends[:, :-1]], axis=1)
-            cache["document_start"] = ends[:, -1]
-        in_document = position if start is None else position - start
+        position = position[:, None] + ops.arange(t, dtype="int32")  # (b, t)
+        cache, start, in_document = dict(cache), None, position
+        if self.documents is not None:
+            start, cache["document_start"] = self.documents.follow(
+                token_ids, position, cache["document_start"]
+            )
+            in_document = position - start
         if t > 1:  # those beyond the context are there to be taken back
             in_document = ops.minimum(in_document, self.config.context_length - 1)
         layers = iter(cache["layers"])
-        x, layers = self._read(
-            token_ids,
-            in_document,
-            lambda block, x, angles: block.decode(
-                x, next(layers), position, angles, start
-            ),
-        )
-        cache["layers"] = layers
+
+        def run(block, x, angles, segment_ids):
+            return block.decode(x, next(layers), position, angles, start)
+
+        x, cache["layers"] = self._read(token_ids, run, in_document)
         return self.logits(self.final_norm(x)), cache
 
     def hidden_states(self, token_ids):
@@ -282,12 +257,7 @@ class GPT(keras.Model):
         Returns:
             `(batch, sequence, embedding)`, of which `model.logits` makes logits.
         """
-        segment_ids, positions = self._find_documents(token_ids)
-        x, _ = self._read(
-            token_ids,
-            positions,
-            lambda block, x, angles: (block(x, angles, segment_ids), None),
-        )
+        x, _ = self._read(token_ids, lambda block, *inputs: (block(*inputs), None))
         return self.final_norm(x)
 
     def attention_scores(self, token_ids):
@@ -299,40 +269,39 @@ class GPT(keras.Model):
         Returns:
             NumPy float32 `(layers, batch, heads, query, key)`.
         """
-        token_ids = ops.convert_to_tensor(
-            check_token_ids(token_ids, self.config.vocab_size)
-        )
-        segment_ids, positions = self._find_documents(token_ids)
+        token_ids = check_token_ids(token_ids, self.config.vocab_size)
 
-        def run(block, x, angles):
-            x, scores = block(x, angles, segment_ids, return_attention_scores=True)
+        def run(block, *inputs):
+            x, scores = block(*inputs, return_attention_scores=True)
             scores = ops.cast(ops.stop_gradient(scores), "float32")
             return x, ops.convert_to_numpy(scores)
 
-        return np.stack(self._read(token_ids, positions, run)[1])
+        return np.stack(self._read(ops.convert_to_tensor(token_ids), run)[1])
 
-    def _read(self, token_ids, positions, run):
+    def _read(self, token_ids, run, positions=None):
         """Embed, and run each block.
 
         Args:
             token_ids: Integers `(batch, sequence)`.
-            positions: Of the same shape, or `None` for 0, 1, 2, ...
-            run: From a block, its input and the angles to its output and an extra.
+            run: From a block, its input, angles and segment ids to its output and an
+                extra.
+            positions: Of the same shape. Defaults to those in the documents that the
+                ids themselves hold.
 
         Returns:
             `(batch, sequence, embedding)` and the extras of all blocks, a tuple.
         """
-        angles = None if self.rotary is None else self.rotary(token_ids, positions)
+        segment_ids = angles = None
+        if positions is None and self.documents is not None:
+            segment_ids, positions = self.documents(token_ids)
+        if self.rotary is not None:
+            angles = self.rotary(token_ids, positions)
         x = self.embedding(token_ids, positions)
         extras = []
         for block in self.blocks:
-            x, extra = run(block, x, angles)
+            x, extra = run(block, x, angles, segment_ids)
             extras.append(extra)
         return x, tuple(extras)
-
-    def _find_documents(self, token_ids):
-        """Segment ids and positions, or twice `None` where nothing is packed."""
-        return (None, None) if self.documents is None else self.documents(token_ids)
 
     def count_flops_per_token(self, sequence_length=None, *, training=True):
         """Floating-point operations for each token, for utilisation figures.
@@ -350,15 +319,11 @@ class GPT(keras.Model):
             - [Chowdhery et al., 2022](https://arxiv.org/abs/2204.02311), appendix B
         """
         config = self.config
-        length = sequence_length or config.context_length
-        kernels = sum(
-            int(np.prod(weight.shape))
-            for block in self.blocks
-            for weight in block.weights
-            if len(weight.shape) == 2
-        )
+        weights = [weight for block in self.blocks for weight in block.weights]
+        kernels = sum(math.prod(w.shape) for w in weights if len(w.shape) == 2)
         kernels += config.vocab_size * config.embedding_dimension
         heads_width = config.num_heads * config.head_dimension
+        length = sequence_length or config.context_length
         attention = 4 * config.num_layers * heads_width * length
         return (2 * kernels + attention) * (3 if training else 1)
 
@@ -377,50 +342,15 @@ class GPT(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        config["config"] = GPTConfig.from_dict(config["config"])
-        config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
-        quantization = config.pop("quantization", None)
-        model = cls(**config)
-        if quantization is not None:
-            model.quantize(quantization)
+        dtype = keras.dtype_policies.deserialize(config["dtype"])
+        architecture = GPTConfig.from_dict(config["config"])
+        model = cls(architecture, dtype=dtype, name=config["name"])
+        if config.get("quantization") is not None:
+            model.quantize(config["quantization"])
         return model
 
 
-@keras.saving.register_keras_serializable("keras_gpt")
-class TokenCrossentropy(keras.losses.SparseCategoricalCrossentropy):
-    """Keras's sparse cross-entropy, of all tokens of a batch in a row.
-
-    Of more axes PyTorch copies the logits, twice, to have the vocabulary second.
-    """
-
-    def call(self, y_true, y_pred):
-        tokens = ops.shape(y_pred)[:-1]
-        losses = super().call(
-            ops.reshape(y_true, (-1,)), ops.reshape(y_pred, (-1, y_pred.shape[-1]))
-        )
-        return ops.reshape(losses, tokens)
-
-
-def check_token_ids(token_ids, vocab_size, name="token_ids"):
-    """Return integer NumPy ids, or raise `ValueError` naming the first out of range."""
-    try:
-        token_ids = np.asarray(token_ids)
-    except ValueError as error:
-        raise ValueError(
-            f"`{name}` must be a rectangle `(batch, sequence)`; pad shorter rows on "
-            f"the right. {error}"
-        ) from error
-    if not np.issubdtype(token_ids.dtype, np.integer):
-        raise ValueError(
-            f"`{name}` must be integers. Received: dtype={token_ids.dtype}."
-        )
-    highest = vocab_size - 1
-    outside = (token_ids < 0) | (token_ids >= vocab_size)
-    if outside.any():
-        raise ValueError(
-            f"`{name}` must be from 0 to {highest} (vocab_size={vocab_size}). "
-            f"Received: {int(token_ids[outside][0])}. Was the text encoded with "
-            "another tokenizer?"
-        )
-    return token_ids
+def _is_plain_matrix(layer):
+    # the token embedding is met twice: the logits use it too
+    is_matrix = isinstance(layer, keras.layers.Dense | keras.layers.Embedding)
+    return is_matrix and layer.quantization_mode is None

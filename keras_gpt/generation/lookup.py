@@ -65,7 +65,9 @@ def lookup_program(model, cache_length, lookup_tokens):
             read = ops.concatenate([state["token"][:, None], draft], axis=1)  # (b, t)
             cache = dict(state["cache"])
             if "document_start" in cache:
-                cache["document_start"] = _document_start(model, state)
+                cache["document_start"] = model.documents.find_start(
+                    state["text"], state["position"]
+                )
             logits, cache = decode(read, cache, position)
             state = {name: state[name] for name in state if name != "cache"}
             state = _choose_while_right(logits, read, state, inputs)
@@ -164,11 +166,3 @@ def _note(state):
         **state,
         "text": ops.where(is_place, state["token"][:, None], state["text"]),
     }
-
-
-def _document_start(model, state):
-    """The place where the document of each row's last token starts."""
-    index = ops.arange(state["text"].shape[1], dtype="int32")
-    is_separator = ops.equal(state["text"], model.config.document_separator_id)
-    ends = ops.logical_and(is_separator, index < state["position"][:, None])
-    return ops.max(ops.where(ends, index + 1, 0), axis=1)

@@ -10,7 +10,7 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig, suggest
 from keras_gpt.controls import CONTROLS, spread_control
-from keras_gpt.model import check_token_ids
+from keras_gpt.token_ids import check_token_ids
 
 _STOP_IDS_ROOM = 8  # stop ids are padded to a multiple of this
 

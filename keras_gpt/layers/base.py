@@ -88,11 +88,11 @@ class Normal(keras.initializers.Initializer):
         return {"stddev": self.stddev, "seed": self.seed}
 
 
-def make_normalization(normalization, *, epsilon, use_bias, dtype, name):
+def make_normalization(normalization, norm_epsilon, use_bias, dtype, name):
     """The Keras layer for `"layer_norm"` or `"rms_norm"`."""
     check_choice("normalization", normalization, NORMALIZATIONS)
     if normalization == "layer_norm":
         return keras.layers.LayerNormalization(
-            epsilon=epsilon, center=use_bias, dtype=dtype, name=name
+            epsilon=norm_epsilon, center=use_bias, dtype=dtype, name=name
         )
-    return keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name=name)
+    return keras.layers.RMSNormalization(epsilon=norm_epsilon, dtype=dtype, name=name)

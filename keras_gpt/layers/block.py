@@ -55,19 +55,11 @@ class TransformerBlock(BaseLayer):
         self.use_bias = use_bias
         self.supports_masking = True
 
-        def make_norm(name):
-            return make_normalization(
-                normalization,
-                epsilon=norm_epsilon,
-                use_bias=use_bias,
-                dtype=self.dtype_policy,
-                name=name,
-            )
-
+        norm = (normalization, norm_epsilon, use_bias, self.dtype_policy)
         # in the order in which files hold their weights
-        self.attention_norm = make_norm("attention_norm")
+        self.attention_norm = make_normalization(*norm, "attention_norm")
         self.attention = attention
-        self.feed_forward_norm = make_norm("feed_forward_norm")
+        self.feed_forward_norm = make_normalization(*norm, "feed_forward_norm")
         self.feed_forward = feed_forward
 
     def build(self, x_shape):

@@ -41,8 +41,7 @@ class DocumentPositions(BaseLayer):
         self.built = True
 
     def call(self, token_ids):
-        is_separator = ops.equal(token_ids, self.document_separator_id)
-        is_separator = ops.cast(is_separator, "int32")
+        is_separator = ops.cast(self._is_separator(token_ids), "int32")
         # the separator belongs to the document that it ends
         segment_ids = ops.cumsum(is_separator, axis=1) - is_separator  # (b, t)
         # a document starts after as many tokens as the earlier ones hold
@@ -50,6 +49,43 @@ class DocumentPositions(BaseLayer):
         starts = ops.sum(ops.cast(is_earlier, "int32"), axis=-1)  # (b, t)
         index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
         return segment_ids, index - starts
+
+    def find_start(self, token_ids, lengths):
+        """The place where the document of what follows each row starts.
+
+        Args:
+            token_ids: Integers `(batch, sequence)`.
+            lengths: Integers `(batch,)`, how many of them are the row's own.
+
+        Returns:
+            Integers `(batch,)`.
+        """
+        index = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        ends = ops.logical_and(self._is_separator(token_ids), index < lengths[:, None])
+        return ops.max(ops.where(ends, index + 1, 0), axis=1)
+
+    def follow(self, token_ids, position, start):
+        """The places where the documents of new tokens start.
+
+        Args:
+            token_ids: Integers `(batch, tokens)`.
+            position: Integers `(batch, tokens)`, their places.
+            start: Integers `(batch,)`, where the first one's document starts.
+
+        Returns:
+            Integers `(batch, tokens)`, and `(batch,)` for what follows them.
+        """
+        start = start[:, None]
+        ends = ops.where(self._is_separator(token_ids), position + 1, start)  # (b, t)
+        if token_ids.shape[1] > 1:  # the largest so far
+            index = ops.arange(token_ids.shape[1], dtype="int32")
+            earlier = index <= index[:, None]  # (t, t)
+            ends = ops.max(ops.where(earlier, ends[:, None, :], 0), axis=-1)
+            start = ops.concatenate([start, ends[:, :-1]], axis=1)
+        return start, ends[:, -1]
+
+    def _is_separator(self, token_ids):
+        return ops.equal(token_ids, self.document_separator_id)
 
     def compute_output_spec(self, token_ids):
         return (
