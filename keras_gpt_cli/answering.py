@@ -13,6 +13,8 @@ from keras_gpt_cli.options import (
     BatchSize,
     Dtype,
     Encoding,
+    MaxNewTokens,
+    MaxNewTokensOfPart,
     MinP,
     Model,
     NumBeams,
@@ -25,7 +27,6 @@ from keras_gpt_cli.options import (
     Texts,
     TopK,
     TopP,
-    beams,
     given,
     sampling,
 )
@@ -36,7 +37,7 @@ def summarize(
     model: Model,
     text: Texts = None,
     file: TextFile = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of it.")] = 64,
+    max_new_tokens: MaxNewTokens = 64,
     num_beams: NumBeams = 1,
     instruction: Annotated[
         str | None, typer.Option(help="What a chat model is told instead.")
@@ -44,7 +45,8 @@ def summarize(
     lookup_tokens: Annotated[
         int,
         typer.Option(
-            help="Guess so many tokens from the text: the same, in fewer passes."
+            help="Guess so many tokens from the text: the same, in fewer passes.",
+            min=0,
         ),
     ] = 0,
     batch_size: BatchSize = 8,
@@ -57,14 +59,14 @@ def summarize(
     lm = load(model, dtype, weights)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
-    controls = beams(num_beams) or given(lookup_tokens=lookup_tokens or None)
     with progress("summarizing", len(texts)) as on_progress:
         summaries = lm.summarize(
             texts,
             max_new_tokens,
+            num_beams=num_beams,
             batch_size=batch_size,
             on_progress=on_progress,
-            **controls,
+            **given(lookup_tokens=lookup_tokens or None),
         )
     print("\n".join(summaries))
 
@@ -75,7 +77,7 @@ def translate(
     source: Annotated[str, typer.Option(help="Language of the text.")] = "en",
     target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
     file: TextFile = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a part.")] = 128,
+    max_new_tokens: MaxNewTokensOfPart = 128,
     num_beams: NumBeams = 1,
     batch_size: BatchSize = 8,
     dtype: Dtype = None,
@@ -91,9 +93,9 @@ def translate(
             max_new_tokens,
             source=source,
             target=target,
+            num_beams=num_beams,
             batch_size=batch_size,
             on_progress=on_progress,
-            **beams(num_beams),
         )
     print("\n".join(translations))
 
@@ -104,7 +106,7 @@ def generate(
         str | None,
         typer.Argument(help="Text to continue; read from standard input if -"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
+    max_new_tokens: MaxNewTokens = 200,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -123,25 +125,14 @@ def generate(
     if prompt == "-":
         prompt = sys.stdin.read()
     lm = load(model, dtype, weights)
-    if num_beams != 1:
-        controls = given(repetition_penalty=repetition_penalty)
-        text = lm.generate(
-            prompt or "",
-            max_new_tokens,
-            num_beams=num_beams,
-            stop=stop or (),
-            **controls,
-        )
-        print((prompt or "") + text)
+    prompt = prompt or ""
+    options = {"max_new_tokens": max_new_tokens, "stop": stop or ()}
+    if num_beams > 1:
+        options |= given(repetition_penalty=repetition_penalty)
+        print(prompt + lm.generate(prompt, num_beams=num_beams, **options))
         return
-    stream(
-        lm,
-        prompt or "",
-        max_new_tokens=max_new_tokens,
-        stop=stop or (),
-        seed=seed,
-        **sampling(temperature, top_k, top_p, min_p, repetition_penalty),
-    )
+    controls = sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    stream(lm, prompt, seed=seed, **options, **controls)
 
 
 def chat(
@@ -152,15 +143,13 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option(help="Answer this one message and end.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens an answer.")] = 512,
+    max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
-    seed: Annotated[
-        int, typer.Option(help="The same seed gives the same answers.")
-    ] = 0,
+    seed: Seed = 0,
     dtype: Dtype = None,
     weights: StoredWeights = None,
 ) -> None:
@@ -173,19 +162,17 @@ def chat(
 
     from keras_gpt_cli.conversation import (
         ChatSession,
-        PlainScreen,
-        TerminalScreen,
+        Screen,
         describe_model,
         run_lines,
         run_terminal,
     )
 
-    console = Console()
     is_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
-    with console.status("Loading the model"):
+    with Console(stderr=True).status("Loading the model"):
         import_quietly()
         lm = load(model, dtype, weights)
-    screen = TerminalScreen(console) if is_terminal else PlainScreen()
+    screen = Screen(is_terminal)
     session = ChatSession(
         lm,
         screen,
@@ -217,14 +204,12 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Only so many examples of the task.")
+        int | None, typer.Option(help="Only so many examples of the task.", min=1)
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the results of the task.")
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer to the task.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
     num_beams: NumBeams = 1,
     batch_size: BatchSize = 8,
     text_field: TextField = "text",
@@ -251,7 +236,7 @@ def evaluate(
             limit=limit,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            **beams(num_beams),
+            num_beams=num_beams,
         )
         return
 

@@ -1,7 +1,7 @@
 """What `keras-gpt chat` does: a conversation with a model, in a terminal or a pipe.
 
 `ChatSession` holds the conversation and knows the commands; a screen shows what is
-said: `TerminalScreen` to a person, `PlainScreen` to a pipe.
+said, to a person or to a pipe.
 """
 
 import contextlib
@@ -14,19 +14,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-# Command: (what it takes, what it does)
-COMMANDS = {
-    "help": ("", "show this"),
-    "reset": ("", "forget the conversation; the system prompt stays"),
-    "system": ("TEXT", "give the model another system prompt; without TEXT, show it"),
-    "retry": ("", "answer the last message again, with another seed"),
-    "undo": ("", "take back the last message and its answer"),
-    "save": ("FILE", "write the conversation as JSON"),
-    "load": ("FILE", "go on with a saved conversation"),
-    "quit": ("", "leave; so does Ctrl-D"),
-}
 KEYS = (
     "Enter sends. A backslash before Enter, or Alt-Enter, begins another line. Ctrl-C "
     "stops an answer. To send what begins with a slash, write two."
@@ -65,25 +54,6 @@ class Answer:
         return ", ".join(parts) + (", stopped" if self.is_interrupted else "")
 
 
-class Screen(Protocol):
-    """Where a session shows what is said."""
-
-    def waiting(self, reason: str) -> contextlib.AbstractContextManager:
-        """Say that there is something to wait for, while the context lasts."""
-
-    def write(self, piece: str) -> None:
-        """Show the next piece of an answer."""
-
-    def finish(self, answer: Answer) -> None:
-        """End the answer."""
-
-    def note(self, text: str) -> None:
-        """Show what the program says."""
-
-    def error(self, text: str) -> None:
-        """Show a line about what went wrong."""
-
-
 class ChatSession:
     """A conversation: what was said, and the commands that change it.
 
@@ -91,7 +61,6 @@ class ChatSession:
         lm: A `keras_gpt.LanguageModel` with a chat template.
         screen: Shows answers and notes.
         system: System prompt. Defaults to what the template says without one.
-        max_new_tokens: Most tokens of an answer.
         seed: Of the first answer; each has the next.
         **controls: Others of `LanguageModel.chat`.
 
@@ -109,14 +78,13 @@ class ChatSession:
     def __init__(
         self,
         lm,
-        screen: Screen,
+        screen: "Screen",
         *,
         system: str | None = None,
-        max_new_tokens: int = 512,
         seed: int = 0,
         **controls: Any,
     ):
-        from keras_gpt.generation import Generation
+        from keras_gpt.controls import CONTROLS, check_control
 
         if lm.chat_template is None:
             raise ValueError(
@@ -124,19 +92,14 @@ class ChatSession:
                 "template was lost. Let it continue a text: keras-gpt generate."
             )
         # says what is wrong with a control before a question is typed
-        Generation(
-            lm.model,
-            [[0]],
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            **{**lm.generation_defaults, **controls},
-        )
+        for name, value in {**lm.generation_defaults, **controls}.items():
+            if name in CONTROLS:
+                check_control(name, value)
         self.lm = lm
         self.screen = screen
         self.is_over = False
         self.has_failed = False
         self.is_interrupted = False
-        self._max_new_tokens = max_new_tokens
         self._controls = controls
         self._seed = seed
         self._num_answers = 0
@@ -175,7 +138,6 @@ class ChatSession:
         reason = "Compiling, once for each size" if compiles else "Reading"
         stream = self.lm.stream_chat(
             [*self._system, *turns],
-            self._max_new_tokens,
             seed=self._seed + self._num_answers,
             **self._controls,
         )
@@ -211,40 +173,32 @@ class ChatSession:
         return len(self.lm.tokenizer.encode(text))
 
     def _obey(self, name, argument):
-        commands = {
-            "help": self._help,
-            "reset": self._reset,
-            "system": self._change_system,
-            "retry": self._retry,
-            "undo": self._undo,
-            "save": self._save,
-            "load": self._load,
-            "quit": self._quit,
-        }
-        if name not in commands:
-            nearest = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+        if name not in COMMANDS:
+            nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
             hint = f"Did you mean /{nearest[0]}?" if nearest else "Type /help."
             raise ValueError(f"There is no command /{name}. {hint}")
-        takes = COMMANDS[name][0]
+        takes, obey = COMMANDS[name]
         if argument and not takes:
             raise ValueError(f"/{name} stands alone.")
         if not argument and takes == "FILE":
             raise ValueError(f"/{name} needs the name of a file.")
-        commands[name](argument)
+        obey(self, argument)
 
     def _help(self, _):
-        width = max(len(f"/{name} {takes}") for name, (takes, _) in COMMANDS.items())
+        """Show this."""
         lines = [
-            f"{f'/{name} {takes}':{width}}  {does}"
-            for name, (takes, does) in COMMANDS.items()
+            f"{f'/{name} {takes}':12}  {obey.__doc__}"
+            for name, (takes, obey) in COMMANDS.items()
         ]
         self.screen.note("\n".join([*lines, KEYS]))
 
     def _reset(self, _):
+        """Forget the conversation; the system prompt stays."""
         self._turns = []
         self.screen.note("The conversation is forgotten.")
 
     def _change_system(self, text):
+        """Give the model another system prompt; without TEXT, show it."""
         if text:
             self._set_system(text)
             self.screen.note("The model has another system prompt.")
@@ -267,15 +221,18 @@ class ChatSession:
         raise ValueError("There is no message yet.")
 
     def _retry(self, _):
+        """Answer the last message again, with another seed."""
         self._answer(self._turns[: self._last_message() + 1])
 
     def _undo(self, _):
+        """Take back the last message and its answer."""
         last = self._last_message()
         message = self._turns[last]["content"]
         self._turns = self._turns[:last]
         self.screen.note(f"Took back: {_shorten(message)}")
 
     def _save(self, name):
+        """Write the conversation as JSON."""
         from keras_gpt.files import write_json
 
         path = Path(name).expanduser()
@@ -287,6 +244,7 @@ class ChatSession:
         self.screen.note(f"Wrote {len(self.messages)} messages to {path}.")
 
     def _load(self, name):
+        """Go on with a saved conversation."""
         path = Path(name).expanduser()
         messages = _read_conversation(path)
         self.lm.chat_template.render(messages)
@@ -296,7 +254,21 @@ class ChatSession:
         self.screen.note(f"Read {len(messages)} messages.{last}")
 
     def _quit(self, _):
+        """Leave; so does Ctrl-D."""
         self.is_over = True
+
+
+# Command: (what it takes, what obeys it and says what it does)
+COMMANDS = {
+    "help": ("", ChatSession._help),
+    "reset": ("", ChatSession._reset),
+    "system": ("TEXT", ChatSession._change_system),
+    "retry": ("", ChatSession._retry),
+    "undo": ("", ChatSession._undo),
+    "save": ("FILE", ChatSession._save),
+    "load": ("FILE", ChatSession._load),
+    "quit": ("", ChatSession._quit),
+}
 
 
 def _until(noticed, pieces):
@@ -307,70 +279,50 @@ def _until(noticed, pieces):
             return
 
 
-class PlainScreen:
-    """Answers to standard output, the rest to standard error."""
+class Screen:
+    """Where a session shows what is said.
 
-    def waiting(self, reason: str) -> contextlib.AbstractContextManager:
-        """Say nothing."""
-        del reason
-        return contextlib.nullcontext()
-
-    def write(self, piece: str) -> None:
-        """Print a piece as it is, but for a terminal harmless."""
-        print(_clean(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-
-    def finish(self, answer: Answer) -> None:
-        """End the line."""
-        del answer
-        print(flush=True)
-
-    def note(self, text: str) -> None:
-        """Print a note."""
-        print(text, file=sys.stderr, flush=True)
-
-    def error(self, text: str) -> None:
-        """Print an error."""
-        print(f"Error: {text}", file=sys.stderr, flush=True)
-
-
-class TerminalScreen:
-    """Answers as they come, notes dim, errors red.
+    To a person answers come with figures, notes dim and errors red; to a pipe answers
+    go to standard output and the rest to standard error.
 
     Args:
-        console: A `rich.console.Console` on standard output.
+        is_terminal: Whether a person looks on.
     """
 
-    def __init__(self, console):
-        self._console = console
+    def __init__(self, is_terminal: bool):
+        from rich.console import Console
+
+        self._is_terminal = is_terminal
+        self._console = Console(stderr=not is_terminal)
 
     def waiting(self, reason: str) -> contextlib.AbstractContextManager:
-        """Show a spinner that leaves no trace."""
+        """Show a spinner that leaves no trace, while the context lasts."""
+        if not self._is_terminal:
+            return contextlib.nullcontext()
         return self._console.status(f"[dim]{reason}[/]")
 
     def write(self, piece: str) -> None:
-        """Show a piece at once."""
-        sys.stdout.write(_clean(piece))
-        sys.stdout.flush()
+        """Show the next piece of an answer, for a terminal harmless."""
+        is_shown = self._is_terminal or sys.stdout.isatty()
+        print(_clean(piece) if is_shown else piece, end="", flush=True)
 
     def finish(self, answer: Answer) -> None:
-        """End the answer with its figures and an empty line."""
-        if answer.text:
+        """End the answer; a person gets its figures and an empty line."""
+        if answer.text or not self._is_terminal:
             self.write("\n")
-        self.note(answer.describe())
-        self.write("\n")
+        if self._is_terminal:
+            self.note(answer.describe())
+            self.write("\n")
 
-    def note(self, text: str) -> None:
-        """Show a note."""
-        self._print(text, "dim")
-
-    def error(self, text: str) -> None:
-        """Show an error."""
-        self._print(f"Error: {text}", "red")
-
-    def _print(self, text, style):
+    def note(self, text: str, style: str = "dim") -> None:
+        """Show what the program says."""
         self._console.print(
             _clean(text), style=style, markup=False, highlight=False, soft_wrap=True
         )
+
+    def error(self, text: str) -> None:
+        """Show a line about what went wrong."""
+        self.note(f"Error: {text}", "red")
 
 
 def run_lines(session: ChatSession, lines: Iterable[str]) -> None:

@@ -1,6 +1,5 @@
 """Commands that describe, bring in and write models."""
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from keras_gpt_cli.options import (
     Dtype,
     Flavour,
     Format,
+    MaxNewTokens,
     MinP,
     Model,
     Overwrite,
@@ -136,10 +136,10 @@ def export(
     next_version: Annotated[
         bool, typer.Option("--next-version", help="Choose the next number in PATH.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
+    max_new_tokens: MaxNewTokens = 64,
     max_prompt_tokens: Annotated[
         int | None,
-        typer.Option(help="Longest prompt. \\[default: the model's context]"),
+        typer.Option(help="Longest prompt. \\[default: the model's context]", min=1),
     ] = None,
     weights: Annotated[
         Weights | None,
@@ -155,6 +155,7 @@ def export(
             "--batch-size",
             help="Numbers of rows to warm the server up with; give it several times. "
             "\\[default: 1, 8, 32]",
+            min=1,
         ),
     ] = None,
     temperature: Temperature = None,
@@ -209,31 +210,24 @@ def _describe(found, gpt, dtype=None):
 
 def _quantize(lm):
     """Keep the weights in int8; returns rows about what that saves and costs."""
-    from keras_gpt import data
+    from keras_gpt import data, training
+
+    def measure():
+        size = training.count_trainable(lm.model)["weight_bytes"]
+        return size / 1e6, lm.evaluate_ids(sample).loss
 
     sample = [data.embedded_sample(lm.tokenizer, SAMPLE_TOKENS)]
     dtype = lm.model.dtype_policy.name
-    large, before = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
+    large, before = measure()
     lm.quantize("int8")
-    small, after = _num_bytes(lm.model), lm.evaluate_ids(sample).loss
+    small, after = measure()
     return {
-        "weights": f"{large / 1e6:,.1f} MB as {dtype}, {small / 1e6:,.1f} MB as int8",
+        "weights": f"{large:,.1f} MB as {dtype}, {small:,.1f} MB as int8",
         f"loss on {len(sample[0]):,} tokens": (
             f"{before:.4f} as {dtype}, {after:.4f} as int8, {after - before:+.4f} "
             "nats per token of the embedded corpus"
         ),
     }
-
-
-def _num_bytes(model):
-    """Size of the weights, in memory as on disk."""
-    import ml_dtypes  # noqa: F401  # from here on NumPy knows bfloat16
-    import numpy as np
-
-    return sum(
-        math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
-        for variable in model.variables
-    )
 
 
 def _size_on_disk(path):

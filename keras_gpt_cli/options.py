@@ -1,16 +1,49 @@
 """Options that several commands share, and what becomes of them."""
 
+import importlib.util
+import runpy
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
-TextField = Annotated[
-    str, typer.Option(help="Field of JSON Lines or column of Parquet with the text.")
-]
-Encoding = Annotated[str, typer.Option(help="Encoding of text files.")]
+# the table alone: to import keras_gpt is to import Keras, for which --help can't wait
+_PACKAGE = Path(importlib.util.find_spec("keras_gpt").origin).parent
+_TABLE = runpy.run_path(str(_PACKAGE / "controls.py"))
+
+
+def _control(name, help=None):  # noqa: A002
+    """The option for a control in the table; checked before a model is loaded."""
+    control = _TABLE["CONTROLS"][name]
+
+    def check(value):
+        is_off = value is None or (name == "top_k" and value == 0)
+        return value if is_off else _TABLE["check_control"](name, value)
+
+    kind = int if control.is_integer else float
+    option = typer.Option(help=help or control.help, callback=check)
+    return Annotated[kind | None, option]
+
+
+def _sampling_control(name, help=""):  # noqa: A002
+    """The option for a control of which a model may have a default of its own."""
+    control = _TABLE["CONTROLS"][name]
+    ours = "" if control.default is None else f", or {control.default}"
+    return _control(name, f"{control.help} {help}\\[default: the model's{ours}]")
+
+
+MaxNewTokens = _control("max_new_tokens")
+MaxNewTokensOfPart = _control("max_new_tokens", "Most tokens of a part.")
+Seed = _control("seed")
+Temperature = _sampling_control("temperature")
+TopK = _sampling_control("top_k", "0 is no limit. ")
+TopP = _sampling_control("top_p")
+MinP = _sampling_control("min_p")
+RepetitionPenalty = _sampling_control("repetition_penalty")
+NumBeams = Annotated[int, typer.Option(help="Above 1, beam search.", min=1, max=1024)]
+BatchSize = Annotated[int, typer.Option(help="Texts at once.", min=1)]
+
 CORPUS_HELP = (
     "A text file, a folder, JSON Lines or Parquet; or 'embedded', the documentation "
     "that comes with Python."
@@ -21,11 +54,36 @@ SOURCES_HELP = (
 )
 Model = Annotated[str, typer.Argument(help=SOURCES_HELP)]
 Dtype = Annotated[
-    str | None,
-    typer.Option(help="Such as float32, bfloat16 or mixed_bfloat16."),
+    str | None, typer.Option(help="Such as float32, bfloat16 or mixed_bfloat16.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+TextField = Annotated[
+    str, typer.Option(help="Field of JSON Lines or column of Parquet with the text.")
+]
+Texts = Annotated[
+    str | None, typer.Argument(help="The text; read from standard input if -")
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--file", help="A text file, or JSON Lines with the field of a task."),
+]
+
+
+def _check_encoding(name):
+    try:
+        "".encode(name)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"`encoding` must be one that Python knows, such as utf-8 or latin-1. "
+            f"Received: {name!r}."
+        ) from error
+    return name
+
+
+Encoding = Annotated[
+    str, typer.Option(help="Encoding of text files.", callback=_check_encoding)
+]
 
 
 class Weights(StrEnum):
@@ -54,47 +112,11 @@ StoredWeights = Annotated[
     Weights | None,
     typer.Option(help="Fewer bits take less memory; int8 changes answers slightly."),
 ]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        help="Lower is safer, higher is wilder, 0 is greedy. "
-        "\\[default: the model's, or 0.8]"
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        help="Sample from the likeliest so many; 0 for all. "
-        "\\[default: the model's, or 40]"
-    ),
-]
-TopP = Annotated[float | None, typer.Option(help="Sample from this much probability.")]
-MinP = Annotated[
-    float | None,
-    typer.Option(help="Sample from what is this likely beside the likeliest."),
-]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 1, repetition becomes rarer.")
-]
-NumBeams = Annotated[int, typer.Option(help="Above 1, beam search.")]
-BatchSize = Annotated[int, typer.Option(help="Texts at once.")]
-Texts = Annotated[
-    str | None, typer.Argument(help="The text; read from standard input if -")
-]
-TextFile = Annotated[
-    Path | None,
-    typer.Option("--file", help="A text file, or JSON Lines with the field of a task."),
-]
 
 
 def given(**options):
     """The options that aren't `None`: the others keep their defaults."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def beams(num_beams):
-    """The control of beam search, where there is more than one."""
-    return {"num_beams": num_beams} if num_beams > 1 else {}
 
 
 def sampling(temperature, top_k, top_p, min_p, repetition_penalty):

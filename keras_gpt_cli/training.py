@@ -25,7 +25,7 @@ def quickstart(
     prompt: Annotated[
         str | None, typer.Option(help="What the trained model shall continue.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 500,
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 500,
 ) -> None:
     """Train a small GPT in minutes, from nothing, and let it write."""
     import_quietly()
@@ -82,7 +82,7 @@ def tokenize(
         str, typer.Option(help="byte_pair, sentencepiece or characters.")
     ] = "byte_pair",
     vocab_size: Annotated[
-        int | None, typer.Option(help="\\[default: 4096; characters: all]")
+        int | None, typer.Option(help="\\[default: 4096; characters: all]", min=1)
     ] = None,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
@@ -108,7 +108,8 @@ def prepare(
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
     workers: Annotated[
-        int | None, typer.Option(help="Processes. \\[default: one for each core]")
+        int | None,
+        typer.Option(help="Processes. \\[default: one for each core]", min=1),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -218,9 +219,9 @@ def finetune(
 def preview(
     model: Model,
     data: Annotated[str, typer.Argument(help="JSON Lines or Parquet of examples.")],
-    count: Annotated[int, typer.Option(help="Examples to show.")] = 3,
+    count: Annotated[int, typer.Option(help="Examples to show.", min=0)] = 3,
     sequence_length: Annotated[
-        int, typer.Option(help="Tokens that an example may have.")
+        int, typer.Option(help="Tokens that an example may have.", min=1)
     ] = 512,
     instruction: Annotated[
         str | None, typer.Option(help="What a chat model is told before the question.")

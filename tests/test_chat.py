@@ -234,8 +234,9 @@ def test_help_names_every_command(start):
     session = start()
     session.enter("/help")
     [text] = session.screen.notes
-    for name, (_, does) in conversation.COMMANDS.items():
-        assert re.search(rf"^/{name}\b.*{re.escape(does)}$", text, re.MULTILINE)
+    for name, (_, obey) in conversation.COMMANDS.items():
+        does = re.escape(obey.__doc__)
+        assert re.search(rf"^/{name}\b.*{does}$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -438,9 +439,7 @@ def test_ctrl_c_in_a_pipe_says_nothing_of_training(chat, folder):
 
 
 def test_what_a_model_says_can_not_control_the_terminal(capsys):
-    from rich.console import Console
-
-    screen = conversation.TerminalScreen(Console())
+    screen = conversation.Screen(is_terminal=True)
     screen.write("a\x1b[2Jb\x9b1mc\td\r\n")
     screen.note("[bold]e[/bold] \x1b]0;title\x07")
     shown = capsys.readouterr().out

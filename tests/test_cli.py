@@ -240,6 +240,33 @@ def test_bad_arguments_are_one_line_errors(run, tmp_path, corpus, model):
     assert_one_line_error(run("generate", tmp_path / "nowhere", "x"), "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("summarize nowhere a --batch-size 0", "--batch-size"),
+        ("translate nowhere a --num-beams -1", "--num-beams"),
+        ("evaluate nowhere --batch-size 0", "--batch-size"),
+        ("evaluate nowhere --task a.jsonl --limit 0", "--limit"),
+        ("evaluate nowhere --file a --encoding nope", "`encoding`"),
+        ("evaluate nowhere --max-new-tokens -1", "`max_new_tokens`"),
+        ("preview nowhere a --count -1", "--count"),
+        ("preview nowhere a --sequence-length 0", "--sequence-length"),
+        ("generate nowhere a --top-p nan", "`top_p`"),
+        ("generate nowhere a --num-beams 9999999999", "--num-beams"),
+        ("chat nowhere --seed -1", "`seed`"),
+        ("chat nowhere --top-k -1", "`top_k`"),
+        ("export nowhere a --max-prompt-tokens 0", "--max-prompt-tokens"),
+    ],
+)
+def test_nonsense_is_refused_before_a_model_is_looked_for(run, command, named):
+    status, output, errors = run(*command.split())
+    assert status == 2
+    assert named in errors
+    assert "nowhere" not in errors
+    assert "Traceback" not in errors
+    assert output == ""
+
+
 def test_a_truncated_checkpoint_is_a_one_line_error(run, model):
     weights = model / "model.weights.h5"
     weights.write_bytes(weights.read_bytes()[:2000])
