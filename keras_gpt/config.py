@@ -17,91 +17,72 @@ POSITION_EMBEDDINGS = ("learned", "sinusoidal", "rotary", "none")
 NORMALIZATIONS = ("layer_norm", "rms_norm")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu_squared", "swiglu")
 
-_GPT2 = {"vocab_size": 50257, "context_length": 1024, "activation": "gelu_tanh"}
 _LLAMA = {
     "position_embedding": "rotary",
     "normalization": "rms_norm",
     "activation": "swiglu",
     "use_bias": False,
 }
+_SMOLLM2 = {
+    **_LLAMA,
+    "vocab_size": 49152,
+    "context_length": 8192,
+    "rotary_base": 100000.0,
+}
+
+
+def _sizes(embedding_dimension, num_layers, num_heads, **others):
+    return {
+        "embedding_dimension": embedding_dimension,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        **others,
+    }
+
+
+def _gpt2(*sizes):
+    return _sizes(*sizes, vocab_size=50257, context_length=1024, activation="gelu_tanh")
+
+
+def _characters(*sizes, **others):
+    return _sizes(*sizes, vocab_size=65, use_bias=False, **others)
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # nanoGPT's two Tiny Shakespeare configurations, characters
-    "char_cpu": {
-        "vocab_size": 65,
-        "context_length": 64,
-        "embedding_dimension": 128,
-        "num_layers": 4,
-        "num_heads": 4,
-        "use_bias": False,
-    },
-    "char_gpu": {
-        "vocab_size": 65,
-        "context_length": 256,
-        "embedding_dimension": 384,
-        "num_layers": 6,
-        "num_heads": 6,
-        "use_bias": False,
-        "dropout_rate": 0.2,
-    },
+    "char_cpu": _characters(128, 4, 4, context_length=64),
+    "char_gpu": _characters(384, 6, 6, context_length=256, dropout_rate=0.2),
     # what `keras-gpt quickstart` trains
-    "quickstart": {
-        "vocab_size": 2048,
-        "context_length": 128,
-        "embedding_dimension": 192,
-        "num_layers": 4,
-        "num_heads": 6,
-        **_LLAMA,
-    },
+    "quickstart": _sizes(192, 4, 6, vocab_size=2048, context_length=128, **_LLAMA),
     # https://openai.com/research/better-language-models, Table 2 of the paper
-    "gpt2": {
-        **_GPT2,
-        "embedding_dimension": 768,
-        "num_layers": 12,
-        "num_heads": 12,
-    },
-    "gpt2_medium": {
-        **_GPT2,
-        "embedding_dimension": 1024,
-        "num_layers": 24,
-        "num_heads": 16,
-    },
-    "gpt2_large": {
-        **_GPT2,
-        "embedding_dimension": 1280,
-        "num_layers": 36,
-        "num_heads": 20,
-    },
-    "gpt2_xl": {
-        **_GPT2,
-        "embedding_dimension": 1600,
-        "num_layers": 48,
-        "num_heads": 25,
-    },
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2_medium": _gpt2(1024, 24, 16),
+    "gpt2_large": _gpt2(1280, 36, 20),
+    "gpt2_xl": _gpt2(1600, 48, 25),
     # https://huggingface.co/blog/smollm, SmolLM2's config.json files
-    "smollm2_135m": {
-        "vocab_size": 49152,
-        "context_length": 8192,
-        "embedding_dimension": 576,
-        "num_layers": 30,
-        "num_heads": 9,
-        "num_kv_heads": 3,
-        "feed_forward_dimension": 1536,
-        "rotary_base": 100000.0,
-        **_LLAMA,
-    },
-    "smollm2_360m": {
-        "vocab_size": 49152,
-        "context_length": 8192,
-        "embedding_dimension": 960,
-        "num_layers": 32,
-        "num_heads": 15,
-        "num_kv_heads": 5,
-        "feed_forward_dimension": 2560,
-        "rotary_base": 100000.0,
-        **_LLAMA,
-    },
+    "smollm2_135m": _sizes(
+        576, 30, 9, num_kv_heads=3, feed_forward_dimension=1536, **_SMOLLM2
+    ),
+    "smollm2_360m": _sizes(
+        960, 32, 15, num_kv_heads=5, feed_forward_dimension=2560, **_SMOLLM2
+    ),
 }
+
+
+_OPTIONAL = (
+    "num_kv_heads",
+    "attention_dimension",
+    "feed_forward_dimension",
+    "sliding_window",
+)
+_POSITIVE_INTEGERS = (
+    "vocab_size",
+    "context_length",
+    "embedding_dimension",
+    "num_layers",
+    "num_heads",
+    *_OPTIONAL,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,22 +165,13 @@ class GPTConfig:
     document_separator_id: int | None = None
 
     def __post_init__(self):
-        for name in (
-            "vocab_size",
-            "context_length",
-            "embedding_dimension",
-            "num_layers",
-            "num_heads",
-        ):
-            _check_positive_integer(name, getattr(self, name))
-        for name in (
-            "num_kv_heads",
-            "attention_dimension",
-            "feed_forward_dimension",
-            "sliding_window",
-        ):
-            if getattr(self, name) is not None:
-                _check_positive_integer(name, getattr(self, name))
+        for name in _POSITIVE_INTEGERS:
+            value, is_optional = getattr(self, name), name in _OPTIONAL
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if not ((is_integer and value > 0) or (is_optional and value is None)):
+                raise ValueError(
+                    f"`{name}` must be a positive integer. Received: {name}={value!r}."
+                )
         check_choice("position_embedding", self.position_embedding, POSITION_EMBEDDINGS)
         check_choice("normalization", self.normalization, NORMALIZATIONS)
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -323,21 +295,19 @@ def check_heads(
 ) -> None:
     """Raise `ValueError` unless the heads divide what they must divide."""
     name = "attention_dimension" if attention_dimension else "embedding_dimension"
-    width = attention_dimension or embedding_dimension
-    if width % num_heads:
-        most = min(num_heads, width)
-        divisor = next(n for n in range(most, 0, -1) if width % n == 0)
+    _check_divides(
+        "num_heads", num_heads, name, attention_dimension or embedding_dimension
+    )
+    if num_kv_heads is not None:
+        _check_divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+
+
+def _check_divides(name, divisor, of_name, of):
+    if of % divisor:
+        nearest = next(n for n in range(min(divisor, of), 0, -1) if of % n == 0)
         raise ValueError(
-            f"`num_heads` must divide `{name}`. Received: num_heads={num_heads}, "
-            f"{name}={width}. Try num_heads={divisor}."
-        )
-    if num_kv_heads is not None and num_heads % num_kv_heads:
-        most = min(num_kv_heads, num_heads)
-        divisor = next(n for n in range(most, 0, -1) if num_heads % n == 0)
-        raise ValueError(
-            "`num_kv_heads` must divide `num_heads`. Received: "
-            f"num_kv_heads={num_kv_heads}, num_heads={num_heads}. "
-            f"Try num_kv_heads={divisor}."
+            f"`{name}` must divide `{of_name}`. Received: {name}={divisor}, "
+            f"{of_name}={of}. Try {name}={nearest}."
         )
 
 
@@ -386,13 +356,6 @@ def check_dropout_rate(dropout_rate: float) -> None:
         raise ValueError(
             "`dropout_rate` must be at least 0 and below 1. Received: "
             f"dropout_rate={dropout_rate}."
-        )
-
-
-def _check_positive_integer(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}."
         )
 
 

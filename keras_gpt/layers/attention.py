@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import check_heads
-from keras_gpt.layers.base import BaseLayer, Normal
+from keras_gpt.layers.base import BaseLayer, get_initializer
 from keras_gpt.layers.linear import linear
 from keras_gpt.layers.rotary import apply_rotary
 
@@ -93,16 +93,13 @@ class CausalSelfAttention(BaseLayer):
         self.qk_norm = qk_norm
         self.norm_epsilon = norm_epsilon
         self.sliding_window = sliding_window
-        self.kernel_initializer = keras.initializers.get(kernel_initializer or Normal())
-        self.residual_initializer = keras.initializers.get(
-            residual_initializer or Normal()
-        )
-        self.supports_masking = True
+        self.kernel_initializer = get_initializer(kernel_initializer)
+        self.residual_initializer = get_initializer(residual_initializer)
 
     def build(self, x_shape):
         e, n = x_shape[-1], self.num_heads
         check_heads(e, n, self.num_kv_heads, self.attention_dimension)
-        width = self.attention_dimension or e
+        width = self._width = self.attention_dimension or e
         k = self._kv_heads = self.num_kv_heads or n
         h = self._head_dimension = width // n
         has_bias = self.query_key_value_bias
@@ -197,10 +194,8 @@ class CausalSelfAttention(BaseLayer):
         n, k, h = self.num_heads, self._kv_heads, self._head_dimension
         # the batch as -1, and slices where there could be splits: a graph whose batch
         # is unknown then needs fewer operations on shapes
-        projected = ops.reshape(
-            linear(self.query_key_value, x, training),
-            (-1, ops.shape(x)[1], n + 2 * k, h),
-        )
+        projected = linear(self.query_key_value, x, training)
+        projected = ops.reshape(projected, (-1, ops.shape(x)[1], n + 2 * k, h))
         turned, value = projected[:, :, : n + k], projected[:, :, n + k :]
         if self.qk_norm:
             query, key = turned[:, :, :n], turned[:, :, n:]
@@ -260,9 +255,7 @@ class CausalSelfAttention(BaseLayer):
         is_single = isinstance(s, int) and s == 1  # TensorFlow may not know it
         scores = ops.ones_like(scores) if is_single else ops.softmax(scores, axis=-1)
         scores = ops.cast(scores, value.dtype)
-        weights = scores
-        if training and self.dropout_rate > 0:
-            weights = self.scores_dropout(weights, training=training)
+        weights = self.scores_dropout(scores, training=training)
         context = ops.matmul(ops.reshape(weights, (-1, k, g * t, s)), value)
         return ops.reshape(context, (-1, n, t, h)), ops.reshape(scores, (-1, n, t, s))
 

@@ -14,6 +14,10 @@ from keras_gpt.layers.initial import _given, has_given_values
 class BaseLayer(keras.layers.Layer):
     """A layer whose configuration is its constructor's arguments, kept by name."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
     def get_config(self):
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {
@@ -56,6 +60,11 @@ class BaseLayer(keras.layers.Layer):
             dtype=self.dtype_policy,
             name=name,
         )
+
+
+def get_initializer(initializer):
+    """The initializer that a Keras identifier stands for, `None` for N(0, 0.02)."""
+    return keras.initializers.get(initializer or Normal())
 
 
 @keras.saving.register_keras_serializable("keras_gpt")

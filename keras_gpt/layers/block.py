@@ -53,7 +53,6 @@ class TransformerBlock(BaseLayer):
         self.normalization = normalization
         self.norm_epsilon = norm_epsilon
         self.use_bias = use_bias
-        self.supports_masking = True
 
         norm = (normalization, norm_epsilon, use_bias, self.dtype_policy)
         # in the order in which files hold their weights

@@ -35,7 +35,6 @@ class DocumentPositions(BaseLayer):
     def __init__(self, document_separator_id, **kwargs):
         super().__init__(**kwargs)
         self.document_separator_id = document_separator_id
-        self.supports_masking = True
 
     def build(self, token_ids_shape):
         self.built = True

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS, check_choice
-from keras_gpt.layers.base import BaseLayer, Normal
+from keras_gpt.layers.base import BaseLayer, get_initializer
 from keras_gpt.layers.initial import has_given_values
 from keras_gpt.layers.linear import project_int8
 
@@ -96,10 +96,7 @@ class TokenAndPositionEmbedding(BaseLayer):
         self.position_embedding = position_embedding
         self.tie_embeddings = tie_embeddings
         self.dropout_rate = dropout_rate
-        self.embeddings_initializer = keras.initializers.get(
-            embeddings_initializer or Normal()
-        )
-        self.supports_masking = True
+        self.embeddings_initializer = get_initializer(embeddings_initializer)
         self.tokens = keras.layers.ReversibleEmbedding(
             vocab_size,
             embedding_dimension,
@@ -156,10 +153,8 @@ class TokenAndPositionEmbedding(BaseLayer):
                 x = x + ops.cast(sinusoids, x.dtype)
         return self.dropout(x, training=training)
 
-    def compute_output_spec(self, token_ids, positions=None, training=None):
-        return keras.KerasTensor(
-            (*token_ids.shape, self.embedding_dimension), dtype=self.compute_dtype
-        )
+    def compute_output_shape(self, token_ids_shape, positions_shape=None):
+        return (*token_ids_shape, self.embedding_dimension)
 
     def project(self, x):
         """Logits `(..., vocab_size)`, float32, of `x` `(..., embedding)`.

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_gpt.config import ACTIVATIONS, check_choice, default_feed_forward_dimension
-from keras_gpt.layers.base import BaseLayer, Normal
+from keras_gpt.layers.base import BaseLayer, get_initializer
 from keras_gpt.layers.linear import linear
 
 
@@ -79,11 +79,8 @@ class FeedForward(BaseLayer):
         self.activation = activation
         self.use_bias = use_bias
         self.dropout_rate = dropout_rate
-        self.kernel_initializer = keras.initializers.get(kernel_initializer or Normal())
-        self.residual_initializer = keras.initializers.get(
-            residual_initializer or Normal()
-        )
-        self.supports_masking = True
+        self.kernel_initializer = get_initializer(kernel_initializer)
+        self.residual_initializer = get_initializer(residual_initializer)
 
     def build(self, x_shape):
         embedding_dimension = x_shape[-1]
