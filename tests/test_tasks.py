@@ -3,6 +3,7 @@ import json
 import pytest
 
 from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, tasks
+from keras_gpt.tasks import answering
 from keras_gpt.tokenizers import ChatTemplate
 
 TEMPLATE = (
@@ -194,10 +195,10 @@ def test_texts_are_cut_where_they_may_be_and_join_to_what_they_were():
         return len(text) <= 30
 
     for text in (TEXT, "x" * 99, "one two\nthree four five six " * 5, "a. " * 30, ""):
-        parts = tasks._split(text, fits)
+        parts = answering._split(text, fits)
         assert "".join(parts) == text
         assert all(map(fits, parts))
-    assert tasks._split(TEXT, fits)[0] == "The module reads a file."
+    assert answering._split(TEXT, fits)[0] == "The module reads a file."
 
 
 def test_long_texts_are_summarized_in_parts(chat, plain):

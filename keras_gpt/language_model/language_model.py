@@ -1,6 +1,6 @@
 """`LanguageModel`: text in, text out. Each method calls what does the work."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -454,13 +454,7 @@ class LanguageModel:
         )
 
     def summarize(
-        self,
-        texts: str | Sequence[str],
-        max_new_tokens: int = 64,
-        *,
-        batch_size: int = 8,
-        on_progress: Callable[[int], None] | None = None,
-        **controls,
+        self, texts: str | Sequence[str], max_new_tokens: int = 64, **options
     ) -> str | list[str]:
         """Summarize texts.
 
@@ -470,11 +464,10 @@ class LanguageModel:
         Args:
             texts: One text or several.
             max_new_tokens: Most tokens of a summary.
-            batch_size: Texts at once.
-            on_progress: Called with the number of prompts that are done.
-            **controls: As of `generate`, but greedy unless `temperature` is given;
-                `num_beams` too, and `lookup_tokens`, with which what copies from the
-                text takes fewer passes of the model.
+            **options: Controls as of `generate`, but greedy unless `temperature` is
+                given; `batch_size`, texts at once, by default 8; and `on_progress`,
+                called with the number of prompts that are done. With `lookup_tokens`
+                what copies from the text takes fewer passes of the model.
 
         Returns:
             A string for one text, else a list.
@@ -484,14 +477,7 @@ class LanguageModel:
         """
         from keras_gpt import tasks
 
-        return tasks.summarize(
-            self,
-            texts,
-            max_new_tokens,
-            batch_size=batch_size,
-            on_progress=on_progress,
-            **controls,
-        )
+        return tasks.summarize(self, texts, max_new_tokens, **options)
 
     def translate(
         self,
@@ -500,9 +486,7 @@ class LanguageModel:
         *,
         source: str,
         target: str,
-        batch_size: int = 8,
-        on_progress: Callable[[int], None] | None = None,
-        **controls,
+        **options,
     ) -> str | list[str]:
         """Translate texts.
 
@@ -513,10 +497,7 @@ class LanguageModel:
             max_new_tokens: Most tokens of a part's translation.
             source: Code of the language of the texts, such as `"en"`.
             target: Code of the language to translate to.
-            batch_size: Texts at once.
-            on_progress: Called with the number of prompts that are done.
-            **controls: As of `generate`, but greedy unless `temperature` or
-                `num_beams` is given.
+            **options: As of `summarize`.
 
         Returns:
             A string for one text, else a list.
@@ -528,14 +509,7 @@ class LanguageModel:
         from keras_gpt import tasks
 
         return tasks.translate(
-            self,
-            texts,
-            max_new_tokens,
-            source=source,
-            target=target,
-            batch_size=batch_size,
-            on_progress=on_progress,
-            **controls,
+            self, texts, max_new_tokens, source=source, target=target, **options
         )
 
     def score(self, text: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
