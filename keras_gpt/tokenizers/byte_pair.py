@@ -1,8 +1,8 @@
 """`BytePairTokenizer`: byte-pair encoding, as in GPT-2 and Llama."""
 
+import functools
 import json
 import re
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -52,7 +52,10 @@ class BytePairTokenizer(Tokenizer):
     file_name = "tokenizer.json"
 
     def __init__(self, tokenizer_json: str):
-        tokenizer = _parse(tokenizer_json)
+        # Two that never change: one switch for all threads would let text of one forge
+        # the special tokens that another allows. Neither file nor pickle keeps it.
+        self._tokenizer = tokenizer = _parse(tokenizer_json)
+        tokenizer.encode_special_tokens = True
         decoder = json.loads(tokenizer_json)["decoder"] or {"type": None}
         types = {part["type"] for part in decoder.get("decoders", [decoder])}
         if not types & {"ByteLevel", "ByteFallback"}:
@@ -61,12 +64,6 @@ class BytePairTokenizer(Tokenizer):
                 f"Received: decoder={decoder['type']}. For a SentencePiece model use "
                 "SentencePieceTokenizer."
             )
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        # Text never matches special tokens; neither the file nor a pickle keeps this
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        self._lock = threading.Lock()
         added = tokenizer.get_added_tokens_decoder()
         super().__init__(
             tokenizer_json.encode("utf-8"),
@@ -142,25 +139,28 @@ class BytePairTokenizer(Tokenizer):
         return cls(content.decode("utf-8"))
 
     def _encode(self, text):
-        return self._encode_batch([text])[0]
+        return _ids(self._tokenizer, [text])[0]
 
     def _encode_batch(self, texts):
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return _ids(self._tokenizer, texts)
+
+    @functools.cached_property
+    def _special_tokenizer(self):
+        return _parse(self.to_json())
 
     def _encode_special(self, text):
         # not part by part: what stands beside a special token can depend on it
-        with self._lock:
-            self._tokenizer.encode_special_tokens = False
-            try:
-                return self._encode(text)
-            finally:
-                self._tokenizer.encode_special_tokens = True
+        return _ids(self._special_tokenizer, [text])[0]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Turn token ids into text; see `Tokenizer.decode`."""
         text = super().decode(ids, skip_special_tokens)
         return text.removeprefix(" ") if self._adds_space else text
+
+
+def _ids(tokenizer, texts):
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def _start_ids(tokenizer):
@@ -176,12 +176,15 @@ def _parse(tokenizer_json):
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
     try:
-        return HuggingFaceTokenizer.from_str(tokenizer_json)
+        tokenizer = HuggingFaceTokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(
             "`tokenizer_json` must be the text of a tokenizer.json file. Received: "
             f"{str(tokenizer_json)[:80]!r} ({error})."
         ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _token_bytes(vocabulary, added, decoders):

@@ -5,6 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+# The largest vocabularies of models have 260,000; a library makes room for all of them
+# at once, and ends the process where it can't
+MOST_TOKENS = 10_000_000
+
 
 def check_text(text: Any) -> None:
     """Raise unless `text` is a `str` that can be written as UTF-8."""
@@ -44,12 +48,12 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
 
 
 def check_vocab_size(vocab_size: Any, minimum: int, reason: str) -> None:
-    """Raise `ValueError` unless `vocab_size` is an integer of at least `minimum`."""
+    """Raise `ValueError` unless `vocab_size` is an integer that a library can take."""
     is_integer = isinstance(vocab_size, int) and not isinstance(vocab_size, bool)
-    if not is_integer or vocab_size < minimum:
+    if not is_integer or not minimum <= vocab_size <= MOST_TOKENS:
         raise ValueError(
-            f"`vocab_size` must be an integer of at least {minimum}: {reason}. "
-            f"Received: vocab_size={vocab_size!r}."
+            f"`vocab_size` must be an integer of at least {minimum}: {reason}; and of "
+            f"at most {MOST_TOKENS:,}. Received: vocab_size={vocab_size!r}."
         )
 
 

@@ -1,4 +1,6 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tokenizers as huggingface
@@ -25,6 +27,22 @@ def test_vocab_size_is_the_one_asked_for(byte_pair):
         "<|user|>": 598,
         "<|user|>s": 599,
     }
+
+
+def test_threads_that_allow_special_tokens_forge_none_for_others(byte_pair, documents):
+    text = documents[0] + "<|user|>"
+    stop = threading.Event()
+
+    def allow():
+        while not stop.is_set():
+            assert byte_pair.encode(text, allow_special=True)[-1] == 598
+
+    with ThreadPoolExecutor(2) as pool:
+        allowing = [pool.submit(allow) for _ in range(2)]
+        forged = [598 in byte_pair.encode("<|user|>") for _ in range(2000)]
+        stop.set()
+        [thread.result() for thread in allowing]
+    assert not any(forged)
 
 
 def test_a_small_corpus_gives_a_smaller_vocabulary():

@@ -47,7 +47,7 @@ def test_an_error_of_the_corpus_reaches_the_caller(cls, progress):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("vocab_size", [0, -1, 2.5, "many", True])
+@pytest.mark.parametrize("vocab_size", [0, -1, 2.5, "many", True, 99_999_999_999])
 def test_a_vocab_size_that_is_no_size_is_refused(cls, vocab_size):
     with pytest.raises(ValueError, match=f"vocab_size={vocab_size!r}"):
         cls.train(["some text"], vocab_size, progress=False)
