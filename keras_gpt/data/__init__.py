@@ -3,13 +3,9 @@
 from keras_gpt.data.batches import load_batches
 from keras_gpt.data.corpus import Corpus, read_documents
 from keras_gpt.data.embedded import embedded_corpus, embedded_sample
-from keras_gpt.data.examples import (
-    Example,
-    count_rows,
-    load_examples,
-    read_records,
-)
+from keras_gpt.data.examples import Example, count_rows, load_examples
 from keras_gpt.data.preparation import prepare
+from keras_gpt.data.records import read_records
 from keras_gpt.data.shards import TokenDataset, read_metadata
 
 __all__ = [

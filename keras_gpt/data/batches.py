@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_gpt.config import check_choice
 from keras_gpt.data.packing import plan_packing
 from keras_gpt.data.shards import TokenDataset
 
@@ -33,6 +34,7 @@ def load_batches(
     vocab_size: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    verify: bool = True,
 ) -> "grain.IterDataset":
     """Load batches of token ids as a grain dataset that `fit` takes as it is.
 
@@ -63,6 +65,8 @@ def load_batches(
         process_index: Which of the processes this is.
         process_count: How many processes share each batch; each gets
             `batch_size // process_count` rows of it.
+        verify: Whether to read all files of the split once and compare their
+            checksums, a second for each GB.
 
     Returns:
         A `grain.IterDataset` with `len`. Its items are `(token_ids, targets)`, int32
@@ -72,7 +76,8 @@ def load_batches(
 
     Raises:
         FileNotFoundError: The directory is not prepared.
-        ValueError: A bad argument, or a split that is shorter than a row.
+        ValueError: A bad argument, a split that is shorter than a row, or a file
+            that is damaged.
 
     Example:
 
@@ -84,7 +89,7 @@ def load_batches(
               validation_data=validation, validation_steps=len(validation))
     ```
     """
-    _check_arguments(
+    check_at_least(
         batch_size=(batch_size, 1),
         sequence_length=(sequence_length, 1),
         seed=(seed, 0),
@@ -99,7 +104,8 @@ def load_batches(
             f"process_index={process_index}."
         )
     check_order(order)
-    tokens = TokenDataset(directory, split)
+    check_choice("packing", packing, ("windows", "documents"))
+    tokens = TokenDataset(directory, split, verify=verify)
     _check_vocabulary(tokens, vocab_size)
     rows = _choose_rows(tokens, order, packing, sequence_length, seed)
     source = BatchSource(
@@ -130,14 +136,12 @@ def load_batches(
 
 def check_order(order: str) -> None:
     """Raise `ValueError` unless rows can be had in this order."""
-    if order not in ("random", "sequential"):
-        raise ValueError(
-            f"`order` must be 'random' or 'sequential'. Received: order={order!r}."
-        )
+    check_choice("order", order, ("random", "sequential"))
 
 
 def load_rows(rows: Any, batch_size: int, start_step: int) -> "grain.IterDataset":
     """Load all batches of rows from a step on; see `BatchSource`."""
+    check_at_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
     from keras_gpt.data.step_dataset import StepDataset
 
     source = BatchSource(rows, batch_size)
@@ -225,8 +229,7 @@ class EpochOrder:
     def __init__(self, num_rows: int, seed: int | None):
         self._num_rows = num_rows
         self._seed = seed
-        self._epoch = -1
-        self._permutation = np.empty(0, np.int64)
+        self._shuffled = (-1, np.empty(0, np.int64))  # the last epoch and its order
 
     def rows(self, places: range) -> list[int]:
         """Give the rows at these places of all epochs joined."""
@@ -236,13 +239,12 @@ class EpochOrder:
 
     def _choose(self, place: int) -> int:
         epoch, index = divmod(place, self._num_rows)
-        if self._epoch != epoch:
-            generator = _generator(self._seed, epoch)
-            self._epoch, self._permutation = (
-                epoch,
-                generator.permutation(self._num_rows),
-            )
-        return int(self._permutation[index])
+        shuffled_epoch, order = self._shuffled
+        if shuffled_epoch != epoch:
+            order = _generator(self._seed, epoch).permutation(self._num_rows)
+            # both at once, for threads that read the same batches
+            self._shuffled = (epoch, order)
+        return int(order[index])
 
 
 class _PackedDocuments:
@@ -292,11 +294,6 @@ def _choose_rows(
         return _PackedDocuments(
             tokens, sequence_length, None if order == "sequential" else seed
         )
-    if packing != "windows":
-        raise ValueError(
-            "`packing` must be 'windows' or 'documents'. "
-            f"Received: packing={packing!r}."
-        )
     if len(tokens) <= sequence_length:
         raise ValueError(
             "`sequence_length` must be below the number of tokens in the split, "
@@ -318,7 +315,8 @@ def _generator(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=step << 128))
 
 
-def _check_arguments(**bounds: tuple[int, int]) -> None:
+def check_at_least(**bounds: tuple[int, int]) -> None:
+    """Raise `ValueError` unless each value is at least the number beside it."""
     for name, (value, minimum) in bounds.items():
         if value < minimum:
             raise ValueError(

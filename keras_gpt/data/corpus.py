@@ -1,25 +1,23 @@
 """Documents from text files, JSON Lines, Parquet, folders or Python strings."""
 
 import codecs
-import gzip
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from keras_gpt.data.embedded import embedded_corpus
+from keras_gpt.data.records import JSON_SUFFIXES, iterate_records, open_source
 
 EMBEDDED = "embedded"
 # Tokenizers are some 20% faster on pieces of this size than on a megabyte.
 PIECE_CHARACTERS = 100_000
 _BLOCK_BYTES = 1_000_000
 _TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
-_JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 # Neither one text nor many: reading them as text would train on their syntax.
 _REFUSED_SUFFIXES = (".json", ".csv", ".tsv", ".html", ".pdf", ".docx", ".gz", ".zip")
-_SUFFIXES = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES, ".parquet")
+_SUFFIXES = (*_TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")
 
 
 class Piece(NamedTuple):
@@ -63,11 +61,8 @@ class Corpus:
         text_field: str = "text",
         encoding: str = "utf-8",
     ):
-        codecs.lookup(encoding)
         self._text_field = text_field
-        # A byte order mark is dropped; files without one read the same.
-        is_utf8 = codecs.lookup(encoding).name == "utf-8"
-        self._encoding = "utf-8-sig" if is_utf8 else encoding
+        self._encoding = _check_encoding(encoding)
         if isinstance(source, str | Path):
             source = _expand(source)
         elif isinstance(source, list | tuple):
@@ -147,11 +142,9 @@ class Corpus:
         return isinstance(self._items, list)
 
     def _read_file(self, path: Path) -> Iterator[Piece]:
-        if path.name.endswith(_JSON_SUFFIXES):
-            return _read_json_lines(path, self._text_field, self._encoding)
-        if path.suffix == ".parquet":
-            return _read_parquet(path, self._text_field)
-        return _split(_decode(path, self._encoding))
+        if _is_text_file(path):
+            return _split(_decode(path, self._encoding))
+        return _read_records(path, self._text_field, self._encoding)
 
 
 def read_documents(
@@ -193,8 +186,20 @@ def read_documents(
         raise ValueError("The corpus is empty: `source` holds no text.")
 
 
+def _check_encoding(encoding: str) -> str:
+    try:
+        " ".encode(encoding)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            "`encoding` must be one for text that Python knows, such as 'utf-8' or "
+            f"'latin-1'. Received: encoding={encoding!r}."
+        ) from error
+    # A byte order mark is dropped; files without one read the same.
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
 def _is_text_file(path: Path) -> bool:
-    return not path.name.endswith(_JSON_SUFFIXES) and path.suffix != ".parquet"
+    return not path.name.endswith(JSON_SUFFIXES) and path.suffix != ".parquet"
 
 
 def _expand(path: str | Path) -> list[Any]:
@@ -250,22 +255,13 @@ def _check_items(items: Iterable[Any]) -> None:
         )
 
 
-def _decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
-    return gzip.open(raw) if path.suffix == ".gz" else raw
-
-
 def _decode(path: Path, encoding: str) -> Iterator[tuple[str, int]]:
     """Yield the text of a file in blocks, each with its size in the file."""
     decoder = codecs.getincrementaldecoder(encoding)()
     num_read, position = 0, 0
-    with path.open("rb") as raw, _decompress(raw, path) as file:
+    with open_source(path) as (raw, file):
         while True:
-            try:
-                block = file.read(_BLOCK_BYTES)
-            except (EOFError, gzip.BadGzipFile) as error:
-                raise ValueError(
-                    f"{path} is damaged or cut off ({error}). Fetch it again."
-                ) from error
+            block = file.read(_BLOCK_BYTES)
             num_read += len(block)
             try:
                 text = decoder.decode(block, final=not block)
@@ -340,49 +336,15 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _read_json_lines(path: Path, text_field: str, encoding: str) -> Iterator[Piece]:
-    with path.open("rb") as raw, _decompress(raw, path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line.decode(encoding))[text_field]
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                reason = repr(error) if isinstance(error, KeyError) else error
-                raise ValueError(
-                    f"{path}, line {number}, is not a JSON object with a field "
-                    f"{text_field!r} ({reason}). Correct the line or pass the name "
-                    "of the field as `text_field`."
-                ) from error
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"{path}, line {number}: the field {text_field!r} must be a "
-                    f"string. Received: {type(text).__name__}."
-                )
-            yield from _document_pieces(_without_surrogates(text), len(line))
-
-
-def _read_parquet(path: Path, text_field: str) -> Iterator[Piece]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {path} needs pyarrow: `pip install pyarrow`."
-        ) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file ({error}).") from error
-    with file:
-        columns = file.schema_arrow.names
-        if text_field not in columns:
+def _read_records(path: Path, text_field: str, encoding: str) -> Iterator[Piece]:
+    for place, record, num_bytes in iterate_records(path, encoding, text_field):
+        text = record.get(text_field)
+        if path.suffix == ".parquet" and not isinstance(text, str):
+            continue  # there is nothing in this row
+        if not isinstance(text, str):
             raise ValueError(
-                f"{path} has no column {text_field!r}. Pass one of its columns as "
-                f"`text_field`: {', '.join(columns)}."
+                f"{path}, {place} must have a text in the field {text_field!r}. "
+                f"Received: the fields {list(record)}. Correct the line or pass the "
+                "name of the field as `text_field`."
             )
-        num_row_bytes = path.stat().st_size // max(file.metadata.num_rows, 1)
-        for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-            for text in batch.column(0).to_pylist():
-                if isinstance(text, str):
-                    yield from _document_pieces(text, num_row_bytes)
+        yield from _document_pieces(_without_surrogates(text), num_bytes)

@@ -1,15 +1,12 @@
-"""Examples of a task: records from files, and batches that teach the answers alone."""
+"""Examples of a task: batches that teach the answers alone."""
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_gpt.data.batches import EpochOrder, check_order, load_rows
+from keras_gpt.data.batches import EpochOrder, check_at_least, check_order, load_rows
 from keras_gpt.data.packing import plan_packing
 
 if TYPE_CHECKING:
@@ -32,69 +29,6 @@ class Example:
     def num_answer_tokens(self) -> int:
         """How many ids count in the loss; the first can't, nothing precedes it."""
         return sum(self.is_answer[1:])
-
-
-def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read records, one a line of JSON Lines or a row of Parquet.
-
-    Args:
-        path: A `.jsonl`, `.jsonl.gz` or `.parquet` file.
-
-    Yields:
-        Where the record stands, such as `"train.jsonl, line 3"`, for errors about it,
-        and the record.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is of another kind, or a line isn't a JSON object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There are no examples at {path}. Give a .jsonl or .parquet file."
-        )
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _read_lines(path)
-    else:
-        raise ValueError(
-            f"Examples are read from .jsonl, .jsonl.gz and .parquet. Received: {path}."
-        )
-
-
-def _read_parquet(path):
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name}, row {number}", record
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}.") from error
-
-
-def _read_lines(path):
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            place = f"{path.name}, line {number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{place} is not valid JSON: {error}.") from error
-            if not isinstance(record, dict):
-                raise ValueError(
-                    f'{place} must be an object such as {{"prompt": ..., '
-                    f'"completion": ...}}. Received: {line.strip()[:60]}.'
-                )
-            yield place, record
 
 
 def load_examples(
@@ -158,6 +92,7 @@ class _ExampleRows:
     """Rows of one or of several examples."""
 
     def __init__(self, examples, sequence_length, separator_id, seed):
+        check_at_least(sequence_length=(sequence_length, 1))
         if not examples:
             raise ValueError("There are no examples to learn from.")
         self._examples = examples

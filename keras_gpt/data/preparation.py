@@ -9,10 +9,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from keras_gpt.config import check_choice
+from keras_gpt.data.batches import check_at_least
 from keras_gpt.data.corpus import Corpus, Piece
-from keras_gpt.data.shards import METADATA_NAME, PROGRESS_NAME, SplitWriter
+from keras_gpt.data.shards import (
+    METADATA_NAME,
+    PROGRESS_NAME,
+    SplitWriter,
+    is_state,
+    read_metadata,
+)
 from keras_gpt.data.tokenizing import Task, token_dtype, tokenize_tasks
-from keras_gpt.files import read_json, write_json
+from keras_gpt.files import locked, read_json, write_json
 
 _FORMAT_VERSION = 1
 _TASK_CHARACTERS = 400_000
@@ -44,7 +52,7 @@ def prepare(
         source: Where the documents are: `"embedded"`, a path or an iterable; see
             `keras_gpt.data.Corpus`.
         directory: Where the token files go.
-        tokenizer: A tokenizer of `keras_gpt`, or any object that can be pickled and
+        tokenizer: A tokenizer of `keras_gpt`, or any object that threads may share and
             has `encode_batch(texts)`, `vocab_size`, `end_of_text_id` and
             `fingerprint`. Its end-of-text token, if it has one, is added after each
             document.
@@ -57,8 +65,8 @@ def prepare(
         text_field: The field that holds the text in JSON Lines and Parquet files.
         encoding: The encoding of text and JSON Lines files.
         shard_size: Tokens in one file.
-        num_workers: How many processes tokenize; None for one on each core. The
-            first 4 MB never need any. The result does not depend on it.
+        num_workers: How many threads tokenize; None for one on each core. The
+            result does not depend on it.
         progress: Whether to show a progress bar on stderr.
         overwrite: Whether to replace what another `prepare` left in `directory`.
 
@@ -70,6 +78,7 @@ def prepare(
         FileNotFoundError: The source does not exist.
         ValueError: A bad argument; an empty corpus or split; a file that is not
             text; a directory that holds other data.
+        BlockingIOError: Another process writes into the directory.
         OSError: Writing failed, for example on a full disk. Nothing is lost: the
             same call goes on from there.
 
@@ -105,20 +114,19 @@ def prepare(
         "end_of_text_id": tokenizer.end_of_text_id,
         "dtype": token_dtype(tokenizer.vocab_size).name,
     }
-    if overwrite:
-        _remove(directory)
-    found = _find_earlier(directory, recipe)
-    if found and "splits" in found:
-        (directory / PROGRESS_NAME).unlink(missing_ok=True)
-        return found
-    directory.mkdir(parents=True, exist_ok=True)
-    with _explain_write_errors(directory):
+    # What is complete needs no lock: its folder may be read-only
+    if not overwrite and (complete := _find_complete(directory, recipe)):
+        return complete
+    with locked(directory), _explain_write_errors(directory):
+        if overwrite:
+            _remove(directory)
+        elif complete := _find_complete(directory, recipe):  # by now
+            return complete
         return _write(
             directory,
             recipe,
             corpus,
             tokenizer,
-            states=found["states"] if found else {},
             num_workers=num_workers or os.cpu_count() or 1,
             progress=progress,
         )
@@ -130,10 +138,10 @@ def _write(
     corpus: Corpus,
     tokenizer: Any,
     *,
-    states: dict[str, Any],
     num_workers: int,
     progress: bool,
 ) -> dict[str, Any]:
+    states = _find_states(directory, recipe)
     shard_size, fraction = recipe["shard_size"], recipe["validation_fraction"]
     pieces = _assign_splits(corpus, recipe["split"], fraction)
     with ExitStack() as stack:
@@ -235,25 +243,42 @@ def _group(
             yield Task(name, group)
 
 
-def _find_earlier(directory: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Read what an earlier run left, or clear what it left before it could save."""
-    for name in (METADATA_NAME, PROGRESS_NAME):
-        path = directory / name
-        if not path.is_file():
-            continue
-        found = read_json(path)
-        different = [key for key in recipe if found.get(key) != recipe[key]]
-        if recipe["source"] is None:
-            different = ["source (an iterator cannot be compared)"]
-        if different:
-            raise ValueError(
-                f"{directory} holds data prepared with another "
-                f"{', '.join(different)}. Choose another `directory`, or pass "
-                "`overwrite=True` to replace it."
-            )
-        return found
-    _remove(directory)
-    return None
+def _find_complete(directory: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the metadata of data that are prepared to the end, if they are."""
+    if not (directory / METADATA_NAME).is_file():
+        return None
+    metadata = read_metadata(directory)
+    _check_recipe(directory, recipe, metadata)
+    (directory / PROGRESS_NAME).unlink(missing_ok=True)
+    return metadata
+
+
+def _find_states(directory: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Read how far an earlier run came, or clear what it left before it could save."""
+    path = directory / PROGRESS_NAME
+    if not path.is_file():
+        _remove(directory)
+        return {}
+    found = read_json(path)
+    states = found.get("states") if isinstance(found, dict) else None
+    if not isinstance(states, dict) or not all(map(is_state, states.values())):
+        raise ValueError(f"{path} is damaged. Start afresh with `overwrite=True`.")
+    _check_recipe(directory, recipe, found)
+    return states
+
+
+def _check_recipe(
+    directory: Path, recipe: dict[str, Any], found: dict[str, Any]
+) -> None:
+    different = [key for key in recipe if found.get(key) != recipe[key]]
+    if recipe["source"] is None:
+        different = ["source (an iterator cannot be compared)"]
+    if different:
+        raise ValueError(
+            f"{directory} holds data prepared with another "
+            f"{', '.join(different)}. Choose another `directory`, or pass "
+            "`overwrite=True` to replace it."
+        )
 
 
 def _remove(directory: Path) -> None:
@@ -274,19 +299,9 @@ def _check_arguments(
             "`validation_fraction` must be at least 0 and below 1. "
             f"Received: validation_fraction={validation_fraction}."
         )
-    if split not in ("auto", "tail", "documents"):
-        raise ValueError(
-            f"`split` must be 'auto', 'tail' or 'documents'. Received: split={split!r}."
-        )
-    if shard_size < 1:
-        raise ValueError(
-            f"`shard_size` must be at least 1. Received: shard_size={shard_size}."
-        )
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(
-            "`num_workers` must be at least 1, or None for one on each core. "
-            f"Received: num_workers={num_workers}."
-        )
+    check_choice("split", split, ("auto", "tail", "documents"))
+    num_workers = 1 if num_workers is None else num_workers
+    check_at_least(shard_size=(shard_size, 1), num_workers=(num_workers, 1))
 
 
 def _check_not_empty(

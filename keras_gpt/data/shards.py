@@ -17,6 +17,7 @@ from keras_gpt.files import read_json
 
 METADATA_NAME = "metadata.json"
 PROGRESS_NAME = "progress.json"
+COUNTS = ("num_tokens", "num_documents", "num_characters", "num_bytes", "num_pieces")
 _END_DTYPE = np.dtype("<i8")
 
 
@@ -47,13 +48,7 @@ class SplitWriter:
         self._split = split
         self._dtype = dtype
         self._shard_size = shard_size
-        self.counts = {
-            "num_tokens": 0,
-            "num_documents": 0,
-            "num_characters": 0,
-            "num_bytes": 0,
-            "num_pieces": 0,
-        }
+        self.counts = dict.fromkeys(COUNTS, 0)
         self._shards: list[dict[str, Any]] = []
         if state:
             self.counts = dict(state["counts"])
@@ -249,10 +244,14 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The directory is not prepared, or not to the end.
+        ValueError: `metadata.json` is damaged.
     """
     path = Path(directory) / METADATA_NAME
     if path.is_file():
-        return read_json(path)
+        metadata = read_json(path)
+        if not _is_metadata(metadata):
+            raise ValueError(f"{path} is damaged. {_PREPARE_AGAIN}")
+        return metadata
     if (Path(directory) / PROGRESS_NAME).is_file():
         raise FileNotFoundError(
             f"{directory} is prepared only in part. Run the same `keras-gpt prepare` "
@@ -261,6 +260,49 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     raise FileNotFoundError(
         f"{directory} is not a prepared directory. Run `keras-gpt prepare` or "
         "`keras_gpt.data.prepare(source, directory, tokenizer)` first."
+    )
+
+
+def _is_metadata(value: Any) -> bool:
+    """Whether what was read has all that the readers of it use."""
+    fields = {"dtype": str, "vocab_size": int, "tokenizer": str, "splits": dict}
+    return (
+        _has(value, fields)
+        and value["dtype"] in ("uint16", "uint32")
+        and isinstance(value.get("end_of_text_id"), int | None)
+        and all(map(_is_split, value["splits"].values()))
+    )
+
+
+def _is_split(value: Any) -> bool:
+    fields = {**dict.fromkeys(COUNTS[:-1], int), "shards": list, "documents": dict}
+    return (
+        _has(value, fields)
+        and _has(value["documents"], _FILE)
+        and all(map(_is_shard, value["shards"]))
+    )
+
+
+def is_state(value: Any) -> bool:
+    """Whether what was read can be the state of a `SplitWriter`."""
+    return (
+        _has(value, {"counts": dict, "shards": list})
+        and _has(value["counts"], dict.fromkeys(COUNTS, int))
+        and all(map(_is_shard, value["shards"]))
+    )
+
+
+_FILE = {"file": str, "sha256": str}
+
+
+def _is_shard(value: Any) -> bool:
+    return _has(value, {**_FILE, "num_tokens": int})
+
+
+def _has(value: Any, fields: dict[str, type]) -> bool:
+    """Whether a value is an object with fields of these kinds."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) for name, kind in fields.items()
     )
 
 

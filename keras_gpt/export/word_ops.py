@@ -15,15 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# The regular expressions that cut text into words
-GPT2_WORDS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
-LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_WORDS = LLAMA3_WORDS.replace("{1,3}", "")
+from keras_gpt.tokenizers.rules import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS
+
 # How many digits may be one word; in GPT-2's all of a row
 NUM_DIGITS = {GPT2_WORDS: None, LLAMA3_WORDS: 3, QWEN2_WORDS: 1}
 OTHER, LETTER, NUMBER, SPACE = range(4)

@@ -1,6 +1,7 @@
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -197,8 +198,8 @@ def test_iterator_state_restores(data):
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"start_step": -1}, "`start_step` must be at least 0"),
         ({"num_steps": 0}, "`num_steps` must be at least 1"),
-        ({"order": "sorted"}, "`order` must be 'random' or 'sequential'"),
-        ({"packing": "bins"}, "`packing` must be 'windows' or 'documents'"),
+        ({"order": "sorted"}, "Unknown `order`.*One of: random, sequential"),
+        ({"packing": "bins"}, "Unknown `packing`.*One of: windows, documents"),
         ({"packing": "documents"}, "without an end-of-text token"),
         ({"split": "test"}, "`split` must be one of those in .*: train, val"),
         ({"vocab_size": 20}, "`vocab_size` must be at least 26"),
@@ -215,6 +216,26 @@ def test_bad_argument_says_the_way_out(data, options, message):
     arguments = {"split": "train", "batch_size": 2, "sequence_length": 8, **options}
     with pytest.raises(ValueError, match=message):
         load_batches(data / "stream", **arguments)
+
+
+@pytest.mark.parametrize("place", [0, 40, -1])
+@pytest.mark.parametrize("file", ["val-00000.bin", "val-documents.bin"])
+def test_a_flipped_byte_is_found_when_batches_are_loaded(data, tmp_path, file, place):
+    folder = shutil.copytree(data / "stream", tmp_path / "copy")
+    content = bytearray((folder / file).read_bytes())
+    content[min(place, len(content) - 1)] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} has another checksum"):
+        load_batches(folder, "val", 2, 8)
+    load_batches(folder, "val", 2, 8, verify=False)
+    load_batches(folder, "train", 2, 8)
+
+
+@pytest.mark.parametrize("metadata", ["null", "[1]", '{"splits": null}', "{}", "{"])
+def test_damaged_metadata_is_named(tmp_path, metadata):
+    (tmp_path / "metadata.json").write_text(metadata)
+    with pytest.raises(ValueError, match=r"metadata\.json is (damaged|not valid JSON)"):
+        load_batches(tmp_path, "train", 2, 8)
 
 
 def test_directory_that_is_not_prepared_is_explained(tmp_path):

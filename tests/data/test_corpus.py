@@ -113,6 +113,12 @@ def test_wrong_encoding_is_named_with_the_byte_where_it_fails(tmp_path):
     assert document.endswith("aéclair")
 
 
+@pytest.mark.parametrize("encoding", ["utf-9", "base64", "a\0b"])
+def test_an_encoding_that_python_does_not_know_is_named(encoding):
+    with pytest.raises(ValueError, match=r"`encoding` must be one.*Received: "):
+        Corpus(["text"], encoding=encoding)
+
+
 def test_character_cut_off_at_the_end_of_the_file_is_an_error(tmp_path):
     path = tmp_path / "cut.txt"
     path.write_bytes("caf\u00e9".encode()[:-1])
@@ -120,7 +126,9 @@ def test_character_cut_off_at_the_end_of_the_file_is_an_error(tmp_path):
         list(read_documents(path))
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"other": "a"}', '{"text": 7}', "7"])
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"other": "a"}', '{"text": 7}', "7", "[" * 9**5]
+)
 def test_bad_json_line_is_named_with_its_number(tmp_path, line):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "good"}\n\n' + line + "\n")

@@ -50,12 +50,16 @@ def test_records_are_read_from_json_lines_and_parquet_with_their_places(tmp_path
     [
         ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl, line 2 is not valid JSON"),
         ("a.jsonl", "[1]\n", "line 1 must be an object"),
-        ("a.parquet", "no", "is no Parquet file"),
+        ("a.jsonl", '{"a":' * 100_000, "a.jsonl, line 1 is not valid JSON"),
+        ("a.jsonl", '{"a": "\xe9"}', "a.jsonl, line 1 is not valid JSON: 'utf-8"),
+        ("a.jsonl", "\n\n", "a.jsonl has no records"),
+        ("a.jsonl.gz", "no", "a.jsonl.gz is damaged or cut off"),
+        ("a.parquet", "no", "is not a Parquet file"),
         ("a.csv", "a,b", "are read from .jsonl"),
     ],
 )
 def test_a_bad_file_of_records_is_refused_by_line(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         list(read_records(tmp_path / name))
 
@@ -156,5 +160,9 @@ def test_examples_that_do_not_fit_are_refused():
         load_examples([example], 1, 2)
     with pytest.raises(ValueError, match="no examples"):
         load_examples([], 1, 8)
-    with pytest.raises(ValueError, match=r"`order` must be .*order='up'"):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        load_examples([example], 0, 8)
+    with pytest.raises(ValueError, match="`sequence_length` must be at least 1"):
+        load_examples([example], 1, 0)
+    with pytest.raises(ValueError, match=r"Unknown `order`.*order=.up"):
         load_examples([example], 1, 8, order="up")

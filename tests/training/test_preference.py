@@ -300,5 +300,5 @@ def test_bad_arguments_are_refused(make_model):
         training.PreferenceModel(make_model(), beta=0)
     with pytest.raises(ValueError, match=r"each of the 4 pairs.*Received: 3 margins"):
         load(np.zeros(3))
-    with pytest.raises(ValueError, match=r"`order` must be .*order='up'"):
+    with pytest.raises(ValueError, match=r"Unknown `order`.*order='up'"):
         load(np.zeros(4), order="up")
