@@ -109,7 +109,7 @@ def prepare(
     encoding: Encoding = "utf-8",
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes. \\[default: one for each core]", min=1),
+        typer.Option(help="Threads. \\[default: one for each core]", min=1),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
