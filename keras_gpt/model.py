@@ -19,7 +19,7 @@ from keras_gpt.layers import (
     TransformerBlock,
 )
 from keras_gpt.layers.adapter import Adapters
-from keras_gpt.layers.base import Normal, make_normalization
+from keras_gpt.layers.base import Normal, Zeros, make_normalization
 from keras_gpt.layers.logits import Logits
 from keras_gpt.loss import TokenCrossentropy
 from keras_gpt.token_ids import check_token_ids
@@ -78,7 +78,7 @@ class GPT(keras.Model):
 
         def make(layer, *parts, name, **initializers):
             if not initial_weights:
-                initializers = dict.fromkeys(initializers, "zeros")
+                initializers = dict.fromkeys(initializers, Zeros())
             arguments = {**config.arguments_of(layer), **initializers}
             return layer(*parts, **arguments, dtype=policy, name=name)
 

@@ -13,6 +13,7 @@ else:
 
 if chosen is not None:
     apply_to_rows = chosen.apply_to_rows
+    assign = chosen.assign
     bucket = chosen.bucket
     compile_function = chosen.compile_function
     default_jit_compile = chosen.default_jit_compile
@@ -21,6 +22,7 @@ if chosen is not None:
     record_step = chosen.record_step
     with_dense_gradient = chosen.with_dense_gradient
     write_cache = chosen.write_cache
+    zeros = chosen.zeros
 else:
 
     def __getattr__(name):

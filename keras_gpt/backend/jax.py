@@ -2,9 +2,14 @@
 
 # Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
+import math
+
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
+
+_ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 
 
 def fused_attention(query, key, value):
@@ -28,6 +33,29 @@ def default_jit_compile(dtype):
     """Whether `fit` should compile: always."""
     del dtype
     return True
+
+
+def zeros(shape, dtype):
+    """Zeros that take no memory until they are replaced."""
+    return jax.device_put(_allocate(np.zeros, shape, dtype))
+
+
+def assign(variable, chunks):
+    """Give a variable the values of NumPy arrays that hold some rows each."""
+    values = _allocate(np.empty, variable.shape, variable.dtype)
+    start = 0
+    for rows in chunks:
+        values[start : start + len(rows)] = rows
+        start += len(rows)
+    variable.assign(jax.device_put(values))
+
+
+def _allocate(make, shape, dtype):
+    """An array that `make` made, which JAX takes as it is, without a copy."""
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    buffer = make(size + _ALIGNMENT, "uint8")
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + size].view(jnp.dtype(dtype)).reshape(shape)
 
 
 def bucket(size):

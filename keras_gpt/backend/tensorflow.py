@@ -36,6 +36,21 @@ def default_jit_compile(dtype):
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
 
 
+def zeros(shape, dtype):
+    """Zeros, to be replaced."""
+    return keras.ops.zeros(shape, dtype)
+
+
+def assign(variable, chunks):
+    """Give a variable the values of NumPy arrays that hold some rows each."""
+    start = 0
+    for rows in chunks:
+        places = tf.range(start, start + len(rows))
+        new = tf.IndexedSlices(tf.cast(rows, variable.dtype), places)
+        variable.value.scatter_update(new)  # in place, as assigning to a slice isn't
+        start += len(rows)
+
+
 def bucket(size):
     """The size to pad to, so that few shapes are compiled: a power of two."""
     return 1 << (size - 1).bit_length()

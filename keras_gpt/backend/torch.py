@@ -29,6 +29,23 @@ def default_jit_compile(dtype):
     return False
 
 
+def zeros(shape, dtype):
+    """Zeros, to be replaced."""
+    return keras.ops.zeros(shape, dtype)
+
+
+def assign(variable, chunks):
+    """Give a variable the values of NumPy arrays that hold some rows each."""
+    start = 0
+    for rows in chunks:
+        stop = start + len(rows)
+        if rows.dtype.name == "bfloat16":  # PyTorch doesn't know NumPy's
+            rows = torch.from_numpy(rows.view("int16")).view(torch.bfloat16)
+        with torch.no_grad():
+            variable.value[start:stop].copy_(torch.as_tensor(rows))
+        start = stop
+
+
 def bucket(size):
     """The size to pad to: its own, since nothing is compiled."""
     return size

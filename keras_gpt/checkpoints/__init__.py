@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from keras_gpt.checkpoints.checkpoint import Checkpoint
-from keras_gpt.checkpoints.gguf import read_gguf
-from keras_gpt.checkpoints.gguf_writing import write_gguf
-from keras_gpt.checkpoints.huggingface import HUB, download, read_huggingface
-from keras_gpt.checkpoints.huggingface_writing import write_huggingface
+from keras_gpt.checkpoints.gguf.reading import read_gguf
+from keras_gpt.checkpoints.gguf.writing import write_gguf
+from keras_gpt.checkpoints.huggingface.hub import HUB, download
+from keras_gpt.checkpoints.huggingface.reading import read_huggingface
+from keras_gpt.checkpoints.huggingface.writing import write_huggingface
 from keras_gpt.checkpoints.keras_hub import read_keras_hub
 
 __all__ = [

@@ -1,13 +1,14 @@
 """Models of KerasHub, in memory or from its presets."""
 
+import math
 import re
 from typing import Any
 
-import numpy as np
 from keras import ops
 
+from keras_gpt.checkpoints import families
 from keras_gpt.checkpoints.checkpoint import Checkpoint
-from keras_gpt.checkpoints.gguf_tokenizer import (
+from keras_gpt.checkpoints.gguf.tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -65,17 +66,18 @@ def read_keras_hub(source: Any) -> Checkpoint:
             f"Qwen 3. Received: {type(source).__name__}."
         )
     weights = {weight.path: weight for weight in backbone.weights}
+    shapes = {path: _flat_shape(path, weight.shape) for path, weight in weights.items()}
 
-    def read(path: str) -> np.ndarray:
-        return _flatten(path, ops.convert_to_numpy(weights[path]))
+    def read_rows(path):
+        return [ops.convert_to_numpy(weights[path]).reshape(shapes[path])]
 
     tokenizer = getattr(preprocessor, "tokenizer", None)
     stop_ids = [getattr(tokenizer, name, None) for name in _END_TOKENS]
     return Checkpoint(
         config=_read_config(family, backbone, preprocessor),
         names=KERAS_HUB_GPT2 if family == "gpt2" else KERAS_HUB_LLAMA,
-        read=read,
-        available=weights,
+        shapes=shapes,
+        read_rows=read_rows,
         tokenizer=None if tokenizer is None else _read_tokenizer(preprocessor),
         stop_ids=tuple(dict.fromkeys(i for i in stop_ids if i is not None)),
         source={"format": "KerasHub", "name": name, "architecture": family},
@@ -108,16 +110,13 @@ def _find(table, thing):
     )
 
 
-def _flatten(path, values):
-    """Make a matrix of what has an axis for the heads."""
+def _flat_shape(path, shape):
+    """The shape of a matrix or vector, without an axis for the heads."""
     if path.endswith("attention_output/kernel"):
-        return values.reshape(-1, values.shape[-1])
-    if "/self_attention/" in path and path.endswith("/kernel"):
-        return values.reshape(len(values), -1)
-    if path.endswith("/bias"):
-        return values.reshape(-1)
-    # `Names` takes it to be the transposed one
-    return values.T if path.endswith("reverse_embeddings") else values
+        return (math.prod(shape[:-1]), shape[-1])
+    if path.endswith("/kernel"):
+        return (shape[0], math.prod(shape[1:]))
+    return (math.prod(shape),) if path.endswith("/bias") else tuple(shape)
 
 
 def _read_config(family, backbone, preprocessor):
@@ -132,6 +131,7 @@ def _read_config(family, backbone, preprocessor):
     if family == "gpt2":
         return GPTConfig(
             **fields,
+            **families.GPT2,
             context_length=backbone.max_sequence_length,
             num_heads=backbone.num_heads,
             activation="gelu_tanh",
@@ -142,16 +142,14 @@ def _read_config(family, backbone, preprocessor):
     width = width and width * backbone.num_query_heads
     return GPTConfig(
         **fields,
+        **families.LLAMA,
         context_length=length,
         num_heads=backbone.num_query_heads,
         num_kv_heads=backbone.num_key_value_heads,
         attention_dimension=None if width == backbone.hidden_dim else width,
-        position_embedding="rotary",
         rotary_base=backbone.rope_max_wavelength,
         rotary_scaling=_read_rotary_scaling(backbone),
-        normalization="rms_norm",
         norm_epsilon=backbone.layer_norm_epsilon,
-        activation="swiglu",
         use_bias=False,
         query_key_value_bias=True if family == "qwen2" else None,
         qk_norm=family == "qwen3",

@@ -1,13 +1,26 @@
 """Which weight is which: what each format calls the weights of a GPT.
 
-A table has our path on the left and on the right the tensors whose columns, side by
-side, are that weight; `{i}` is the number of the block.
+A table has our layer on the left and on the right theirs; where there are several, our
+weight is theirs side by side. Reading and writing use the same tables.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from keras_gpt.checkpoints.parts import Part, weight_shapes
+from keras_gpt.config import GPTConfig
 
 _BLOCK = re.compile(r"block_(\d+)/")
+_SUFFIXES = {
+    "kernel": ".weight",
+    "bias": ".bias",
+    "gamma": ".weight",
+    "beta": ".bias",
+    "scale": ".weight",
+    "embeddings": ".weight",
+    "reverse_embeddings": ".weight",
+}
 
 
 @dataclass(frozen=True)
@@ -15,241 +28,189 @@ class Names:
     """What one format calls the weights.
 
     Args:
-        table: `{ours: theirs}`.
-        transposed: Whether its matrices of linear layers are `(output, input)`; ours
-            are `(input, output)`.
+        outside: `{ours: theirs}` of the layers outside the blocks; `output` is an
+            output projection that isn't the token embedding.
+        block: What a block is called, with `{i}` for its number.
+        inside: `{ours: theirs}` of a block's layers, theirs with spaces between.
+        transposed: Suffixes of our weights that are transposed to theirs.
+        suffixes: `{ours: theirs}`; ours, after a slash, where there is none. Defaults
+            to `.weight` and `.bias`.
         ignored: Regular expression of tensors that hold no weights, such as masks.
     """
 
-    table: dict[str, tuple[str, ...]]
-    transposed: bool
+    outside: dict[str, str]
+    block: str
+    inside: dict[str, str]
+    transposed: tuple[str, ...] = ("kernel", "reverse_embeddings")
+    suffixes: dict[str, str] = field(default_factory=_SUFFIXES.copy)
     ignored: str = r"(?!)"
 
-    def find(self, path: str) -> list[str]:
-        """Names of the tensors that make the weight `path`.
+    def parts(self, config: GPTConfig) -> Iterator[Part]:
+        """Each tensor of a model, weight by weight.
 
         Raises:
-            ValueError: The format has no such weight.
+            ValueError: The format has no place for a weight.
         """
-        block = _BLOCK.match(path)
-        number = block[1] if block else ""
-        template = _BLOCK.sub("block_{i}/", path)
-        if template not in self.table:
-            raise ValueError(
-                f"This format has no place for the weight {path!r}; the model differs "
-                "from the models of the family."
-            )
-        return [name.replace("{i}", number) for name in self.table[template]]
-
-    def is_transposed(self, path: str) -> bool:
-        """Whether the tensors of the weight `path` are transposed to ours."""
-        return path.endswith("reverse_embeddings") or (
-            self.transposed and path.endswith("kernel")
-        )
+        for path, shape, widths in weight_shapes(config):
+            suffix = path.rpartition("/")[2]
+            is_transposed = suffix in self.transposed
+            names = self._find(path)
+            widths = widths if len(names) > 1 else shape[-1:]
+            start = 0
+            for name, width in zip(names, widths, strict=True):
+                part_shape = (*shape[:-1], width)
+                yield Part(
+                    name,
+                    path,
+                    slice(start, start + width),
+                    part_shape[::-1] if is_transposed else part_shape,
+                    is_transposed,
+                )
+                start += width
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor that nothing asked for can be passed over."""
         return re.search(self.ignored, name) is not None
 
+    def _find(self, path):
+        """Names of the tensors that make the weight `path`."""
+        layer, _, suffix = path.rpartition("/")
+        if suffix == "reverse_embeddings":
+            layer = "output"
+        block = _BLOCK.match(layer)
+        table = self.inside if block else self.outside
+        prefix = self.block.replace("{i}", block[1]) if block else ""
+        theirs = table.get(_BLOCK.sub("", layer))
+        if theirs is None:
+            raise ValueError(
+                f"This format has no place for the weight {path!r}; the model differs "
+                "from the models of the family."
+            )
+        suffix = self.suffixes.get(suffix, f"/{suffix}")
+        return [prefix + name + suffix for name in theirs.split()]
+
 
 HUGGING_FACE_GPT2 = Names(
-    table={
-        "embedding/tokens/embeddings": ("wte.weight",),
-        "embedding/tokens/reverse_embeddings": ("lm_head.weight",),
-        "embedding/positions/embeddings": ("wpe.weight",),
-        "block_{i}/attention_norm/gamma": ("h.{i}.ln_1.weight",),
-        "block_{i}/attention_norm/beta": ("h.{i}.ln_1.bias",),
-        "block_{i}/attention/query_key_value/kernel": ("h.{i}.attn.c_attn.weight",),
-        "block_{i}/attention/query_key_value/bias": ("h.{i}.attn.c_attn.bias",),
-        "block_{i}/attention/output_projection/kernel": ("h.{i}.attn.c_proj.weight",),
-        "block_{i}/attention/output_projection/bias": ("h.{i}.attn.c_proj.bias",),
-        "block_{i}/feed_forward_norm/gamma": ("h.{i}.ln_2.weight",),
-        "block_{i}/feed_forward_norm/beta": ("h.{i}.ln_2.bias",),
-        "block_{i}/feed_forward/up_projection/kernel": ("h.{i}.mlp.c_fc.weight",),
-        "block_{i}/feed_forward/up_projection/bias": ("h.{i}.mlp.c_fc.bias",),
-        "block_{i}/feed_forward/down_projection/kernel": ("h.{i}.mlp.c_proj.weight",),
-        "block_{i}/feed_forward/down_projection/bias": ("h.{i}.mlp.c_proj.bias",),
-        "final_norm/gamma": ("ln_f.weight",),
-        "final_norm/beta": ("ln_f.bias",),
+    outside={
+        "embedding/tokens": "transformer.wte",
+        "embedding/positions": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+        "output": "lm_head",
     },
-    transposed=False,
+    block="transformer.h.{i}.",
+    inside={
+        "attention_norm": "ln_1",
+        "attention/query_key_value": "attn.c_attn",
+        "attention/output_projection": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward/up_projection": "mlp.c_fc",
+        "feed_forward/down_projection": "mlp.c_proj",
+    },
+    transposed=("reverse_embeddings",),
     ignored=r"\.attn\.(masked_)?bias$|^lm_head\.weight$",
 )
 
-_LLAMA_BLOCK = "model.layers.{i}."
-
-
-def _projections(prefix, names, suffix):
-    return tuple(f"{prefix}{name}.{suffix}" for name in names)
-
-
 HUGGING_FACE_LLAMA = Names(
-    table={
-        "embedding/tokens/embeddings": ("model.embed_tokens.weight",),
-        "embedding/tokens/reverse_embeddings": ("lm_head.weight",),
-        "block_{i}/attention_norm/scale": (_LLAMA_BLOCK + "input_layernorm.weight",),
-        **{
-            f"block_{{i}}/attention/query_key_value/{ours}": _projections(
-                _LLAMA_BLOCK + "self_attn.", ("q_proj", "k_proj", "v_proj"), theirs
-            )
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-        },
-        **{
-            f"block_{{i}}/attention/output_projection/{ours}": (
-                f"{_LLAMA_BLOCK}self_attn.o_proj.{theirs}",
-            )
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-        },
-        "block_{i}/attention/query_norm/scale": (
-            _LLAMA_BLOCK + "self_attn.q_norm.weight",
-        ),
-        "block_{i}/attention/key_norm/scale": (
-            _LLAMA_BLOCK + "self_attn.k_norm.weight",
-        ),
-        "block_{i}/feed_forward_norm/scale": (
-            _LLAMA_BLOCK + "post_attention_layernorm.weight",
-        ),
-        **{
-            f"block_{{i}}/feed_forward/up_projection/{ours}": _projections(
-                _LLAMA_BLOCK + "mlp.", ("gate_proj", "up_proj"), theirs
-            )
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-        },
-        **{
-            f"block_{{i}}/feed_forward/down_projection/{ours}": (
-                f"{_LLAMA_BLOCK}mlp.down_proj.{theirs}",
-            )
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-        },
-        "final_norm/scale": ("model.norm.weight",),
+    outside={
+        "embedding/tokens": "model.embed_tokens",
+        "final_norm": "model.norm",
+        "output": "lm_head",
     },
-    transposed=True,
+    block="model.layers.{i}.",
+    inside={
+        "attention_norm": "input_layernorm",
+        "attention/query_key_value": (
+            "self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+        ),
+        "attention/query_norm": "self_attn.q_norm",
+        "attention/key_norm": "self_attn.k_norm",
+        "attention/output_projection": "self_attn.o_proj",
+        "feed_forward_norm": "post_attention_layernorm",
+        "feed_forward/up_projection": "mlp.gate_proj mlp.up_proj",
+        "feed_forward/down_projection": "mlp.down_proj",
+    },
     ignored=r"rotary_emb\.inv_freq$|^lm_head\.weight$",
 )
 
+_GGUF_OUTSIDE = {
+    "embedding/tokens": "token_embd",
+    "embedding/positions": "position_embd",
+    "final_norm": "output_norm",
+    "output": "output",
+}
+_GGUF_INSIDE = {
+    "attention_norm": "attn_norm",
+    "attention/output_projection": "attn_output",
+    "feed_forward_norm": "ffn_norm",
+    "feed_forward/down_projection": "ffn_down",
+}
+
 GGUF_GPT2 = Names(
-    table={
-        "embedding/tokens/embeddings": ("token_embd.weight",),
-        "embedding/tokens/reverse_embeddings": ("output.weight",),
-        "embedding/positions/embeddings": ("position_embd.weight",),
-        **{
-            f"{ours}/{ours_suffix}": (f"{theirs}.{theirs_suffix}",)
-            for ours, theirs in (
-                ("block_{i}/attention_norm", "blk.{i}.attn_norm"),
-                ("block_{i}/feed_forward_norm", "blk.{i}.ffn_norm"),
-                ("final_norm", "output_norm"),
-            )
-            for ours_suffix, theirs_suffix in (("gamma", "weight"), ("beta", "bias"))
-        },
-        **{
-            f"block_{{i}}/{ours}/{ours_suffix}": (
-                f"blk.{{i}}.{theirs}.{theirs_suffix}",
-            )
-            for ours, theirs in (
-                ("attention/query_key_value", "attn_qkv"),
-                ("attention/output_projection", "attn_output"),
-                ("feed_forward/up_projection", "ffn_up"),
-                ("feed_forward/down_projection", "ffn_down"),
-            )
-            for ours_suffix, theirs_suffix in (("kernel", "weight"), ("bias", "bias"))
-        },
+    outside=_GGUF_OUTSIDE,
+    block="blk.{i}.",
+    inside={
+        **_GGUF_INSIDE,
+        "attention/query_key_value": "attn_qkv",
+        "feed_forward/up_projection": "ffn_up",
     },
-    transposed=True,
     ignored=r"^output\.weight$",
 )
 
 GGUF_LLAMA = Names(
-    table={
-        "embedding/tokens/embeddings": ("token_embd.weight",),
-        "embedding/tokens/reverse_embeddings": ("output.weight",),
-        "block_{i}/attention_norm/scale": ("blk.{i}.attn_norm.weight",),
-        "block_{i}/attention/query_norm/scale": ("blk.{i}.attn_q_norm.weight",),
-        "block_{i}/attention/key_norm/scale": ("blk.{i}.attn_k_norm.weight",),
-        "block_{i}/feed_forward_norm/scale": ("blk.{i}.ffn_norm.weight",),
-        **{
-            f"block_{{i}}/{ours}/{ours_suffix}": _projections(
-                "blk.{i}.", theirs, theirs_suffix
-            )
-            for ours, theirs in (
-                ("attention/query_key_value", ("attn_q", "attn_k", "attn_v")),
-                ("attention/output_projection", ("attn_output",)),
-                ("feed_forward/up_projection", ("ffn_gate", "ffn_up")),
-                ("feed_forward/down_projection", ("ffn_down",)),
-            )
-            for ours_suffix, theirs_suffix in (("kernel", "weight"), ("bias", "bias"))
-        },
-        "final_norm/scale": ("output_norm.weight",),
+    outside=_GGUF_OUTSIDE,
+    block="blk.{i}.",
+    inside={
+        **_GGUF_INSIDE,
+        "attention/query_key_value": "attn_q attn_k attn_v",
+        "attention/query_norm": "attn_q_norm",
+        "attention/key_norm": "attn_k_norm",
+        "feed_forward/up_projection": "ffn_gate ffn_up",
     },
-    transposed=True,
     ignored=r"^(output|rope_freqs)\.weight$",
 )
 
-_HUB_BLOCK = "transformer_layer_{i}/"
-_HUB_TABLE = {
-    "embedding/tokens/embeddings": ("token_embedding/embeddings",),
-    "embedding/tokens/reverse_embeddings": ("token_embedding/reverse_embeddings",),
-    **{
-        f"block_{{i}}/{ours}/{suffix}": tuple(
-            f"{_HUB_BLOCK}{name}/{suffix}" for name in theirs
-        )
-        for ours, theirs in (
-            (
-                "attention/query_key_value",
-                ("self_attention/query", "self_attention/key", "self_attention/value"),
-            ),
-            ("attention/output_projection", ("self_attention/attention_output",)),
-            ("feed_forward/down_projection", ("feedforward_output_dense",)),
-        )
-        for suffix in ("kernel", "bias")
-    },
+_HUB_OPTIONS = {"transposed": (), "suffixes": {}}
+_HUB_INSIDE = {
+    "attention/query_key_value": (
+        "self_attention/query self_attention/key self_attention/value"
+    ),
+    "attention/output_projection": "self_attention/attention_output",
+    "feed_forward/down_projection": "feedforward_output_dense",
 }
 
 KERAS_HUB_GPT2 = Names(
-    table={
-        **_HUB_TABLE,
-        "embedding/positions/embeddings": ("position_embedding/embeddings",),
-        **{
-            f"{ours}/{suffix}": (f"{theirs}/{suffix}",)
-            for ours, theirs in (
-                ("block_{i}/attention_norm", _HUB_BLOCK + "self_attention_layer_norm"),
-                ("block_{i}/feed_forward_norm", _HUB_BLOCK + "feedforward_layer_norm"),
-                ("final_norm", "layer_norm"),
-            )
-            for suffix in ("gamma", "beta")
-        },
-        **{
-            f"block_{{i}}/feed_forward/up_projection/{suffix}": (
-                f"{_HUB_BLOCK}feedforward_intermediate_dense/{suffix}",
-            )
-            for suffix in ("kernel", "bias")
-        },
+    outside={
+        "embedding/tokens": "token_embedding",
+        "embedding/positions": "position_embedding",
+        "final_norm": "layer_norm",
+        "output": "token_embedding",
     },
-    transposed=False,
+    block="transformer_layer_{i}/",
+    inside={
+        **_HUB_INSIDE,
+        "attention_norm": "self_attention_layer_norm",
+        "feed_forward_norm": "feedforward_layer_norm",
+        "feed_forward/up_projection": "feedforward_intermediate_dense",
+    },
+    **_HUB_OPTIONS,
 )
 
 KERAS_HUB_LLAMA = Names(
-    table={
-        **_HUB_TABLE,
-        **{
-            f"{ours}/scale": (f"{theirs}/scale",)
-            for ours, theirs in (
-                ("block_{i}/attention_norm", _HUB_BLOCK + "self_attention_layernorm"),
-                (
-                    "block_{i}/attention/query_norm",
-                    _HUB_BLOCK + "self_attention/query_dense_layernorm",
-                ),
-                (
-                    "block_{i}/attention/key_norm",
-                    _HUB_BLOCK + "self_attention/key_dense_layernorm",
-                ),
-                ("block_{i}/feed_forward_norm", _HUB_BLOCK + "feedforward_layernorm"),
-                ("final_norm", "sequence_output_layernorm"),
-            )
-        },
-        "block_{i}/feed_forward/up_projection/kernel": (
-            _HUB_BLOCK + "feedforward_gate_dense/kernel",
-            _HUB_BLOCK + "feedforward_intermediate_dense/kernel",
+    outside={
+        "embedding/tokens": "token_embedding",
+        "final_norm": "sequence_output_layernorm",
+        "output": "token_embedding",
+    },
+    block="transformer_layer_{i}/",
+    inside={
+        **_HUB_INSIDE,
+        "attention_norm": "self_attention_layernorm",
+        "attention/query_norm": "self_attention/query_dense_layernorm",
+        "attention/key_norm": "self_attention/key_dense_layernorm",
+        "feed_forward_norm": "feedforward_layernorm",
+        "feed_forward/up_projection": (
+            "feedforward_gate_dense feedforward_intermediate_dense"
         ),
     },
-    transposed=False,
+    **_HUB_OPTIONS,
 )

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gpt import backend
 from keras_gpt.config import NORMALIZATIONS, check_choice
 from keras_gpt.layers.initial import _given, has_given_values
 
@@ -65,6 +66,14 @@ class BaseLayer(keras.layers.Layer):
 def get_initializer(initializer):
     """The initializer that a Keras identifier stands for, `None` for N(0, 0.02)."""
     return keras.initializers.get(initializer or Normal())
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class Zeros(keras.initializers.Initializer):
+    """Zeros for weights that are about to be loaded, which take little memory."""
+
+    def __call__(self, shape, dtype=None):
+        return backend.zeros(tuple(shape), dtype)
 
 
 @keras.saving.register_keras_serializable("keras_gpt")

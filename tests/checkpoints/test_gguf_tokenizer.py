@@ -10,8 +10,8 @@ from tokenizers import pre_tokenizers
 
 import keras_gpt
 from keras_gpt.checkpoints import read_gguf, write_gguf
-from keras_gpt.checkpoints.gguf_file import read_gguf_file
-from keras_gpt.checkpoints.gguf_tokenizer import tokenizer_from_gguf
+from keras_gpt.checkpoints.gguf.file import read_gguf_file
+from keras_gpt.checkpoints.gguf.tokenizer import tokenizer_from_gguf
 from keras_gpt.data import embedded_corpus
 from keras_gpt.tokenizers import BytePairTokenizer
 

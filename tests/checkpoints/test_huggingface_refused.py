@@ -354,7 +354,7 @@ def test_an_index_that_leaves_its_folder_is_not_followed(folder, index, name):
         ({"weight_map": {"model.norm.weight": ["a"]}}, "outside its folder"),
         ({"weight_map": {"a": "part.safetensors"}}, "lacks a, which its index"),
         ({"nothing": {}}, "lacks 'weight_map'"),
-        ([1], "must hold a JSON object"),
+        ([1], "lacks 'weight_map'"),
     ],
 )
 def test_an_index_of_another_form_is_refused(folder, index, content, match):

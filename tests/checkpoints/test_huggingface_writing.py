@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
 from keras_gpt import GPT, GPTConfig, LanguageModel
-from keras_gpt.checkpoints import huggingface_writing
-from keras_gpt.checkpoints.huggingface_writing import write_huggingface
+from keras_gpt.checkpoints import write_huggingface
+from keras_gpt.checkpoints.huggingface import writing
 from keras_gpt.tokenizers import (
     BytePairTokenizer,
     CharacterTokenizer,
@@ -237,14 +237,14 @@ def test_numbers_that_float16_does_not_have_are_refused(make, tmp_path):
     lm = make({})
     scale = lm.model.final_norm.weights[0]
     scale.assign(np.full(scale.shape, 1e5))
-    with pytest.raises(ValueError, match=r"final_norm.*float16.*dtype='bfloat16'"):
+    with pytest.raises(ValueError, match=r"ln_f.*float16.*dtype='bfloat16'"):
         write_huggingface(lm, tmp_path / "model", "float16")
     assert not list((tmp_path / "model").iterdir())
     write_huggingface(lm, tmp_path / "model", "bfloat16")
 
 
 def test_shards_are_of_the_size_and_give_the_same(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_writing, "_SHARD_SIZE", 50_000)
+    monkeypatch.setattr(writing, "_SHARD_SIZE", 50_000)
     lm = make(LLAMA)
     write_huggingface(lm, tmp_path)
     paths = sorted(tmp_path.glob("*.safetensors"))

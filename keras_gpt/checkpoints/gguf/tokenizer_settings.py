@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from keras_gpt.checkpoints.gguf_tokenizer import (
+from keras_gpt.checkpoints.gguf.tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,

@@ -1,0 +1,256 @@
+"""Between the settings in a GGUF file and a `GPTConfig`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_gpt.checkpoints import families
+from keras_gpt.checkpoints.names import GGUF_GPT2, GGUF_LLAMA
+from keras_gpt.checkpoints.stored import StoredTensor
+from keras_gpt.config import GPTConfig, suggest
+from keras_gpt.layers.rotary import rotary_frequencies
+
+# Mistral's models are "llama" too
+NAMES = {
+    "gpt2": GGUF_GPT2,
+    "llama": GGUF_LLAMA,
+    "qwen2": GGUF_LLAMA,
+    "qwen3": GGUF_LLAMA,
+}
+ROTARY_FREQUENCIES = "rope_freqs.weight"
+# `{theirs: ours}`, the settings that are the same thing
+_FIELDS = {
+    "context_length": "context_length",
+    "embedding_length": "embedding_dimension",
+    "block_count": "num_layers",
+    "attention.head_count": "num_heads",
+    "feed_forward_length": "feed_forward_dimension",
+}
+# Widths of a head
+_KEY_WIDTH = "attention.key_length"
+_OTHER_WIDTHS = ("attention.value_length", "rope.dimension_count")
+# What would change the outputs, and the values at which it doesn't
+_NEUTRAL = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window_pattern": (),
+    "attention.temperature_scale": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "pooling_type": (0,),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.attn_factor": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+}
+# Llama 3.1 to 3.3, whose files hold only the factors that follow from these
+_LLAMA3 = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0}
+_LLAMA3_CONTEXT_LENGTH = 8192
+
+
+def read_config(
+    settings: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> GPTConfig:
+    """Translate the settings of a model.
+
+    Args:
+        settings: The settings by key.
+        tensors: The tensors by name.
+
+    Raises:
+        ValueError: The architecture or a setting isn't supported, or one is missing.
+    """
+    architecture = settings.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in NAMES:
+        raise ValueError(
+            "Unsupported architecture. "
+            f"{suggest('general.architecture', architecture, NAMES)}"
+        )
+    section = _Section(settings, architecture)
+    for name, values in _NEUTRAL.items():
+        section.require(name, *values)
+    if "token_embd.weight" not in tensors:
+        raise ValueError("It lacks the tensor token_embd.weight. Download it again.")
+    fields = {ours: section.integer(theirs) for theirs, ours in _FIELDS.items()}
+    fields["vocab_size"] = tensors["token_embd.weight"].shape[0]
+    fields["tie_embeddings"] = _is_tied(tensors)
+    if architecture == "gpt2":
+        fields |= {
+            **families.GPT2,
+            "activation": "gelu_tanh",
+            "norm_epsilon": section.number("attention.layer_norm_epsilon"),
+        }
+    else:
+        fields |= families.LLAMA | _read_llama(section, fields, tensors)
+    return GPTConfig(**fields)
+
+
+def write_config(config: GPTConfig, architecture: str) -> dict[str, Any]:
+    """Settings from which `read_config` and llama.cpp make the architecture."""
+    settings = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    settings["feed_forward_length"] = config.hidden_dimension
+    settings["vocab_size"] = config.vocab_size
+    if architecture == "gpt2":
+        settings["attention.layer_norm_epsilon"] = float(config.norm_epsilon)
+    else:
+        settings |= {
+            "attention.head_count_kv": config.kv_heads,
+            "attention.layer_norm_rms_epsilon": float(config.norm_epsilon),
+            "rope.freq_base": float(config.rotary_base),
+            **dict.fromkeys((_KEY_WIDTH, *_OTHER_WIDTHS), config.head_dimension),
+        }
+    scaling = config.rotary_scaling or {"type": None}
+    if scaling["type"] == "linear":
+        settings["rope.scaling.type"] = "linear"
+        settings["rope.scaling.factor"] = float(scaling["factor"])
+    elif scaling["type"] == "llama3":
+        length = int(scaling["original_context_length"])
+        settings["rope.scaling.original_context_length"] = length
+    return {f"{architecture}.{name}": value for name, value in settings.items()}
+
+
+def find_architecture(config: GPTConfig) -> str:
+    """What llama.cpp calls the architecture.
+
+    Raises:
+        ValueError: It has none that computes the same; the field is named.
+    """
+    family = families.find_family(config)
+    scaling = config.rotary_scaling or {"type": None}
+    is_llama3 = family == "llama" and _LLAMA3.items() <= scaling.items()
+    wanted = {}
+    if config.sliding_window and config.sliding_window < config.context_length:
+        wanted["sliding_window"] = (None,)
+    if scaling["type"] == "llama3" and not is_llama3:
+        wanted["rotary_scaling"] = (None,)
+    if family == "gpt2":
+        wanted |= {"activation": ("gelu_tanh",), "use_bias": (True,)}
+        wanted["query_key_value_bias"] = (None, True)
+    else:
+        wanted["use_bias"] = (False,)
+    if family == "qwen2":
+        wanted["attention_dimension"] = (None, config.embedding_dimension)
+    families.check_family(config, family, wanted, "llama.cpp")
+    return family.replace("mistral", "llama")
+
+
+def rotary_divisors(config: GPTConfig) -> np.ndarray | None:
+    """What llama.cpp divides each rotary frequency by; `None` where one is for all."""
+    if not config.rotary_scaling or config.rotary_scaling["type"] != "llama3":
+        return None
+    width, base = config.head_dimension, config.rotary_base
+    scaled = rotary_frequencies(width, base, config.rotary_scaling)
+    return rotary_frequencies(width, base) / scaled
+
+
+def _read_llama(section, fields, tensors):
+    width, num_heads = fields["embedding_dimension"], fields["num_heads"]
+    head_width = section.integer(_KEY_WIDTH, width // max(num_heads, 1))
+    for name in _OTHER_WIDTHS:
+        section.require(name, head_width)
+    base = section.number("rope.freq_base", 10000.0)
+    window = section.integer("attention.sliding_window", 0)
+    is_whole = head_width * num_heads == width
+    return {
+        "num_kv_heads": section.integer("attention.head_count_kv", num_heads),
+        "attention_dimension": None if is_whole else head_width * num_heads,
+        "rotary_base": base,
+        "rotary_scaling": _read_rotary_scaling(section, tensors, head_width, base),
+        "norm_epsilon": section.number("attention.layer_norm_rms_epsilon"),
+        "use_bias": False,
+        "query_key_value_bias": "blk.0.attn_q.bias" in tensors or None,
+        "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+        "sliding_window": window if 0 < window < fields["context_length"] else None,
+    }
+
+
+def _read_rotary_scaling(section, tensors, head_width, base):
+    section.require("rope.scaling.type", "none", "linear")
+    factor = section.number("rope.scale_linear", 1.0)  # its name before 2023-10
+    factor = section.number("rope.scaling.factor", factor)
+    if section.text("rope.scaling.type") == "none":
+        factor = 1.0
+    linear = None if factor in (0.0, 1.0) else {"type": "linear", "factor": factor}
+    if ROTARY_FREQUENCIES not in tensors:
+        return linear
+    [divisors] = tensors[ROTARY_FREQUENCIES].read_rows()
+    divisors = divisors.astype("float32")
+    if np.all(divisors == 1):
+        return linear
+    original = section.integer(
+        "rope.scaling.original_context_length", _LLAMA3_CONTEXT_LENGTH
+    )
+    scaling = {
+        "type": "llama3",
+        "factor": float(divisors.max()),
+        **_LLAMA3,
+        "original_context_length": original,
+    }
+    found = linear is None and divisors.shape == (head_width // 2,)
+    if found and np.all(divisors > 0):
+        ours = rotary_frequencies(head_width, base, scaling)
+        theirs = rotary_frequencies(head_width, base) / divisors
+        found = np.allclose(ours, theirs, rtol=1e-3)  # some files store float16
+    if not found:
+        raise ValueError(
+            f"The tensor {ROTARY_FREQUENCIES} holds rotary frequencies that aren't "
+            "scaled in Llama 3.1's way, which keras_gpt doesn't support."
+        )
+    return scaling
+
+
+def _is_tied(tensors):
+    """Whether the output is the embedding; GPT-2's files often hold it twice."""
+    output = tensors.get("output.weight")
+    return output is None or output.has_same_bytes(tensors["token_embd.weight"])
+
+
+class _Section:
+    """The settings of one architecture, checked as they are asked for."""
+
+    def __init__(self, settings, architecture):
+        self._settings = settings
+        self._prefix = f"{architecture}."
+
+    def integer(self, name, default=None):
+        """A whole number, or one for each block if all are the same."""
+        value = self._get(name, default)
+        if isinstance(value, list) and value and value.count(value[0]) == len(value):
+            value = value[0]
+        if type(value) is not int:
+            self._refuse(name, value, "an integer, the same in all blocks")
+        return value
+
+    def number(self, name, default=None):
+        value = self._get(name, default)
+        if type(value) not in (int, float):
+            self._refuse(name, value, "a number")
+        return float(value)
+
+    def text(self, name):
+        return self._settings.get(self._prefix + name)
+
+    def require(self, name, *values):
+        """Refuse the setting unless it is absent or one of the values."""
+        value = self._settings.get(self._prefix + name)
+        if value is not None and value not in values:
+            self._refuse(name, value, " or ".join(map(repr, values)) or "absent")
+
+    def _get(self, name, default):
+        value = self._settings.get(self._prefix + name, default)
+        if value is None:
+            raise ValueError(
+                f"It lacks the setting {self._prefix}{name}. Download it again."
+            )
+        return value
+
+    def _refuse(self, name, value, wanted):
+        raise ValueError(
+            f"Unsupported setting. Received: {self._prefix}{name}={str(value)[:80]}. "
+            f"It must be {wanted}."
+        )

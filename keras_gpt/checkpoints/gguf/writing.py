@@ -1,0 +1,112 @@
+"""GGUF files, written for llama.cpp and what is built on it."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from keras_gpt.checkpoints.gguf.config import (
+    NAMES,
+    ROTARY_FREQUENCIES,
+    find_architecture,
+    rotary_divisors,
+    write_config,
+)
+from keras_gpt.checkpoints.gguf.tokenizer_settings import tokenizer_settings
+from keras_gpt.checkpoints.gguf.turned import is_turned, to_gguf_order
+from keras_gpt.checkpoints.parts import plain_weights
+from keras_gpt.config import suggest
+from keras_gpt.files import atomic_path
+
+_DTYPES = {
+    "float32": (np.dtype("float32"), "F32", "ALL_F32"),
+    "float16": (np.dtype("float16"), "F16", "MOSTLY_F16"),
+    "bfloat16": (np.dtype(ml_dtypes.bfloat16), "BF16", "MOSTLY_BF16"),
+}
+
+
+def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
+    """Write a model as a GGUF file, whole or not at all.
+
+    Args:
+        lm: A `keras_gpt.LanguageModel` with a `BytePairTokenizer`, whose
+            architecture llama.cpp has: GPT-2's, or Llama's, Qwen2's or Qwen3's.
+        path: The file, an existing one is replaced.
+        dtype: `"float16"`, `"bfloat16"` or `"float32"`, of the matrices; vectors are
+            float32. llama.cpp's `llama-quantize` makes smaller files from it.
+
+    Raises:
+        OSError: The disk is full.
+        ValueError: llama.cpp has no such model or tokenizer, the model is quantized or
+            has adapters, or a weight is too large for float16.
+
+    Example:
+
+    >>> import keras_gpt
+    >>> from keras_gpt.checkpoints import read_gguf, write_gguf
+    >>> texts = ["the cat sat", "the cat ran"]
+    >>> tokenizer = keras_gpt.BytePairTokenizer.train(texts, 300, progress=False)
+    >>> config = keras_gpt.GPTConfig.from_preset("quickstart", num_layers=1)
+    >>> lm = keras_gpt.LanguageModel(keras_gpt.GPT(config), tokenizer)
+    >>> write_gguf(lm, "tiny.gguf")
+    >>> read_gguf("tiny.gguf").source["quantization"]
+    'F16'
+    """
+    from gguf import GGUFValueType, GGUFWriter, LlamaFileType
+
+    if dtype not in _DTYPES:
+        raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, _DTYPES)}")
+    config = lm.model.config
+    architecture = find_architecture(config)
+    settings = {
+        "general.name": Path(path).stem,
+        "general.file_type": LlamaFileType[_DTYPES[dtype][2]].value,
+        "general.quantization_version": 2,
+        **write_config(config, architecture),
+        **tokenizer_settings(
+            lm.tokenizer, lm.chat_template, lm.stop_ids, config.vocab_size
+        ),
+    }
+    if lm.source.get("license"):
+        settings["general.license"] = lm.source["license"]
+    weights = plain_weights(lm.model)
+    with atomic_path(path) as temporary:
+        writer = GGUFWriter(temporary, architecture)
+        for key, value in settings.items():
+            is_integer = type(value) is int
+            kind = GGUFValueType.UINT32 if is_integer else GGUFValueType.get_type(value)
+            writer.add_key_value(key, value, kind)
+        try:
+            _write_tensors(writer, weights, config, architecture, dtype)
+        finally:
+            writer.close()
+
+
+def _write_tensors(writer, weights, config, architecture, dtype):
+    """Write all, with one tensor at a time in memory."""
+    from gguf import GGMLQuantizationType
+
+    def add_info(name, shape):
+        # llama.cpp's converter writes all else so, and its kernels expect it
+        is_matrix = len(shape) > 1 and name != "position_embd.weight"
+        kind, gguf_name, _ = _DTYPES[dtype if is_matrix else "float32"]
+        size = int(np.prod(shape)) * kind.itemsize
+        writer.add_tensor_info(name, shape, kind, size, GGMLQuantizationType[gguf_name])
+        return kind
+
+    parts = list(NAMES[architecture].parts(config))
+    dtypes = [add_info(part.name, part.shape) for part in parts]
+    divisors = rotary_divisors(config)
+    if divisors is not None:
+        add_info(ROTARY_FREQUENCIES, divisors.shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for part, kind in zip(parts, dtypes, strict=True):
+        values = part.take(weights, kind)
+        if is_turned(part.name, architecture):
+            values = to_gguf_order(part.name, values, config)
+        writer.write_tensor_data(values)
+    if divisors is not None:
+        writer.write_tensor_data(divisors)
