@@ -28,6 +28,21 @@ _FAMILIES = {
     "QwenBackbone": "qwen2",
     "Qwen3Backbone": "qwen3",
 }
+# `{theirs: ours}`
+_FIELDS = {
+    "vocabulary_size": "vocab_size",
+    "hidden_dim": "embedding_dimension",
+    "num_layers": "num_layers",
+    "intermediate_dim": "feed_forward_dimension",
+    "dropout": "dropout_rate",
+}
+_GPT2_FIELDS = {"max_sequence_length": "context_length", "num_heads": "num_heads"}
+_LLAMA_FIELDS = {
+    "num_query_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "rope_max_wavelength": "rotary_base",
+    "layer_norm_epsilon": "norm_epsilon",
+}
 # How the tokenizers of byte-level merges cut text into words, as GGUF calls it
 _RULES = {
     "GPT2Tokenizer": "gpt-2",
@@ -120,23 +135,13 @@ def _flat_shape(path, shape):
 
 
 def _read_config(family, backbone, preprocessor):
-    fields = {
-        "vocab_size": backbone.vocabulary_size,
-        "embedding_dimension": backbone.hidden_dim,
-        "num_layers": backbone.num_layers,
-        "feed_forward_dimension": backbone.intermediate_dim,
-        "dropout_rate": backbone.dropout,
-        "tie_embeddings": backbone.token_embedding.tie_weights,
-    }
+    renamed = _FIELDS | (_GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS)
+    fields = {ours: getattr(backbone, theirs) for theirs, ours in renamed.items()}
+    fields["tie_embeddings"] = backbone.token_embedding.tie_weights
     if family == "gpt2":
-        return GPTConfig(
-            **fields,
-            **families.GPT2,
-            context_length=backbone.max_sequence_length,
-            num_heads=backbone.num_heads,
-            activation="gelu_tanh",
-            norm_epsilon=backbone.layer_norm.epsilon,
-        )
+        epsilon = backbone.layer_norm.epsilon
+        more = {**families.GPT2, "activation": "gelu_tanh", "norm_epsilon": epsilon}
+        return GPTConfig(**fields, **more)
     length = getattr(preprocessor, "sequence_length", None) or _DEFAULT_CONTEXT_LENGTH
     width = getattr(backbone, "head_dim", None)
     width = width and width * backbone.num_query_heads
@@ -144,12 +149,8 @@ def _read_config(family, backbone, preprocessor):
         **fields,
         **families.LLAMA,
         context_length=length,
-        num_heads=backbone.num_query_heads,
-        num_kv_heads=backbone.num_key_value_heads,
         attention_dimension=None if width == backbone.hidden_dim else width,
-        rotary_base=backbone.rope_max_wavelength,
         rotary_scaling=_read_rotary_scaling(backbone),
-        norm_epsilon=backbone.layer_norm_epsilon,
         use_bias=False,
         query_key_value_bias=True if family == "qwen2" else None,
         qk_norm=family == "qwen3",

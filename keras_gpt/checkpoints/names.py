@@ -6,21 +6,12 @@ weight is theirs side by side. Reading and writing use the same tables.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from keras_gpt.checkpoints.parts import Part, weight_shapes
 from keras_gpt.config import GPTConfig
 
 _BLOCK = re.compile(r"block_(\d+)/")
-_SUFFIXES = {
-    "kernel": ".weight",
-    "bias": ".bias",
-    "gamma": ".weight",
-    "beta": ".bias",
-    "scale": ".weight",
-    "embeddings": ".weight",
-    "reverse_embeddings": ".weight",
-}
 
 
 @dataclass(frozen=True)
@@ -33,8 +24,8 @@ class Names:
         block: What a block is called, with `{i}` for its number.
         inside: `{ours: theirs}` of a block's layers, theirs with spaces between.
         transposed: Suffixes of our weights that are transposed to theirs.
-        suffixes: `{ours: theirs}`; ours, after a slash, where there is none. Defaults
-            to `.weight` and `.bias`.
+        has_our_suffixes: Whether `/kernel`, `/gamma` and so on, as ours are, not
+            `.weight` and `.bias`.
         ignored: Regular expression of tensors that hold no weights, such as masks.
     """
 
@@ -42,15 +33,11 @@ class Names:
     block: str
     inside: dict[str, str]
     transposed: tuple[str, ...] = ("kernel", "reverse_embeddings")
-    suffixes: dict[str, str] = field(default_factory=_SUFFIXES.copy)
+    has_our_suffixes: bool = False
     ignored: str = r"(?!)"
 
     def parts(self, config: GPTConfig) -> Iterator[Part]:
-        """Each tensor of a model, weight by weight.
-
-        Raises:
-            ValueError: The format has no place for a weight.
-        """
+        """Each tensor of a model, weight by weight."""
         for path, shape, widths in weight_shapes(config):
             suffix = path.rpartition("/")[2]
             is_transposed = suffix in self.transposed
@@ -80,14 +67,11 @@ class Names:
         block = _BLOCK.match(layer)
         table = self.inside if block else self.outside
         prefix = self.block.replace("{i}", block[1]) if block else ""
-        theirs = table.get(_BLOCK.sub("", layer))
-        if theirs is None:
-            raise ValueError(
-                f"This format has no place for the weight {path!r}; the model differs "
-                "from the models of the family."
-            )
-        suffix = self.suffixes.get(suffix, f"/{suffix}")
-        return [prefix + name + suffix for name in theirs.split()]
+        theirs = table[_BLOCK.sub("", layer)]
+        ending = ".bias" if suffix in ("bias", "beta") else ".weight"
+        if self.has_our_suffixes:
+            ending = f"/{suffix}"
+        return [prefix + name + ending for name in theirs.split()]
 
 
 HUGGING_FACE_GPT2 = Names(
@@ -169,7 +153,7 @@ GGUF_LLAMA = Names(
     ignored=r"^(output|rope_freqs)\.weight$",
 )
 
-_HUB_OPTIONS = {"transposed": (), "suffixes": {}}
+_HUB_OPTIONS = {"transposed": (), "has_our_suffixes": True}
 _HUB_INSIDE = {
     "attention/query_key_value": (
         "self_attention/query self_attention/key self_attention/value"

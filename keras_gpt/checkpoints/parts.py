@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import ml_dtypes  # noqa: F401  # NumPy then knows bfloat16
 import numpy as np
 from keras import ops
 
 from keras_gpt.config import GPTConfig
 from keras_gpt.model import GPT
+
+DTYPES = ("float32", "float16", "bfloat16")  # that can be written
 
 
 @dataclass(frozen=True)
@@ -57,47 +61,42 @@ def weight_shapes(
     The parts, side by side in the last axis, are what other formats may keep apart:
     query, key and value; gate and up.
     """
-    width, hidden = config.embedding_dimension, config.hidden_dimension
-    heads, kv_heads = (
-        number * config.head_dimension for number in (config.num_heads, config.kv_heads)
-    )
-    gated = 2 if config.activation == "swiglu" else 1
-    norms = {"rms_norm": ("scale",), "layer_norm": ("gamma", "beta")}
-    norms = norms[config.normalization][: 2 if config.use_bias else 1]
-    # input, widths of the output's parts, whether there is a bias
-    linear = {
+    width, size = config.embedding_dimension, config.vocab_size
+    heads = config.num_heads * config.head_dimension
+    kv_heads = config.kv_heads * config.head_dimension
+    up = (config.hidden_dimension,) * (2 if config.activation == "swiglu" else 1)
+    has_bias, has_first_bias = config.use_bias, config.has_query_key_value_bias
+    # rows, widths of the parts, whether there is a bias
+    matrices = {
         "attention/query_key_value": (
             width,
             (heads, kv_heads, kv_heads),
-            config.has_query_key_value_bias,
+            has_first_bias,
         ),
-        "attention/output_projection": (heads, (width,), config.use_bias),
-        "feed_forward/up_projection": (width, (hidden,) * gated, config.use_bias),
-        "feed_forward/down_projection": (hidden, (width,), config.use_bias),
+        "attention/output_projection": (heads, (width,), has_bias),
+        "feed_forward/up_projection": (width, up, has_bias),
+        "feed_forward/down_projection": (up[0], (width,), has_bias),
     }
-    vectors = [
-        f"{norm}/{s}" for norm in ("attention_norm", "feed_forward_norm") for s in norms
-    ]
-    yield "embedding/tokens/embeddings", (config.vocab_size, width), (width,)
+    scales = ("gamma", "beta") if has_bias else ("gamma",)
+    if config.normalization == "rms_norm":
+        scales = ("scale",)
+    yield "embedding/tokens/embeddings", (size, width), (width,)
     if not config.tie_embeddings:
-        size = config.vocab_size
         yield "embedding/tokens/reverse_embeddings", (width, size), (size,)
     if config.position_embedding == "learned":
-        shape = (config.context_length, width)
-        yield "embedding/positions/embeddings", shape, (width,)
-    for suffix in norms:
-        yield f"final_norm/{suffix}", (width,), (width,)
+        yield "embedding/positions/embeddings", (config.context_length, width), (width,)
+    for scale in scales:
+        yield f"final_norm/{scale}", (width,), (width,)
     for i in range(config.num_layers):
-        for name in vectors:
-            yield f"block_{i}/{name}", (width,), (width,)
-        for name, (rows, widths, has_bias) in linear.items():
+        for norm, scale in product(("attention_norm", "feed_forward_norm"), scales):
+            yield f"block_{i}/{norm}/{scale}", (width,), (width,)
+        for name, (rows, widths, is_biased) in matrices.items():
             yield f"block_{i}/{name}/kernel", (rows, sum(widths)), widths
-            if has_bias:
+            if is_biased:
                 yield f"block_{i}/{name}/bias", (sum(widths),), widths
-        if config.qk_norm:
-            size = config.head_dimension
-            for name in ("query_norm", "key_norm"):
-                yield f"block_{i}/attention/{name}/scale", (size,), (size,)
+        for name in ("query_norm", "key_norm") if config.qk_norm else ():
+            shape = (config.head_dimension,)
+            yield f"block_{i}/attention/{name}/scale", shape, shape
 
 
 def plain_weights(model: GPT) -> dict[str, Any]:

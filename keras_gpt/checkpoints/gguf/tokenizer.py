@@ -191,18 +191,7 @@ def _byte_level_parts(settings, tokens, types):
         "pre_tokenizer": PRE_TOKENIZERS[rule],
         "post_processor": _post_processor(settings, tokens, adds_start=is_whole),
         "decoder": _byte_level(True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": is_whole,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": _merges(settings),
-        },
+        "model": _model(tokens, _merges(settings), ignore_merges=is_whole),
     }
 
 
@@ -224,6 +213,13 @@ def _sentence_piece_parts(settings, tokens, types):
     ]
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     unknown = settings.get("tokenizer.ggml.unknown_token_id", 0)
+    model = _model(
+        tokens,
+        _merges_by_score(settings, tokens, types),
+        unk_token=tokens[unknown] if _is_id(unknown, tokens) else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     return {
         "normalizer": {
             "type": "Sequence",
@@ -235,19 +231,23 @@ def _sentence_piece_parts(settings, tokens, types):
             "type": "Sequence",
             "decoders": [*decoders, strip] if adds_space else decoders,
         },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": tokens[unknown] if _is_id(unknown, tokens) else None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": _merges_by_score(settings, tokens, types),
-        },
+        "model": model,
     }
+
+
+def _model(tokens, merges, **options):
+    defaults = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    }
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return {**defaults, **options, "vocab": vocabulary, "merges": merges}
 
 
 def _post_processor(settings, tokens, adds_start):
@@ -257,16 +257,17 @@ def _post_processor(settings, tokens, adds_start):
     if not wants_it or not _is_id(start, tokens):
         return None
     token = tokens[start]
-    first = {"SpecialToken": {"id": token, "type_id": 0}}
+
+    def start_and(text, number):
+        return [
+            {"SpecialToken": {"id": token, "type_id": number}},
+            {"Sequence": {"id": text, "type_id": number}},
+        ]
+
     return {
         "type": "TemplateProcessing",
-        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [
-            first,
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": token, "type_id": 1}},
-            {"Sequence": {"id": "B", "type_id": 1}},
-        ],
+        "single": start_and("A", 0),
+        "pair": start_and("A", 0) + start_and("B", 1),
         "special_tokens": {token: {"id": token, "ids": [start], "tokens": [token]}},
     }
 

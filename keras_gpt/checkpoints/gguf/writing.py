@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from keras_gpt.checkpoints.gguf.config import (
@@ -15,14 +14,15 @@ from keras_gpt.checkpoints.gguf.config import (
 )
 from keras_gpt.checkpoints.gguf.tokenizer_settings import tokenizer_settings
 from keras_gpt.checkpoints.gguf.turned import is_turned, to_gguf_order
-from keras_gpt.checkpoints.parts import plain_weights
+from keras_gpt.checkpoints.parts import DTYPES, plain_weights
 from keras_gpt.config import suggest
 from keras_gpt.files import atomic_path
 
-_DTYPES = {
-    "float32": (np.dtype("float32"), "F32", "ALL_F32"),
-    "float16": (np.dtype("float16"), "F16", "MOSTLY_F16"),
-    "bfloat16": (np.dtype(ml_dtypes.bfloat16), "BF16", "MOSTLY_BF16"),
+# What GGUF calls matrices of a dtype, and files
+_TYPES = {
+    "float32": ("F32", "ALL_F32"),
+    "float16": ("F16", "MOSTLY_F16"),
+    "bfloat16": ("BF16", "MOSTLY_BF16"),
 }
 
 
@@ -55,13 +55,13 @@ def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
     """
     from gguf import GGUFValueType, GGUFWriter, LlamaFileType
 
-    if dtype not in _DTYPES:
-        raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, _DTYPES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, DTYPES)}")
     config = lm.model.config
     architecture = find_architecture(config)
     settings = {
         "general.name": Path(path).stem,
-        "general.file_type": LlamaFileType[_DTYPES[dtype][2]].value,
+        "general.file_type": LlamaFileType[_TYPES[dtype][1]].value,
         "general.quantization_version": 2,
         **write_config(config, architecture),
         **tokenizer_settings(
@@ -90,9 +90,10 @@ def _write_tensors(writer, weights, config, architecture, dtype):
     def add_info(name, shape):
         # llama.cpp's converter writes all else so, and its kernels expect it
         is_matrix = len(shape) > 1 and name != "position_embd.weight"
-        kind, gguf_name, _ = _DTYPES[dtype if is_matrix else "float32"]
-        size = int(np.prod(shape)) * kind.itemsize
-        writer.add_tensor_info(name, shape, kind, size, GGMLQuantizationType[gguf_name])
+        kind = dtype if is_matrix else "float32"
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        gguf_kind = GGMLQuantizationType[_TYPES[kind][0]]
+        writer.add_tensor_info(name, shape, np.dtype(kind), size, gguf_kind)
         return kind
 
     parts = list(NAMES[architecture].parts(config))

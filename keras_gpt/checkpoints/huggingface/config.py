@@ -123,8 +123,11 @@ def read_config(settings: dict[str, Any]) -> GPTConfig:
     try:
         given = kind.defaults | settings
         fields = {ours: given[theirs] for theirs, ours in kind.fields.items()}
-        read = _read_gpt2 if kind is _GPT2 else _read_llama
-        return GPTConfig(**kind.ours, **fields | read(settings, fields, family))
+        if kind is _GPT2:
+            fields |= _read_gpt2(settings)
+        else:
+            fields |= _read_llama(settings, fields, family)
+        return GPTConfig(**kind.ours, **fields)
     except KeyError as error:
         raise ValueError(
             f"config.json of a {family!r} model lacks {error}. Download it again."
@@ -154,8 +157,7 @@ def write_config(config: GPTConfig, family: str) -> dict[str, Any]:
     return {"model_type": family, **fields, **more}
 
 
-def _read_gpt2(settings, fields, family):
-    del fields, family
+def _read_gpt2(settings):
     activation = settings.get("activation_function", "gelu_new")
     if activation not in _ACTIVATIONS:
         _refuse(settings, "activation_function", f"only {', '.join(_ACTIVATIONS)}")

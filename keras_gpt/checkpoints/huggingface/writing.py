@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from keras_gpt.checkpoints.families import check_family, find_family
@@ -18,24 +17,12 @@ from keras_gpt.checkpoints.huggingface.config import names_of, write_config
 from keras_gpt.checkpoints.huggingface.reading import CONTROLS
 from keras_gpt.checkpoints.huggingface.safetensors import INDEX
 from keras_gpt.checkpoints.huggingface.tokenizer import write_tokenizer
-from keras_gpt.checkpoints.parts import plain_weights
+from keras_gpt.checkpoints.parts import DTYPES, plain_weights
 from keras_gpt.config import suggest
 from keras_gpt.files import atomic_update, write_json, write_safetensors
 from keras_gpt.tokenizers import BytePairTokenizer
 
-_DTYPES = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-}
 _SHARD_SIZE = 2 * 10**9  # bytes; what is held in memory beside the model
-_ARCHITECTURES = {
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 _CARD = """\
 ---
 {license}library_name: transformers
@@ -85,15 +72,17 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
         )
     config = lm.model.config
     dtype = dtype or lm.model.final_norm.weights[0].dtype
-    if dtype not in _DTYPES:
-        raise ValueError(f"Unknown dtype. {suggest('dtype', dtype, _DTYPES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, DTYPES)}")
     weights = plain_weights(lm.model)
     family = find_family(config)
     check_family(config, family, {}, "Transformers")
     if family == "gpt2":
         config = dataclasses.replace(config, use_bias=True, query_key_value_bias=None)
+    is_gpt2 = family == "gpt2"
+    class_name = "GPT2LMHeadModel" if is_gpt2 else f"{family.title()}ForCausalLM"
     settings = {
-        "architectures": [_ARCHITECTURES[family]],
+        "architectures": [class_name],
         **write_config(config, family),
         **_token_ids(lm),
         "dtype": dtype,
@@ -111,7 +100,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
             (folder / "chat_template.jinja").write_text(template, "utf-8")
         (folder / "README.md").write_text(_card(lm.source.get("license")), "utf-8")
         parts = list(names_of(family).parts(config))
-        _write_tensors(weights, parts, np.dtype(_DTYPES[dtype]), folder)
+        _write_tensors(weights, parts, np.dtype(dtype), folder)
 
 
 def _token_ids(lm):
