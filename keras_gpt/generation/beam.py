@@ -13,10 +13,8 @@ from keras_gpt import backend
 from keras_gpt.generation.programs import compiled, trace_counts
 from keras_gpt.generation.rows import (
     check_count,
-    check_stop_ids,
     control_arrays,
     fill_bucket,
-    make_rows,
     mark_seen,
     pad_prompts,
     to_tensors,
@@ -40,8 +38,7 @@ class BeamSearch(Run):
         length_penalty: At the end, each beam's log-probability is divided by its
             length to this power; above 0 favours longer text. Defaults to 1.
         num_return_sequences: How many of the best beams to return for each prompt.
-        stop_ids: Ids that end a beam. They are not part of the result.
-        **controls: By the names in `CONTROLS`; those of sampling are checked alone.
+        **options: As of `Run`; controls of sampling are checked alone.
 
     Raises:
         ValueError: As `keras_gpt.generate`; and where prompt and new tokens don't fit
@@ -56,8 +53,7 @@ class BeamSearch(Run):
         num_beams: int,
         length_penalty: float = 1.0,
         num_return_sequences: int = 1,
-        stop_ids: Sequence[int] = (),
-        **controls,
+        **options,
     ):
         check_count("num_beams", num_beams)
         if not math.isfinite(length_penalty):
@@ -70,53 +66,39 @@ class BeamSearch(Run):
                 "`num_return_sequences` must be from 1 to `num_beams`. Received: "
                 f"num_return_sequences={num_return_sequences}, num_beams={num_beams}."
             )
-        config = model.config
-        super().__init__(
-            make_rows(
-                config, prompts, num_return_sequences=num_return_sequences, **controls
-            )
-        )
-        longest = max(
-            (len(row.prompt) + row.max_new_tokens for row in self.rows), default=0
-        )
-        if longest > config.context_length + 1:
+        options["num_return_sequences"] = num_return_sequences
+        super().__init__(model, prompts, **options)
+        self._num_beams = num_beams
+        self._num_returned = num_return_sequences
+        self._length_penalty = length_penalty
+        lengths = [len(row.prompt) + row.max_new_tokens for row in self.rows]
+        self._longest = max(lengths, default=0)
+        if self._longest > model.config.context_length + 1:
             raise ValueError(
                 "Beam search needs room for prompt and new tokens in the model's "
-                f"context. Received: {longest} tokens, "
-                f"context_length={config.context_length}. Lower max_new_tokens or "
-                "shorten the prompt."
+                f"context. Received: {self._longest} tokens, "
+                f"context_length={model.config.context_length}. Lower max_new_tokens "
+                "or shorten the prompt."
             )
-        self._model = model
-        self._num_beams = num_beams
-        self._length_penalty = length_penalty
-        self._num_returned = num_return_sequences
-        self._stop_ids = check_stop_ids(stop_ids, config.vocab_size)
-        self._longest = longest
 
     def _advance(self, num_tokens):
         prompts = fill_bucket(self.rows[:: self._num_returned])  # a row for each
         config = self._model.config
         num_new = backend.bucket(max(16, *(row.max_new_tokens for row in prompts)))
+        cache_length = backend.bucket(max(self._longest, 16))
         program = compiled(
             self._model,
             beam_program,
             num_beams=self._num_beams,
             num_new=num_new,
-            cache_length=min(
-                backend.bucket(max(self._longest, 16)), config.context_length
-            ),
+            cache_length=min(cache_length, config.context_length),
         )
-        token_ids, lengths = pad_prompts([row.prompt for row in prompts], config)
-        arrays = {
-            **control_arrays(prompts),
-            "max_new_tokens": np.array(
-                [row.max_new_tokens for row in prompts], "int32"
-            ),
-            "stop_ids": self._stop_ids,
-            "token_ids": token_ids,
-            "lengths": lengths,
-            "seen": mark_seen(prompts, config.vocab_size),
-        }
+        arrays = control_arrays(prompts)
+        arrays["stop_ids"] = self._stop_ids
+        arrays["seen"] = mark_seen(prompts, config.vocab_size)
+        arrays["token_ids"], arrays["lengths"] = pad_prompts(
+            [row.prompt for row in prompts], config
+        )
         result = program({}, to_tensors(arrays))
         result = {name: ops.convert_to_numpy(x) for name, x in result.items()}
         counts = np.maximum(result["counts"], 1)

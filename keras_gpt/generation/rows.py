@@ -115,12 +115,12 @@ def fill_bucket(rows: list[Row]) -> list[Row]:
 def control_arrays(rows: list[Row]) -> dict[str, np.ndarray]:
     """What the samplers take of each row's controls, arrays `(batch,)`."""
     names = set(CONTROLS) - {"seed", "max_new_tokens"}
+    values = {name: [getattr(row, name) for row in rows] for name in names}
+    values["max_new_tokens"] = [row.max_new_tokens - row.num_read for row in rows]
     return {
         # a limit beyond int32 is no limit
-        name: np.minimum([getattr(row, name) for row in rows], 2**30).astype(
-            CONTROLS[name].dtype
-        )
-        for name in names
+        name: np.minimum(value, 2**30).astype(CONTROLS[name].dtype)
+        for name, value in values.items()
     }
 
 

@@ -7,7 +7,6 @@ from keras_gpt import backend
 from keras_gpt.generation.lookup import PromptLookup
 from keras_gpt.generation.programs import OneByOne, compiled, prefill_program
 from keras_gpt.generation.rows import (
-    Row,
     check_stop_ids,
     control_arrays,
     fill_bucket,
@@ -23,11 +22,19 @@ class Run:
     """Prompts that are being continued; what `Generation` and `BeamSearch` share.
 
     Args:
-        rows: From `make_rows`.
+        model: A `GPT`.
+        prompts: As `ids` of `keras_gpt.generate`.
+        stop_ids: Ids that end a row. They are not part of the result.
+        **options: `num_return_sequences`, and by the names in `CONTROLS`.
+
+    Attributes:
+        rows: What is known of each row, a `Row`.
     """
 
-    def __init__(self, rows: list[Row]):
-        self.rows = rows
+    def __init__(self, model, prompts, *, stop_ids=(), **options):
+        self.rows = make_rows(model.config, prompts, **options)
+        self._model = model
+        self._stop_ids = check_stop_ids(stop_ids, model.config.vocab_size)
 
     @property
     def ids(self) -> list[list[int]]:
@@ -79,14 +86,11 @@ class Generation(Run):
 
     Args:
         model: A `GPT`.
-        prompts: As `ids` of `generate`.
-        num_return_sequences: As of `generate`, as are the others.
-        stop_ids: Ids that end a row.
-        lookup_tokens: Above 0, reads drafts.
-        **controls: By the names in `CONTROLS`.
+        prompts: As `ids` of `keras_gpt.generate`.
+        lookup_tokens: As of `keras_gpt.generate`.
+        **options: As of `Run`.
 
     Attributes:
-        rows: What is known of each row, a `Row`.
         num_lookup_passes: How often the model ran to add tokens with `lookup_tokens`.
 
     Example:
@@ -102,28 +106,12 @@ class Generation(Run):
     (4, ['length'])
     """
 
-    def __init__(
-        self,
-        model,
-        prompts,
-        *,
-        num_return_sequences=1,
-        stop_ids=(),
-        lookup_tokens=0,
-        **controls,
-    ):
-        config = model.config
-        super().__init__(
-            make_rows(
-                config, prompts, num_return_sequences=num_return_sequences, **controls
-            )
-        )
+    def __init__(self, model, prompts, *, lookup_tokens=0, **options):
+        super().__init__(model, prompts, **options)
         self.num_lookup_passes = 0
-        self._model = model
         self._filled = fill_bucket(self.rows)
-        self._stop_ids = check_stop_ids(stop_ids, config.vocab_size)
         # no draft reaches beyond the context
-        lookup_tokens = min(lookup_tokens, config.context_length - 1)
+        lookup_tokens = min(lookup_tokens, model.config.context_length - 1)
         self._decoding = PromptLookup(lookup_tokens) if lookup_tokens else OneByOne()
         self._state = None
 
@@ -185,16 +173,12 @@ class Generation(Run):
     def _make_inputs(self, num_new):
         """What the programs read, with room for `num_new` tokens."""
         rows = self._filled
-        left = [row.max_new_tokens - row.num_read for row in rows]
-        uniforms = [draw_uniforms([row.seed], num_new, row.num_read) for row in rows]
-        return to_tensors(
-            {
-                **control_arrays(rows),
-                "max_new_tokens": np.array(left, "int32"),
-                "stop_ids": self._stop_ids,
-                "uniforms": np.concatenate(uniforms),
-            }
+        arrays = control_arrays(rows)
+        arrays["stop_ids"] = self._stop_ids
+        arrays["uniforms"] = np.concatenate(
+            [draw_uniforms([row.seed], num_new, row.num_read) for row in rows]
         )
+        return to_tensors(arrays)
 
     def _make_state(self, num_new):
         """What the programs change, before the first token."""
