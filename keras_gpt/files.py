@@ -1,16 +1,23 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders with one writer at a time."""
 
 import errno
 import json
 import os
 import re
 import shutil
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+LOCK_NAME = ".lock"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A number of a process was once in the name, which each container uses anew
+_LEFTOVER = re.compile(r"\.[0-9a-f]+\.partial(\..+)?")
+_DAY = 24 * 3600
 
 
 @contextmanager
@@ -30,27 +37,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` is an existing folder.
+        OSError: It can't be written, such as on a full disk; `path` is named.
     """
     path = Path(path)
     if path.is_dir():
         raise FileExistsError(
             f"{path} is an existing folder. Remove it or choose another name."
         )
-    _make_folder(path.parent)
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    try:
+    with _temporary(path.parent, f".{path.name}", path) as temporary:
         yield temporary
         if temporary.is_file():
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        _name_what_is_full(error, path)
-        raise
 
 
 @contextmanager
@@ -64,23 +63,46 @@ def atomic_update(directory: str | Path) -> Iterator[Path]:
 
     Yields:
         The folder to write to.
+
+    Raises:
+        OSError: It can't be written, such as on a full disk; `directory` is named.
     """
     directory = Path(directory)
-    _make_folder(directory)
-    temporary = directory / f".{os.getpid()}.partial"
-    temporary.mkdir()
-    try:
+    with _temporary(directory, "", directory) as temporary:
+        temporary.mkdir()
         yield temporary
         for path in sorted(temporary.rglob("*")):
             if path.is_file():
                 target = directory / path.relative_to(temporary)
                 target.parent.mkdir(exist_ok=True)
                 path.replace(target)
+
+
+@contextmanager
+def _temporary(folder, ending, target):
+    """Give a name that no other writer has, and remove what is left there at last."""
+    temporary = folder / f".{uuid4().hex[:12]}.partial{ending}"
+    try:
+        _make_folder(folder)
+        remove_leftovers(folder, older_than=_DAY)
+        yield temporary
     except OSError as error:
-        _name_what_is_full(error, directory)
-        raise
+        # NumPy's and HDF5's have no number
+        is_full = error.errno in _NO_ROOM or (
+            type(error) is OSError and not error.errno
+        )
+        if is_full:
+            way_out = "Make room and try again; what was there before is unchanged."
+        elif temporary.name in str(error.filename):
+            way_out = f"Look at {folder}, or choose another place."
+        else:
+            raise
+        raise OSError(
+            error.errno or errno.ENOSPC,
+            f"{target} can't be written: {error.strerror or error}. {way_out}",
+        ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _make_folder(path):
@@ -92,16 +114,78 @@ def _make_folder(path):
         ) from error
 
 
-def _name_what_is_full(error, path):
-    """Raise an `OSError` with the path, which that of a full disk lacks."""
-    if isinstance(error, OSError) and error.errno in (None, *_NO_ROOM):
-        # NumPy's has no number
-        reason = os.strerror(error.errno) if error.errno else error
-        raise OSError(
-            error.errno or errno.ENOSPC,
-            f"{path} can't be written: {reason}. Make room and try again; what was "
-            "there before is unchanged.",
+def remove_leftovers(directory: str | Path, older_than: float = 0.0) -> None:
+    """Remove what writers that were killed left right in a folder.
+
+    Args:
+        directory: The folder; those in it are not searched.
+        older_than: Seconds since anything was written to what is removed. Defaults
+            to 0, for those who know that nobody else writes there.
+    """
+    for path in Path(directory).iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            with suppress(FileNotFoundError):  # its writer is alive, and done
+                written = max(p.stat().st_mtime for p in [path, *path.rglob("*")])
+                if time.time() - written >= older_than:
+                    _remove(path)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # there is none, often
+            path.unlink()
+
+
+@contextmanager
+def locked(directory: str | Path) -> Iterator[None]:
+    """Let no other process write into a folder for as long as the block lasts.
+
+    The system frees the lock when a process ends, however it ends. What killed
+    writers left right in the folder is removed.
+
+    Args:
+        directory: The folder, made if there is none. An empty file `.lock` stays.
+
+    Raises:
+        BlockingIOError: Another process, or another block in this one, has it.
+    """
+    from filelock import FileLock, Timeout
+
+    directory = Path(directory)
+    _make_folder(directory)
+    lock = FileLock(directory / LOCK_NAME, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(
+            f"{directory} is being written by another process. Wait until it ends, "
+            "or choose another folder."
         ) from error
+    try:
+        remove_leftovers(directory)
+        yield
+    finally:
+        lock.release()
+
+
+def checksum(path: str | Path, num_bytes: int | None = None) -> str:
+    """CRC-32 of a file in 8 hexadecimal digits: it tells damage, not malice.
+
+    Read in parts, at several GB a second; one flipped byte always changes it.
+
+    Args:
+        path: The file.
+        num_bytes: How much of it, from its start. Defaults to `None`, all.
+    """
+    value = 0
+    left = Path(path).stat().st_size if num_bytes is None else num_bytes
+    with Path(path).open("rb") as file:
+        while part := file.read(min(left, 2**20)):
+            value = zlib.crc32(part, value)
+            left -= len(part)
+    return f"{value:08x}"
 
 
 def write_json(path: str | Path, content: Any) -> None:

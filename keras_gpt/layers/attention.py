@@ -254,10 +254,11 @@ class CausalSelfAttention(BaseLayer):
         # Keras warns of a softmax over one value, which one token's is
         is_single = isinstance(s, int) and s == 1  # TensorFlow may not know it
         scores = ops.ones_like(scores) if is_single else ops.softmax(scores, axis=-1)
-        scores = ops.cast(scores, value.dtype)
-        weights = self.scores_dropout(scores, training=training)
-        context = ops.matmul(ops.reshape(weights, (-1, k, g * t, s)), value)
-        return ops.reshape(context, (-1, n, t, h)), ops.reshape(scores, (-1, n, t, s))
+        attention_scores = ops.reshape(ops.cast(scores, value.dtype), (-1, n, t, s))
+        weights = self.scores_dropout(attention_scores, training=training)
+        weights = ops.reshape(weights, (-1, k, g * t, s))
+        context_weights = ops.reshape(ops.matmul(weights, value), (-1, n, t, h))
+        return context_weights, attention_scores
 
     def _combine(self, context, training=False):
         """From the heads' `(b, n, t, h)` to the output `(b, t, e)`."""

@@ -9,7 +9,6 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import NORMALIZATIONS, check_choice
-from keras_gpt.layers.initial import _given, has_given_values
 
 
 class BaseLayer(keras.layers.Layer):
@@ -95,8 +94,6 @@ class Normal(keras.initializers.Initializer):
         self.seed = seed
 
     def __call__(self, shape, dtype=None):
-        if has_given_values():
-            return ops.convert_to_tensor(next(_given.get())(tuple(shape), dtype), dtype)
         seed = random.randint(0, 2**32 - 1) if self.seed is None else self.seed
         generator = np.random.Generator(np.random.Philox(seed))
         values = generator.standard_normal(tuple(shape), "float32") * self.stddev

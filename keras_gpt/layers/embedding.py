@@ -9,7 +9,6 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS, check_choice
 from keras_gpt.layers.base import BaseLayer, get_initializer
-from keras_gpt.layers.initial import has_given_values
 from keras_gpt.layers.linear import project_int8
 
 
@@ -117,8 +116,7 @@ class TokenAndPositionEmbedding(BaseLayer):
 
     def build(self, token_ids_shape):
         self.tokens.build(token_ids_shape)
-        is_drawn = not has_given_values() and hasattr(self.tokens, "reverse_embeddings")
-        if not self.tie_embeddings and is_drawn:
+        if not self.tie_embeddings and hasattr(self.tokens, "reverse_embeddings"):
             # Keras draws both matrices alike: draw the second anew
             matrix = self.tokens.reverse_embeddings
             initializer = self.embeddings_initializer.clone()

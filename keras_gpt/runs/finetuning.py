@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import numpy as np
 
 from keras_gpt import data, tasks, training
 from keras_gpt.language_model import LanguageModel
-from keras_gpt.layers.initial import given_values
 from keras_gpt.model import GPT
 from keras_gpt.runs.fitting import claim, compile_and_load, fit
 from keras_gpt.runs.settings import Recipe, check_steps
@@ -341,8 +339,7 @@ def _prepare_model(config, lm, separator_id):
 
 def _copy(model, config):
     """A GPT with the weights of another."""
-    with given_values(itertools.repeat(np.zeros)):
-        twin = GPT(config, dtype=model.dtype_policy)
+    twin = GPT(config, dtype=model.dtype_policy, initial_weights=False)
     for new, old in zip(twin.weights, model.weights, strict=True):
         new.assign(old)
     return twin
