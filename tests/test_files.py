@@ -1,6 +1,22 @@
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
-from keras_gpt.files import atomic_path, read_json, write_json
+from keras_gpt import files
+from keras_gpt.files import (
+    atomic_path,
+    atomic_update,
+    checksum,
+    locked,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 
 def names(folder):
@@ -78,6 +94,80 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     for path in (tmp_path / "file" / "new", tmp_path / "file" / "in" / "new"):
         with pytest.raises(NotADirectoryError, match=r"file.* can't be a folder"):
             write_json(path, {})
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / f".{os.getpid()}.partial").mkdir()
+    (tmp_path / f".{os.getpid()}.partial.a.txt").mkdir()
+    with atomic_update(tmp_path) as temporary:
+        (temporary / "a.txt").write_text("1")
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("2")
+    assert (tmp_path / "a.txt").read_text() == "2"
+    with locked(tmp_path):
+        assert names(tmp_path) == [".lock", "a.txt"]
+
+
+def test_old_leftovers_go_with_the_next_write_and_those_of_others_stay(tmp_path):
+    old, new, other = ".0123.partial.x", ".4567.partial.x", ".x.partial"
+    for name in (old, new, other):
+        (tmp_path / name).write_text("half")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for name in (old, other):
+        os.utime(tmp_path / name, (two_days_ago, two_days_ago))
+    write_json(tmp_path / "a.json", 1)
+    assert names(tmp_path) == [new, other, "a.json"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [other, "a.json"]
+
+
+def test_a_full_disk_is_told_with_the_name_of_what_was_written(tmp_path):
+    def write(writer, path):
+        with writer(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for writer, path in ((atomic_path, "a.txt"), (atomic_update, "folder")):
+        with pytest.raises(OSError, match=f"{path} can't be written: No space") as info:
+            write(writer, tmp_path / path)
+        assert info.value.errno == errno.ENOSPC
+
+
+def test_a_folder_is_locked_for_one_process(tmp_path):
+    take = (
+        "import sys; from files import locked; lock = locked(sys.argv[1]); "
+        "lock.__enter__(); print('taken', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", take, str(tmp_path)]
+    pipe = subprocess.PIPE
+    # the module alone, which Python can load without Keras
+    place = Path(files.__file__).parent
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, cwd=place
+    ) as other:
+        assert other.stdout.readline() == "taken\n"
+        with pytest.raises(BlockingIOError, match=tmp_path.name), locked(tmp_path):
+            pass
+        other.kill()
+    with locked(tmp_path):
+        with pytest.raises(BlockingIOError), locked(tmp_path):
+            pass
+        write_json(tmp_path / "a.json", 1)
+    with locked(tmp_path):
+        pass
+
+
+def test_a_checksum_changes_with_each_byte(tmp_path):
+    path = tmp_path / "a.bin"
+    content = bytearray(os.urandom(3 * 2**20))
+    path.write_bytes(content)
+    original = checksum(path)
+    assert original == checksum(path) == checksum(path, len(content))
+    assert checksum(path, 9) != original
+    for place in (0, 2**20, len(content) - 1):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert checksum(path) != original
+        content[place] ^= 1
 
 
 def test_json_comes_back_as_it_was_written(tmp_path):
