@@ -188,6 +188,30 @@ def checksum(path: str | Path, num_bytes: int | None = None) -> str:
     return f"{value:08x}"
 
 
+def matches(value: Any, shape: Any) -> bool:
+    """Whether what was read from JSON has a shape.
+
+    Args:
+        value: What was read.
+        shape: A type; a list with the shape of each item; or a dictionary with the
+            shapes of fields, besides which there may be others.
+
+    Example:
+
+    >>> matches({"a": 1, "b": ["x"], "c": None}, {"a": int, "b": [str]})
+    True
+    >>> matches(None, {"a": int})
+    False
+    """
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            matches(value.get(name), kind) for name, kind in shape.items()
+        )
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(matches(v, shape[0]) for v in value)
+    return isinstance(value, shape)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -5,14 +5,16 @@ map when asked for, so a run can start at any step, and each of many processes c
 take its rows, without reading what came before.
 """
 
+import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_gpt.config import check_choice
-from keras_gpt.data.packing import plan_packing
+from keras_gpt.data.packing import RowPart, fill_rows, plan_packing
 from keras_gpt.data.shards import TokenDataset
 
 if TYPE_CHECKING:
@@ -93,7 +95,6 @@ def load_batches(
         batch_size=(batch_size, 1),
         sequence_length=(sequence_length, 1),
         seed=(seed, 0),
-        start_step=(start_step, 0),
         num_steps=(1 if num_steps is None else num_steps, 1),
         process_count=(process_count, 1),
     )
@@ -108,30 +109,15 @@ def load_batches(
     tokens = TokenDataset(directory, split, verify=verify)
     _check_vocabulary(tokens, vocab_size)
     rows = _choose_rows(tokens, order, packing, sequence_length, seed)
-    source = BatchSource(
+    return load_rows(
         rows,
         batch_size,
+        start_step,
+        num_steps=num_steps,
         drop_remainder=drop_remainder or process_count > 1,
         process_index=process_index,
         process_count=process_count,
     )
-    if not len(source):
-        raise ValueError(
-            f"`batch_size` must be at most {rows.num_rows}, the rows in the split "
-            f"{split!r}, where a smaller batch is left out. "
-            f"Received: batch_size={batch_size}."
-        )
-    if start_step >= len(source):
-        raise ValueError(
-            f"`start_step` must be below the {len(source)} batches of the split "
-            f"{split!r}. Received: start_step={start_step}, batch_size={batch_size}."
-        )
-    stop_step = len(source)
-    if num_steps is not None:
-        stop_step = min(stop_step, start_step + num_steps)
-    from keras_gpt.data.step_dataset import StepDataset
-
-    return StepDataset(source, start_step, stop_step)
 
 
 def check_order(order: str) -> None:
@@ -139,52 +125,54 @@ def check_order(order: str) -> None:
     check_choice("order", order, ("random", "sequential"))
 
 
-def load_rows(rows: Any, batch_size: int, start_step: int) -> "grain.IterDataset":
-    """Load all batches of rows from a step on; see `BatchSource`."""
-    check_at_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
-    from keras_gpt.data.step_dataset import StepDataset
-
-    source = BatchSource(rows, batch_size)
-    return StepDataset(source, start_step, len(source))
-
-
-class BatchSource:
-    """Batches by step.
+def load_rows(
+    rows: Any,
+    batch_size: int,
+    start_step: int,
+    *,
+    num_steps: int | None = None,
+    drop_remainder: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "grain.IterDataset":
+    """Load batches of rows from a step on.
 
     Args:
-        rows: What gathers the rows of a step.
-        batch_size: Rows in a batch.
-        drop_remainder: As in `load_batches`.
-        process_index: As in `load_batches`.
-        process_count: As in `load_batches`.
+        rows: Has `num_rows`, None for no end, and `gather(step, batch_size, part)`,
+            which gives a slice of the rows of a step.
+        batch_size: As for `load_batches`, like the rest.
+        start_step: The first step.
+        num_steps: How many steps.
+        drop_remainder: Whether a smaller last batch is left out.
+        process_index: Which of the processes this is.
+        process_count: How many processes share each batch.
+
+    Raises:
+        ValueError: There is no whole batch, or none left at `start_step`.
     """
+    from keras_gpt.data.step_dataset import StepDataset
 
-    def __init__(
-        self,
-        rows: Any,
-        batch_size: int,
-        *,
-        drop_remainder: bool = False,
-        process_index: int = 0,
-        process_count: int = 1,
-    ):
-        self._rows = rows
-        self._batch_size = batch_size
-        num_rows = batch_size // process_count
-        self._process_rows = slice(
-            process_index * num_rows, (process_index + 1) * num_rows
+    check_at_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
+    stop_step = sys.maxsize
+    if rows.num_rows is not None:
+        extra = 0 if drop_remainder else batch_size - 1
+        stop_step = (rows.num_rows + extra) // batch_size
+    if not stop_step:
+        raise ValueError(
+            f"`batch_size` must be at most {rows.num_rows}, the number of rows, where "
+            f"a smaller batch is left out. Received: batch_size={batch_size}."
         )
-        if rows.num_rows is None:
-            self._num_steps = sys.maxsize
-        else:
-            extra = 0 if drop_remainder else batch_size - 1
-            self._num_steps = (rows.num_rows + extra) // batch_size
-
-    def __len__(self) -> int:
-        return self._num_steps
-
-    def __getitem__(self, step: int) -> tuple[np.ndarray, ...]:
-        return self._rows.gather(step, self._batch_size, self._process_rows)
+    if start_step >= stop_step:
+        raise ValueError(
+            f"`start_step` must be below the {stop_step} batches that there are. "
+            f"Received: start_step={start_step}, batch_size={batch_size}."
+        )
+    if num_steps is not None:
+        stop_step = min(stop_step, start_step + num_steps)
+    size = batch_size // process_count
+    part = slice(process_index * size, (process_index + 1) * size)
+    read = functools.partial(rows.gather, batch_size=batch_size, part=part)
+    return StepDataset(read, start_step, stop_step)
 
 
 class _RandomWindows:
@@ -261,24 +249,18 @@ class _PackedDocuments:
     def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
         first = step * batch_size
         rows = self._order.rows(range(first, first + batch_size)[part])
-        shape = (len(rows), self._length)
-        token_ids = np.full(shape, self._separator_id, np.int32)
-        targets = np.full(shape, self._separator_id, np.int32)
-        weights = np.zeros(shape, np.float32)
-        for index, row in enumerate(rows):
-            self._fill(row, token_ids[index], targets[index])
-            # A separator ends its document: what follows it is not to be learned.
-            weights[index] = token_ids[index] != self._separator_id
-        return token_ids, targets, weights
+        parts = [self._parts(row) for row in rows]
+        return fill_rows(parts, self._length, self._separator_id)
 
-    def _fill(self, row: int, token_ids: np.ndarray, targets: np.ndarray) -> None:
-        plan, place = self._plan, 0
+    def _parts(self, row: int) -> Iterator[RowPart]:
+        plan = self._plan
         for part in range(plan.row_splits[row], plan.row_splits[row + 1]):
             start, length = int(plan.starts[part]), int(plan.lengths[part])
             window = self._tokens[start : start + length + 1]
-            token_ids[place : place + length] = window[:length]
-            targets[place : place + len(window) - 1] = window[1:]
-            place += length
+            # A separator ends its document: what follows it is not to be learned.
+            yield RowPart(
+                window[:length], window[1:], window[:length] != self._separator_id
+            )
 
 
 def _choose_rows(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_gpt.data.batches import EpochOrder, check_at_least, check_order, load_rows
-from keras_gpt.data.packing import plan_packing
+from keras_gpt.data.packing import RowPart, fill_rows, plan_packing
 
 if TYPE_CHECKING:
     import grain
@@ -122,21 +122,15 @@ class _ExampleRows:
     def gather(self, step, batch_size, part):
         first = step * batch_size
         rows = self._order.rows(range(first, first + batch_size)[part])
-        shape = (len(rows), self._length)
-        token_ids = np.full(shape, self._separator_id or 0, np.int32)
-        targets = np.full(shape, self._separator_id or 0, np.int32)
-        weights = np.zeros(shape, np.float32)
-        for i, row in enumerate(rows):
-            place = 0
-            for index in self._rows[row]:
-                ids = self._examples[index].token_ids
-                end = place + len(ids) - 1
-                token_ids[i, place:end] = ids[:-1]
-                targets[i, place:end] = ids[1:]
-                weights[i, place:end] = self._examples[index].is_answer[1:]
-                # the last id predicts nothing: a separator may stand in its place
-                place = end + 1
-        return token_ids, targets, weights
+        parts = [self._parts(row) for row in rows]
+        # the last id predicts nothing: a separator may stand in its place
+        return fill_rows(parts, self._length, self._separator_id or 0, gap=1)
+
+    def _parts(self, row):
+        for index in self._rows[row]:
+            example = self._examples[index]
+            ids = example.token_ids
+            yield RowPart(ids[:-1], ids[1:], example.is_answer[1:])
 
 
 def _pack(lengths, sequence_length):

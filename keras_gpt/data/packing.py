@@ -1,5 +1,6 @@
 """Pack whole documents into rows of equal length."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,46 @@ def plan_packing(document_ends: np.ndarray, sequence_length: int) -> PackingPlan
     return PackingPlan(
         all_starts, all_lengths[order], np.concatenate([[0], np.cumsum(num_parts)])
     )
+
+
+class RowPart(NamedTuple):
+    """A stretch of a row: ids, the targets one ahead, and the weights of these."""
+
+    token_ids: Sequence[int]
+    targets: Sequence[int]
+    weights: Sequence[float]
+
+
+def fill_rows(
+    rows: Sequence[Iterable[RowPart]],
+    sequence_length: int,
+    padding_id: int,
+    gap: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Put the parts of each row one after another.
+
+    Args:
+        rows: The parts of each.
+        sequence_length: Tokens in a row.
+        padding_id: What stands where there is no part, with weight 0.
+        gap: How many places stay free between parts. Defaults to 0.
+
+    Returns:
+        Ids and targets, int32, and weights, float32, `(rows, sequence_length)`.
+    """
+    shape = (len(rows), sequence_length)
+    token_ids = np.full(shape, padding_id, np.int32)
+    targets = np.full(shape, padding_id, np.int32)
+    weights = np.zeros(shape, np.float32)
+    for index, parts in enumerate(rows):
+        place = 0
+        for part in parts:
+            end = place + len(part.token_ids)
+            token_ids[index, place:end] = part.token_ids
+            targets[index, place : place + len(part.targets)] = part.targets
+            weights[index, place:end] = part.weights
+            place = end + gap
+    return token_ids, targets, weights
 
 
 def _count_up(counts: np.ndarray) -> np.ndarray:

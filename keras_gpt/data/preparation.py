@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,12 +14,12 @@ from keras_gpt.data.corpus import Corpus, Piece
 from keras_gpt.data.shards import (
     METADATA_NAME,
     PROGRESS_NAME,
+    STATE,
     SplitWriter,
-    is_state,
     read_metadata,
 )
 from keras_gpt.data.tokenizing import Task, token_dtype, tokenize_tasks
-from keras_gpt.files import locked, read_json, write_json
+from keras_gpt.files import locked, matches, read_json, write_json
 
 _FORMAT_VERSION = 1
 _TASK_CHARACTERS = 400_000
@@ -260,11 +259,12 @@ def _find_states(directory: Path, recipe: dict[str, Any]) -> dict[str, Any]:
         _remove(directory)
         return {}
     found = read_json(path)
-    states = found.get("states") if isinstance(found, dict) else None
-    if not isinstance(states, dict) or not all(map(is_state, states.values())):
+    if not matches(found, {"states": dict}) or not all(
+        matches(state, STATE) for state in found["states"].values()
+    ):
         raise ValueError(f"{path} is damaged. Start afresh with `overwrite=True`.")
     _check_recipe(directory, recipe, found)
-    return states
+    return found["states"]
 
 
 def _check_recipe(
@@ -347,21 +347,18 @@ def _progress_bar(num_bytes: int | None, is_shown: bool) -> Iterator[Any]:
         progress.TextColumn("Tokenizing"),
         progress.BarColumn(),
         progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
         progress.TextColumn("{task.fields[num_tokens]:,} tokens"),
-        progress.TextColumn("{task.fields[rate]:,.0f}/s"),
         progress.TimeRemainingColumn(),
     )
-    bar = progress.Progress(
-        *columns, console=Console(stderr=True), disable=not is_shown
-    )
-    num_tokens, start = 0, time.monotonic()
+    num_tokens = 0
 
     def advance(num_source_bytes: int, num_new_tokens: int) -> None:
         nonlocal num_tokens
         num_tokens += num_new_tokens
-        rate = num_tokens / max(time.monotonic() - start, 1e-3)
-        bar.update(task, advance=num_source_bytes, num_tokens=num_tokens, rate=rate)
+        bar.update(task, advance=num_source_bytes, num_tokens=num_tokens)
 
-    with bar:
-        task = bar.add_task("", total=num_bytes, num_tokens=0, rate=0.0)
+    console = Console(stderr=True)
+    with progress.Progress(*columns, console=console, disable=not is_shown) as bar:
+        task = bar.add_task("", total=num_bytes, num_tokens=0)
         yield advance

@@ -13,11 +13,27 @@ from typing import IO, Any
 
 import numpy as np
 
-from keras_gpt.files import read_json
+from keras_gpt.files import matches, read_json
 
 METADATA_NAME = "metadata.json"
 PROGRESS_NAME = "progress.json"
 COUNTS = ("num_tokens", "num_documents", "num_characters", "num_bytes", "num_pieces")
+_FILE = {"file": str, "sha256": str}
+_SHARDS = [{**_FILE, "num_tokens": int}]
+_SPLIT = {
+    **dict.fromkeys(COUNTS[:-1], int),
+    "shards": _SHARDS,
+    "documents": _FILE,
+}
+_METADATA = {
+    "dtype": str,
+    "vocab_size": int,
+    "end_of_text_id": int | None,
+    "tokenizer": str,
+    "splits": dict,
+}
+# What `SplitWriter.save` gives
+STATE = {"counts": dict.fromkeys(COUNTS, int), "shards": _SHARDS}
 _END_DTYPE = np.dtype("<i8")
 
 
@@ -249,7 +265,10 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / METADATA_NAME
     if path.is_file():
         metadata = read_json(path)
-        if not _is_metadata(metadata):
+        is_whole = matches(metadata, _METADATA) and all(
+            matches(split, _SPLIT) for split in metadata["splits"].values()
+        )
+        if not is_whole or metadata["dtype"] not in ("uint16", "uint32"):
             raise ValueError(f"{path} is damaged. {_PREPARE_AGAIN}")
         return metadata
     if (Path(directory) / PROGRESS_NAME).is_file():
@@ -260,49 +279,6 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
     raise FileNotFoundError(
         f"{directory} is not a prepared directory. Run `keras-gpt prepare` or "
         "`keras_gpt.data.prepare(source, directory, tokenizer)` first."
-    )
-
-
-def _is_metadata(value: Any) -> bool:
-    """Whether what was read has all that the readers of it use."""
-    fields = {"dtype": str, "vocab_size": int, "tokenizer": str, "splits": dict}
-    return (
-        _has(value, fields)
-        and value["dtype"] in ("uint16", "uint32")
-        and isinstance(value.get("end_of_text_id"), int | None)
-        and all(map(_is_split, value["splits"].values()))
-    )
-
-
-def _is_split(value: Any) -> bool:
-    fields = {**dict.fromkeys(COUNTS[:-1], int), "shards": list, "documents": dict}
-    return (
-        _has(value, fields)
-        and _has(value["documents"], _FILE)
-        and all(map(_is_shard, value["shards"]))
-    )
-
-
-def is_state(value: Any) -> bool:
-    """Whether what was read can be the state of a `SplitWriter`."""
-    return (
-        _has(value, {"counts": dict, "shards": list})
-        and _has(value["counts"], dict.fromkeys(COUNTS, int))
-        and all(map(_is_shard, value["shards"]))
-    )
-
-
-_FILE = {"file": str, "sha256": str}
-
-
-def _is_shard(value: Any) -> bool:
-    return _has(value, {**_FILE, "num_tokens": int})
-
-
-def _has(value: Any, fields: dict[str, type]) -> bool:
-    """Whether a value is an object with fields of these kinds."""
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), kind) for name, kind in fields.items()
     )
 
 

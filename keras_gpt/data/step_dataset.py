@@ -1,5 +1,6 @@
 """The grain dataset of `load_batches`; importing it imports grain."""
 
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -7,20 +8,20 @@ import numpy as np
 
 
 class StepDataset(grain.IterDataset):
-    """Items of a random-access source, in order, each read when it is asked for.
+    """Batches in order, each read when it is asked for.
 
     `MapDataset.to_iter_dataset()` would do the same with 16 threads and 500 batches
     read ahead, which costs memory and more time than gathering a batch takes.
 
     Args:
-        source: Gives the batch of a step.
+        read: Gives the batch of a step.
         start: The first step.
         stop: The step after the last.
     """
 
-    def __init__(self, source: Any, start: int, stop: int):
+    def __init__(self, read: Callable[[int], Any], start: int, stop: int):
         super().__init__()
-        self._source = source
+        self._read = read
         self._start = start
         self._stop = stop
 
@@ -28,20 +29,20 @@ class StepDataset(grain.IterDataset):
         return self._stop - self._start
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _StepIterator(self._source, self._start, self._stop)
+        return _StepIterator(self._read, self._start, self._stop)
 
 
 class _StepIterator(grain.DatasetIterator):
-    def __init__(self, source: Any, start: int, stop: int):
+    def __init__(self, read: Callable[[int], Any], start: int, stop: int):
         super().__init__()
-        self._source = source
+        self._read = read
         self._step = start
         self._stop = stop
 
     def __next__(self) -> tuple[np.ndarray, ...]:
         if self._step >= self._stop:
             raise StopIteration
-        batch = self._source[self._step]
+        batch = self._read(self._step)
         self._step += 1
         return batch
 
