@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_gpt.checkpoints import find
-from keras_gpt.checkpoints.gguf.tokenizer import PRE_TOKENIZERS
 from keras_gpt.data import embedded_corpus
 from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
-from keras_gpt.export.word_ops import GPT2_WORDS
 from keras_gpt.tokenizers import (
     BytePairTokenizer,
     CharacterTokenizer,
     SentencePieceTokenizer,
 )
+from keras_gpt.tokenizers.rules import GPT2_WORDS, PRE_TOKENIZERS
 
 GPT2 = PRE_TOKENIZERS["gpt-2"]
 SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>")

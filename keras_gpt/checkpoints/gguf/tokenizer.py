@@ -15,6 +15,7 @@ from typing import Any
 from keras_gpt.config import suggest
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, Tokenizer
 from keras_gpt.tokenizers.base import SPACE_MARK
+from keras_gpt.tokenizers.rules import PRE_TOKENIZERS, WHOLE_WORDS, byte_level
 
 # Kinds of tokens, as `gguf.TokenType`
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -28,65 +29,6 @@ SPECIAL_TOKENS = {
 STOP_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
-def _byte_level(use_regex):
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": use_regex,
-    }
-
-
-def _cut(*patterns):
-    """Cut by each regular expression in turn, then into bytes."""
-    cuts = [
-        {
-            "type": "Split",
-            "pattern": {"Regex": pattern},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        for pattern in patterns
-    ]
-    return {"type": "Sequence", "pretokenizers": [*cuts, _byte_level(False)]}
-
-
-_GPT2_WORDS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|{NUMBER}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_TEKKEN_WORDS = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2 = _byte_level(True)
-_SMOLLM = {
-    "type": "Sequence",
-    "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2],
-}
-_LLAMA3 = _cut(_WORDS.replace("{NUMBER}", r"\p{N}{1,3}"))
-_QWEN2 = _cut(_WORDS.replace("{NUMBER}", r"\p{N}"))
-# By `tokenizer.ggml.pre`
-PRE_TOKENIZERS = {
-    "gpt-2": _GPT2,
-    "smollm": _SMOLLM,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "tekken": _cut(_TEKKEN_WORDS),
-    # what llama.cpp falls back to for models that it doesn't know
-    "default": _cut(
-        r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"
-    ),
-}
-# Llama 3's and Mistral's: a word that is a token is not merged, and BOS is the default
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 _SPACE = {"String": " "}
 _MARK = {"String": SPACE_MARK}
 
@@ -190,7 +132,7 @@ def _byte_level_parts(settings, tokens, types):
         "normalizer": normalizer_of(rule),
         "pre_tokenizer": PRE_TOKENIZERS[rule],
         "post_processor": _post_processor(settings, tokens, adds_start=is_whole),
-        "decoder": _byte_level(True),
+        "decoder": byte_level(True),
         "model": _model(tokens, _merges(settings), ignore_merges=is_whole),
     }
 

@@ -9,17 +9,16 @@ from keras_gpt.checkpoints.gguf.tokenizer import (
     BYTE,
     CONTROL,
     NORMAL,
-    PRE_TOKENIZERS,
     SPECIAL_TOKENS,
     STOP_IDS,
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    WHOLE_WORDS,
     normalizer_of,
     tokenizer_content,
 )
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, Tokenizer
+from keras_gpt.tokenizers.rules import PRE_TOKENIZERS, WHOLE_WORDS
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

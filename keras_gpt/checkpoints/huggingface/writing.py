@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from keras_gpt.checkpoints.families import check_family, find_family
-from keras_gpt.checkpoints.gguf.tokenizer import PRE_TOKENIZERS
 from keras_gpt.checkpoints.huggingface.config import names_of, write_config
 from keras_gpt.checkpoints.huggingface.reading import CONTROLS
 from keras_gpt.checkpoints.huggingface.safetensors import INDEX
@@ -21,6 +20,7 @@ from keras_gpt.checkpoints.parts import DTYPES, plain_weights
 from keras_gpt.config import suggest
 from keras_gpt.files import atomic_update, write_json, write_safetensors
 from keras_gpt.tokenizers import BytePairTokenizer
+from keras_gpt.tokenizers.rules import PRE_TOKENIZERS
 
 _SHARD_SIZE = 2 * 10**9  # bytes; what is held in memory beside the model
 _CARD = """\
