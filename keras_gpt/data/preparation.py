@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,12 @@ def _write(
             stack.callback(writer.close)
         advance = stack.enter_context(_progress_bar(corpus.num_bytes, progress))
         done = {name: writer.counts["num_pieces"] for name, writer in writers.items()}
-        tasks = _group(pieces, done, advance)
+        tokenized = tokenize_tasks(
+            _group(pieces, done, advance), tokenizer, num_workers
+        )
+        stack.enter_context(closing(tokenized))  # at once, when writing fails
         num_unsaved = 0
-        for task, tokens in tokenize_tasks(tasks, tokenizer, num_workers):
+        for task, tokens in tokenized:
             if num_unsaved >= min(shard_size, 2**24):
                 _save(directory, recipe, writers)
                 num_unsaved = 0
