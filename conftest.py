@@ -20,8 +20,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import contextlib
 import doctest
+import itertools
 import re
+import signal
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +64,27 @@ def pytest_collection_modifyitems(config, items):
 def seeded():
     """Start Python, NumPy, Keras and the backend from one seed before each test."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def signalled():
+    """A context in which this process gets a signal amid a batch of training."""
+    from keras_gpt.training import Throughput
+
+    @contextlib.contextmanager
+    def send(number, batches):
+        counted = itertools.count(1)
+
+        def end_batch(self, batch, logs=None, end=Throughput.on_train_batch_end):
+            end(self, batch, logs)
+            if next(counted) == batches:
+                signal.raise_signal(number)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Throughput, "on_train_batch_end", end_batch)
+            yield
+
+    return send
 
 
 @pytest.fixture(scope="session")

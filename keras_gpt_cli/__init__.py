@@ -57,10 +57,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as error:
         if error.code == INTERRUPTED:
-            hint = ""
-            if sys.argv[1:2] in (["train"], ["quickstart"]):
-                hint = " It goes on with `keras-gpt train --resume --output FOLDER`."
-            elif sys.argv[1:2] == ["finetune"]:
-                hint = " It goes on with --resume."
-            print(f"\nStopped.{hint}", file=sys.stderr)
+            print("\nStopped.", file=sys.stderr)
         raise

@@ -1,7 +1,7 @@
 """Commands that make a model: tokenizer, data, training, fine-tuning."""
 
-import dataclasses
 import itertools
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -133,36 +133,59 @@ def prepare(
     note(f"Wrote tokens to {output}: {counts}.")
 
 
+def _schema_option(name):
+    """An option that prints the JSON schema of a run's file and nothing else."""
+
+    def show(is_wanted: bool):
+        if is_wanted:
+            import_quietly()
+            from keras_gpt import runs
+
+            print(json.dumps(getattr(runs, name).schema_for_editors(), indent=2))
+            raise typer.Exit
+
+    return typer.Option(
+        "--schema",
+        help="Print the fields of a run as JSON schema, which editors read.",
+        is_eager=True,
+        callback=show,
+    )
+
+
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="YAML file with fields of the run.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the stopped run in the folder, as it was."
+    ),
+]
+
+
 def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[NAME=VALUE]...",
             help="Fields of the run, for example learning_rate=3e-4 "
-            "model.num_layers=8; `keras_gpt.runs.RunConfig` lists them.",
+            "model.num_layers=8; --schema lists them.",
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with fields of the run.")
-    ] = None,
+    config: ConfigFile = None,
     corpus: Annotated[str | None, typer.Option(help=CORPUS_HELP)] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the stopped run in the folder."),
-    ] = False,
+    resume: Resume = False,
+    schema: Annotated[bool, _schema_option("RunConfig")] = False,
 ) -> None:
     """Train a GPT: tokenizer, data, training, checkpoints, logs, in one folder."""
     import_quietly()
     from keras_gpt import runs
 
-    if resume and config is None and output is not None:
-        config = Path(output) / runs.CONFIG_FILE
-    run_config = runs.RunConfig.from_yaml(config, overrides or [])
-    # not as overrides: a path is no YAML
-    named = {"corpus": corpus, "output": output}
-    named = {name: value for name, value in named.items() if value is not None}
-    run_config = dataclasses.replace(run_config, **named)
+    # corpus and output not as overrides: a path is no YAML
+    run_config = runs.RunConfig.from_yaml(
+        config or _kept_config(output, resume), overrides, corpus=corpus, output=output
+    )
     runs.train(run_config, resume=resume)
     _print_result(runs.read_result(run_config.output))
     note(f'Try it: keras-gpt generate {run_config.output} "Once"')
@@ -184,25 +207,24 @@ def finetune(
         typer.Argument(
             metavar="[NAME=VALUE]...",
             help="Fields of the run, for example epochs=3 lora_rank=32, or "
-            "lora_rank=0 to train all weights; `keras_gpt.runs.FinetuneConfig` lists "
-            "them.",
+            "lora_rank=0 to train all weights; --schema lists them.",
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with fields of the run.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the stopped run in the folder."),
-    ] = False,
+    config: ConfigFile = None,
+    resume: Resume = False,
+    schema: Annotated[bool, _schema_option("FinetuneConfig")] = False,
 ) -> None:
     """Teach a pretrained model a task from examples, by LoRA or in all its weights."""
     import_quietly()
     from keras_gpt import runs
 
-    run_config = runs.FinetuneConfig.from_yaml(config, overrides or [])
-    # not as overrides: a path is no YAML
-    run_config = dataclasses.replace(run_config, model=model, data=data, output=output)
+    run_config = runs.FinetuneConfig.from_yaml(
+        config or _kept_config(output, resume),
+        overrides,
+        model=model,
+        data=data,
+        output=output,
+    )
     lm = runs.finetune(run_config, resume=resume)
     _print_result(runs.read_result(output))
     languages = lm.tasks.get("translate", {}).get("languages", [["en", "de"]])
@@ -271,6 +293,14 @@ def _color_tokens(tokenizer, example, is_terminal):
             shown.append(tokenizer.token(token_id), style=style)
         shown.append("]]" if has_marks else "")
     return shown
+
+
+def _kept_config(output, resume):
+    """The file with the fields of the run that goes on, if one does."""
+    from keras_gpt import runs
+
+    path = Path(output, runs.CONFIG_FILE) if resume and output else None
+    return path if path and path.is_file() else None
 
 
 def _print_result(result):

@@ -445,8 +445,7 @@ def test_sources_without_a_model_are_one_line_errors(run, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
-def test_ctrl_c_stops_training_and_says_how_to_go_on(corpus, tmp_path):
-    # Keras on JAX loses a KeyboardInterrupt that comes while it waits for a loss
+def test_sigterm_saves_what_is_trained_and_ends_well(corpus, tmp_path):
     fields = [f"model.{field}" for field in TINY]
     sizes = ["tokenizer=characters", "batch_size=2", "steps=1000000"]
     command = ["train", *fields, *sizes, "evaluate_every=20", "sample_tokens=0"]
@@ -464,11 +463,54 @@ def test_ctrl_c_stops_training_and_says_how_to_go_on(corpus, tmp_path):
         if log.is_file() and log.read_text().count("\n") > 1:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Stopped." in errors
+    assert process.returncode == 0
+    last = errors.splitlines()[-1]
+    assert re.match(
+        r"Stopped at step [\d,]+ of 1,000,000: the run in .* --resume", last
+    )
     assert "Traceback" not in errors
+
+
+def test_ctrl_c_stops_training_and_the_same_command_goes_on(
+    run, corpus, tmp_path, signalled
+):
+    command = ["train", "--corpus", corpus, "--output", tmp_path / "run"]
+    fields = [f"model.{field}" for field in TINY]
+    fields += ["tokenizer=characters", "batch_size=2", "steps=4", "evaluate_every=2"]
+    fields += ["sample_tokens=0", "jit_compile=false"]
+    with signalled(signal.SIGINT, 3):
+        status, _, errors = run(*command, *fields)
+    assert status == 130
+    assert "Stopped at step 3 of 4" in errors
+    changed = run(*command, *fields, "--resume", "batch_size=3")
+    assert_one_line_error(changed, "batch_size from 2 to 3")
+    assert run(*command, *fields, "--resume")[0] == 0
+    # without any, and longer
+    command = ["train", "--resume", "--output", tmp_path / "run"]
+    status, output, _ = run(*command, "steps=6")
+    assert status == 0
+    assert "last_validation_loss" in output
+
+
+@pytest.mark.parametrize(
+    "field", ["optimizer=sgd", "beta_1=2", "early_stopping=-1", "model.num_heads=5"]
+)
+def test_a_wrong_option_is_found_before_anything_is_written(
+    run, corpus, tmp_path, field
+):
+    output = tmp_path / "run"
+    result = run("train", "--corpus", corpus, "--output", output, field)
+    assert_one_line_error(result, field.partition("=")[0].removeprefix("model."))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_the_schema_of_a_run_is_for_editors(run, command):
+    status, output, _ = run(command, "--schema")
+    assert status == 0
+    assert json.loads(output)["properties"]["steps"]["description"]
 
 
 def test_export_writes_a_version_and_no_version_twice(

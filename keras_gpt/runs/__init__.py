@@ -1,16 +1,15 @@
 """Training runs: from a corpus and a configuration to a folder with everything."""
 
-from keras_gpt.runs.config import RunConfig
-from keras_gpt.runs.finetuning import FinetuneConfig, finetune
+from keras_gpt.runs.config import FinetuneConfig, RunConfig
+from keras_gpt.runs.finetuning import finetune
+from keras_gpt.runs.folder import MAY_CHANGE
 from keras_gpt.runs.interrupts import noticed_interrupts
 from keras_gpt.runs.report import (
     CONFIG_FILE,
     DATA_FOLDER,
     EVENTS_FOLDER,
-    LOG_FILE,
     PLOT_FILE,
     RESULT_FILE,
-    plot_losses,
     read_log,
     read_result,
 )
@@ -25,7 +24,7 @@ __all__ = [
     "CONFIG_FILE",
     "DATA_FOLDER",
     "EVENTS_FOLDER",
-    "LOG_FILE",
+    "MAY_CHANGE",
     "PLOT_FILE",
     "RESULT_FILE",
     "FinetuneConfig",
@@ -34,7 +33,6 @@ __all__ = [
     "finetune",
     "first_words",
     "noticed_interrupts",
-    "plot_losses",
     "read_log",
     "read_result",
     "train",

@@ -1,36 +1,37 @@
-"""`RunConfig`: all that defines a training run, from YAML and the command line."""
+"""All that defines a run, in the parts that the places of a run take."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from typing import Any, Literal, Self
 
-from keras_gpt.runs.settings import Recipe, check_steps
+import keras
+from pydantic import Field, field_validator, model_validator
+
+from keras_gpt import training
+from keras_gpt.config import GPTConfig
+from keras_gpt.runs.settings import (
+    Bool,
+    Count,
+    Fraction,
+    NotNegative,
+    Part,
+    Positive,
+    Settings,
+    WholeNumber,
+)
+from keras_gpt.training.recipe import OPTIMIZERS, SCHEDULES
+
+_VALIDATIONS = 5  # of a fine-tuning run, where nothing is said of them
 
 
-@dataclass(kw_only=True)
-class RunConfig(Recipe):
-    """All that defines a training run; `run.yaml` in its folder holds it.
+class Recipe(Settings):
+    """How a model is compiled, as of `training.compile_model`.
 
     Args:
-        corpus: `"embedded"`, or the path of a text file, a folder, JSON Lines or
-            Parquet (`keras_gpt.data.prepare`).
-        data: A folder that `keras-gpt prepare` wrote, instead of `corpus`.
-        output: The run's folder.
-        tokenizer: `"byte_pair"`, `"sentencepiece"` or `"characters"`, to be trained on
-            the corpus, or the folder of one.
-        vocab_size: Of the tokenizer to train; characters need none.
-        text_field: Field of JSON Lines or column of Parquet with the text.
-        encoding: Of text files.
-        validation_fraction: Of the corpus, not trained on.
-        model: Fields of `GPTConfig`, and `preset` for the others.
-        dtype: A dtype policy, such as `"mixed_bfloat16"`.
-        seed: Of weights, dropout and the order of the data.
-        steps: Optimizer steps; a multiple of `evaluate_every`.
-        batch_size: Sequences in a step.
-        sequence_length: Tokens in one. Defaults to the model's `context_length`.
-        packing: `"windows"` or `"documents"`; see `keras_gpt.data.load_batches`.
-        learning_rate: This and the next nine as in `training.compile_model`.
+        learning_rate: The highest. In fine-tuning it defaults to 5e-4 for adapters,
+            5e-5 for all weights.
         final_learning_rate: Defaults to a tenth of `learning_rate`.
-        warmup_steps: Defaults to 100, or to a tenth of a run of fewer than 1000.
+        warmup_steps: In training it defaults to 100, or to a tenth of a run of fewer
+            than 1000 steps; in fine-tuning to a twentieth of the steps.
         schedule: `"cosine"`, `"wsd"` or `"constant"`.
         optimizer: `"adamw"` or `"muon"`.
         weight_decay: On matrices.
@@ -40,41 +41,235 @@ class RunConfig(Recipe):
         accumulation_steps: Batches for one optimizer step.
         ema_momentum: Of the averaged weights, which then are evaluated and saved.
         jit_compile: Defaults to what is fastest.
-        evaluate_every: Steps between validations, samples and checkpoints.
-        evaluation_batches: Batches of each validation. Defaults to all.
+    """
+
+    learning_rate: Positive = 1e-3
+    final_learning_rate: NotNegative | None = None
+    warmup_steps: WholeNumber | None = None
+    schedule: Literal[SCHEDULES] = "cosine"
+    optimizer: Literal[OPTIMIZERS] = "adamw"
+    weight_decay: NotNegative = 0.1
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.95
+    clip_norm: Positive | None = 1.0
+    accumulation_steps: Count = 1
+    ema_momentum: Fraction | None = None
+    jit_compile: Bool | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """These fields alone, as arguments of `compile_model`."""
+        return self.model_dump(include=set(Recipe.model_fields))
+
+
+class Plan(Recipe):
+    """What is done when, and where it is kept.
+
+    Args:
+        output: The run's folder.
+        dtype: A dtype policy, such as `"mixed_bfloat16"`. In fine-tuning it defaults to
+            Keras's global one.
+        seed: Of weights or adapters, dropout and the order of the data.
+        steps: Optimizer steps; a multiple of `evaluate_every`.
+        batch_size: Sequences in a step.
+        sequence_length: Tokens in one. Defaults to the model's `context_length`, in
+            fine-tuning to 512 if that is shorter.
+        evaluate_every: Steps between validations, samples and checkpoints. In
+            fine-tuning it defaults to a fifth of the steps.
         early_stopping: Stop after so many validations without a better one.
-        sample_prompt: Start of the sample texts. Defaults to the corpus's own.
-        sample_tokens: Length of the sample texts; 0 for none.
+        sample_tokens: Length of the sample texts, or of the answer that is noted at
+            each validation; 0 for none.
+    """
+
+    output: str = "runs/gpt"
+    dtype: str = "float32"
+    seed: WholeNumber = 0
+    steps: Count = 2000
+    batch_size: Count = 32
+    sequence_length: Count | None = None
+    evaluate_every: Count = 250
+    early_stopping: Count | None = None
+    sample_tokens: WholeNumber = 128
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype):
+        try:
+            keras.dtype_policies.get(dtype)
+        except ValueError as error:
+            raise ValueError("must be such as float32 or mixed_bfloat16") from error
+        return dtype
+
+    @model_validator(mode="after")
+    def _check_steps(self):
+        steps, every, warmup = self.steps, self.evaluate_every, self.warmup_steps
+        if steps is None:
+            return self
+        if every is not None and steps % min(every, steps):
+            raise ValueError(
+                "`steps` must be a multiple of `evaluate_every`. Received: "
+                f"steps={steps}, evaluate_every={every}. "
+                f"Try steps={round(steps / every) * every}."
+            )
+        if warmup is not None and warmup >= steps:
+            raise ValueError(
+                "`warmup_steps` must be below `steps`. Received: "
+                f"warmup_steps={warmup}, steps={steps}."
+            )
+        return self
+
+
+class CorpusSettings(Settings):
+    """Text to train on and the tokenizer for it.
+
+    Args:
+        corpus: `"embedded"`, or the path of a text file, a folder, JSON Lines or
+            Parquet (`keras_gpt.data.prepare`).
+        data: A folder that `keras-gpt prepare` wrote, instead of `corpus`.
+        tokenizer: `"byte_pair"`, `"sentencepiece"` or `"characters"`, to be trained on
+            the corpus, or the folder of one.
+        vocab_size: Of the tokenizer to train; characters need none.
+        text_field: Field of JSON Lines or column of Parquet with the text.
+        encoding: Of text files.
+        validation_fraction: Of the corpus, not trained on.
     """
 
     corpus: str = "embedded"
     data: str | None = None
-    output: str = "runs/gpt"
     tokenizer: str = "byte_pair"
-    vocab_size: int | None = None
+    vocab_size: Count | None = None
     text_field: str = "text"
     encoding: str = "utf-8"
-    validation_fraction: float = 0.1
-    model: dict = field(default_factory=lambda: {"preset": "quickstart"})
-    dtype: str = "float32"
-    seed: int = 0
-    steps: int = 2000
-    batch_size: int = 32
-    sequence_length: int | None = None
-    packing: str = "windows"
-    learning_rate: float = 1e-3
-    evaluate_every: int = 250
-    evaluation_batches: int | None = None
-    early_stopping: int | None = None
+    validation_fraction: Part = 0.1
+
+
+class RunConfig(CorpusSettings, Plan):
+    """All that defines a training run; `run.yaml` in its folder holds it.
+
+    Its fields are those of its parts, `CorpusSettings`, `Plan` and `Recipe`, and:
+
+    Args:
+        model: Fields of `GPTConfig`, and `preset` for the others.
+        packing: `"windows"` or `"documents"`; see `keras_gpt.data.load_batches`.
+        evaluation_batches: Batches of each validation. Defaults to all.
+        sample_prompt: Start of the sample texts. Defaults to the corpus's own.
+    """
+
+    model: dict[str, Any] = Field(default_factory=lambda: {"preset": "quickstart"})
+    packing: Literal["windows", "documents"] = "windows"
+    evaluation_batches: Count | None = None
     sample_prompt: str | None = None
-    sample_tokens: int = 128
 
-    def __post_init__(self):
-        check_steps(self)
-        if self.warmup_steps is None:
-            self.warmup_steps = min(100, self.steps // 10)
+    @model_validator(mode="after")
+    def _check(self):
+        # no id is out of range: the size is the tokenizer's, if it isn't said
+        most = self.architecture(vocab_size=2**31).context_length
+        if self.sequence_length is not None and self.sequence_length > most:
+            raise ValueError(
+                "`sequence_length` must be at most the model's `context_length`. "
+                f"Received: sequence_length={self.sequence_length}, "
+                f"context_length={most}."
+            )
+        return self
 
-    @classmethod
-    def defaults_of(cls, name: str) -> dict[str, Any]:
-        """The preset that a run has when nothing is said of its model."""
-        return {"preset": "quickstart"} if name == "model" else {}
+    def architecture(self, **defaults: Any) -> GPTConfig:
+        """The model's configuration, with defaults for what the run doesn't say."""
+        fields = {**defaults, **self.model}
+        preset = fields.pop("preset", None)
+        if preset is None:
+            return GPTConfig.from_dict(fields)
+        return GPTConfig.from_preset(preset, **fields)
+
+    def planned(self) -> Self:
+        """The run with all its numbers; it validates at the end of a short one."""
+        warmup = self.warmup_steps
+        return self.replaced(
+            evaluate_every=min(self.evaluate_every, self.steps),
+            warmup_steps=min(100, self.steps // 10) if warmup is None else warmup,
+        )
+
+
+class FinetuneConfig(Plan):
+    """All that defines a fine-tuning run; `run.yaml` in its folder holds it.
+
+    Its fields are those of its parts, `Plan` and `Recipe`, and:
+
+    Args:
+        model: What `LanguageModel.from_pretrained` reads: a folder, a `.gguf` file,
+            `hf://owner/name`, `"smollm2"`.
+        data: JSON Lines or Parquet with the fields of a task (`keras_gpt.tasks`), or
+            a folder with `train.jsonl` and perhaps `validation.jsonl`. From `prompt`,
+            `chosen` and `rejected` the model learns by DPO which answer is better.
+        validation: A file to validate with. Defaults to the folder's, or to a part
+            of `data`.
+        validation_fraction: How large that part is.
+        instruction: What a chat model is told before the question. Defaults to the
+            task's own.
+        shorten: Whether prompts that are too long are shortened; answers never are.
+        beta: How dear it is for DPO to leave the model as it was.
+        lora_rank: Rank of the adapters; 0 trains all weights.
+        lora_alpha: As of `training.enable_lora`, as are the next two.
+        lora_targets: Joined by commas. Defaults to all.
+        lora_dropout: Fraction of an adapter's input dropped in training.
+        quantize: `"int8"` keeps the frozen weights in int8.
+        epochs: How often each example is seen, where `steps` isn't given.
+        packing: Whether several examples share a row. Defaults to whether the
+            tokenizer has an end of text to keep them apart.
+    """
+
+    output: str = "runs/finetuned"
+    dtype: str | None = None
+    learning_rate: Positive | None = None
+    weight_decay: NotNegative = 0.0
+    steps: Count | None = None
+    batch_size: Count = 4
+    evaluate_every: Count | None = None
+    sample_tokens: WholeNumber = 48
+    model: str = "smollm2"
+    data: str = "examples.jsonl"
+    validation: str | None = None
+    validation_fraction: Fraction = 0.1
+    instruction: str | None = None
+    shorten: Bool = True
+    beta: Positive = 0.1
+    lora_rank: WholeNumber = 16
+    lora_alpha: Positive | None = None
+    lora_targets: str = ",".join(training.LORA_TARGETS)
+    lora_dropout: Fraction = 0.0
+    quantize: Literal["int8"] | None = None
+    epochs: Positive = 1.0
+    packing: Bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.quantize is not None and not self.lora_rank:
+            raise ValueError(
+                f"`quantize` needs adapters to train. Received: quantize="
+                f"{self.quantize}, lora_rank=0. Give lora_rank=16."
+            )
+        return self
+
+    def planned(self, num_rows: int | None = None) -> Self:
+        """The run with all its numbers, for so many rows of examples.
+
+        Args:
+            num_rows: Needed where the run doesn't say its `steps`.
+        """
+        steps = self.steps
+        if steps is None:
+            if num_rows is None:
+                return self
+            rows_per_step = self.batch_size * self.accumulation_steps
+            steps = max(1, math.ceil(self.epochs * num_rows / rows_per_step))
+        every = self.evaluate_every or max(1, steps // _VALIDATIONS)
+        if self.steps is None:
+            steps = max(1, steps // every) * every  # whole validations
+        elif self.evaluate_every is None:
+            every = max(n for n in range(1, every + 1) if steps % n == 0)
+        rate = 5e-4 if self.lora_rank else 5e-5
+        warmup = self.warmup_steps
+        return self.replaced(
+            learning_rate=self.learning_rate or rate,
+            steps=steps,
+            evaluate_every=min(every, steps),
+            warmup_steps=steps // 20 if warmup is None else warmup,
+        )

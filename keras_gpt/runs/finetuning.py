@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import math
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -13,119 +11,11 @@ import numpy as np
 from keras_gpt import data, tasks, training
 from keras_gpt.language_model import LanguageModel
 from keras_gpt.model import GPT
-from keras_gpt.runs.fitting import claim, compile_and_load, fit
-from keras_gpt.runs.settings import Recipe, check_steps
+from keras_gpt.runs.config import FinetuneConfig
+from keras_gpt.runs.fitting import compile_and_load, fit
+from keras_gpt.runs.folder import claimed
 
 _LONGEST_ROW = 512
-_VALIDATIONS = 5
-
-
-@dataclass(kw_only=True)
-class FinetuneConfig(Recipe):
-    """All that defines a fine-tuning run; `run.yaml` in its folder holds it.
-
-    Args:
-        model: What `LanguageModel.from_pretrained` reads: a folder, a `.gguf` file,
-            `hf://owner/name`, `"smollm2"`.
-        data: JSON Lines or Parquet with the fields of a task (`keras_gpt.tasks`), or
-            a folder with `train.jsonl` and perhaps `validation.jsonl`. From `prompt`,
-            `chosen` and `rejected` the model learns by DPO which answer is better.
-        validation: A file to validate with. Defaults to the folder's, or to a part
-            of `data`.
-        validation_fraction: How large that part is.
-        output: The run's folder.
-        instruction: What a chat model is told before the question. Defaults to the
-            task's own.
-        shorten: Whether prompts that are too long are shortened; answers never are.
-        beta: How dear it is for DPO to leave the model as it was.
-        lora_rank: Rank of the adapters; 0 trains all weights.
-        lora_alpha: As of `training.enable_lora`, as are the next two.
-        lora_targets: Joined by commas. Defaults to all.
-        lora_dropout: Fraction of an adapter's input dropped in training.
-        quantize: `"int8"` keeps the frozen weights in int8.
-        dtype: A dtype policy. Defaults to Keras's global one.
-        seed: Of adapters, dropout and the order of the data.
-        epochs: How often each example is seen, where `steps` isn't given.
-        steps: Optimizer steps.
-        batch_size: Rows in a step.
-        sequence_length: Tokens in a row. Defaults to 512, or the model's context if
-            that is shorter.
-        packing: Whether several examples share a row. Defaults to whether the
-            tokenizer has an end of text to keep them apart.
-        learning_rate: Defaults to 5e-4 for adapters, 5e-5 for all weights.
-        final_learning_rate: This and the next as in `training.compile_model`.
-        warmup_steps: Defaults to a twentieth of the steps.
-        schedule: `"cosine"`, `"wsd"` or `"constant"`.
-        optimizer: `"adamw"` or `"muon"`.
-        weight_decay: On matrices.
-        beta_1: Of AdamW.
-        beta_2: Of AdamW.
-        clip_norm: Largest norm of the gradients.
-        accumulation_steps: Batches for one optimizer step.
-        ema_momentum: Of the averaged weights, which then are evaluated and saved.
-        jit_compile: Defaults to what is fastest.
-        evaluate_every: Steps between validations and checkpoints. Defaults to a
-            fifth of the steps.
-        early_stopping: Stop after so many validations without a better one.
-        sample_tokens: Length of the answer that is noted at each validation; 0 for
-            none.
-    """
-
-    model: str = "smollm2"
-    data: str = "examples.jsonl"
-    validation: str | None = None
-    validation_fraction: float = 0.1
-    output: str = "runs/finetuned"
-    instruction: str | None = None
-    shorten: bool = True
-    beta: float = 0.1
-    lora_rank: int = 16
-    lora_alpha: float | None = None
-    lora_targets: str = ",".join(training.LORA_TARGETS)
-    lora_dropout: float = 0.0
-    quantize: str | None = None
-    dtype: str | None = None
-    seed: int = 0
-    epochs: float = 1.0
-    steps: int | None = None
-    batch_size: int = 4
-    sequence_length: int | None = None
-    packing: bool | None = None
-    learning_rate: float | None = None
-    weight_decay: float = 0.0
-    evaluate_every: int | None = None
-    early_stopping: int | None = None
-    sample_tokens: int = 48
-
-    def __post_init__(self):
-        if self.learning_rate is None:
-            self.learning_rate = 5e-4 if self.lora_rank else 5e-5
-        if self.quantize is not None and not self.lora_rank:
-            raise ValueError(
-                f"`quantize` needs adapters to train. Received: quantize="
-                f"{self.quantize}, lora_rank=0. Give lora_rank=16."
-            )
-
-    def planned(self, num_rows: int) -> "FinetuneConfig":
-        """The run with its numbers of steps, for so many rows of examples."""
-        steps = self.steps
-        if steps is None:
-            rows_per_step = self.batch_size * self.accumulation_steps
-            steps = max(1, math.ceil(self.epochs * num_rows / rows_per_step))
-        every = self.evaluate_every or max(1, steps // _VALIDATIONS)
-        if self.steps is None:
-            steps = max(1, steps // every) * every  # whole validations
-        elif self.evaluate_every is None:
-            every = max(n for n in range(1, every + 1) if steps % n == 0)
-        warmup = self.warmup_steps
-        planned = dataclasses.replace(
-            self,
-            steps=steps,
-            evaluate_every=every,
-            warmup_steps=steps // 20 if warmup is None else warmup,
-        )
-        check_steps(planned)
-        return planned
 
 
 def finetune(
@@ -139,68 +29,69 @@ def finetune(
 
     Args:
         config: The run.
-        resume: Go on with a run that was stopped.
+        resume: Go on with the run that was stopped, with the fields that it had; of
+            those given here only some may be others (`runs.MAY_CHANGE`).
         console: A `rich.console.Console` for messages. Defaults to standard error.
 
     Returns:
         The best model.
 
     Raises:
-        FileExistsError: The folder has a run, and `resume` is false.
-        FileNotFoundError: There is no such model, or no such file of examples.
-        ValueError: An example is bad, or something doesn't fit.
+        FileExistsError: The folder has a run or a model, and `resume` is false.
+        FileNotFoundError: There is no such model, no such file of examples, or nothing
+            to resume.
+        ValueError: An example is bad, something doesn't fit, or the run would go on as
+            another.
     """
     from rich.console import Console
 
     console = console or Console(stderr=True)
-    claim(config, resume)
-    random.seed(config.seed)
-    train_file, validation_file = _find_files(config)
-    with console.status("Loading the model"):
-        lm = LanguageModel.from_pretrained(config.model, dtype=config.dtype)
-    length = min(config.sequence_length or _LONGEST_ROW, lm.model.config.context_length)
-    _, first = next(data.read_records(train_file), ("", {}))
-    prepare = _prepare_preferences if "chosen" in first else _prepare_examples
-    model, load, num_rows, about = prepare(
-        config, lm, train_file, validation_file, length
-    )
-    config = config.planned(num_rows)
-    claim(config, True)
-    step = compile_and_load(config, model, resume=resume)
-    gpt = getattr(model, "gpt", model)
-    _announce(config, gpt, about, length, step, console)
-    # the model in training with the rest of the language model, to save and to sample
-    trained = copy.copy(lm)
-    trained.model = gpt
+    with claimed(config, resume) as config:
+        random.seed(config.seed)
+        files = _find_files(config.data, config.validation)
+        [first, *_] = [_read_first(path) for path in files if path is not None]
+        with console.status("Loading the model"):
+            lm = LanguageModel.from_pretrained(config.model, dtype=config.dtype)
+        most = lm.model.config.context_length
+        length = min(config.sequence_length or _LONGEST_ROW, most)
+        prepare = _prepare_preferences if "chosen" in first else _prepare_examples
+        model, load, num_rows, about = prepare(config, lm, files, first, length)
+        config = config.planned(num_rows)
+        step = compile_and_load(config, model, resume=resume)
+        gpt = getattr(model, "gpt", model)
+        _announce(config, gpt, about, length, step, console)
+        # the model in training with the rest of the language model, to save and sample
+        trained = copy.copy(lm)
+        trained.model = gpt
 
-    def save():
-        if config.lora_rank:
-            trained.save_adapter(config.output, base=config.model)
-            return
-        # into the model whose configuration doesn't part packed examples
-        for old, new in zip(lm.model.weights, gpt.weights, strict=True):
-            old.assign(new)
-        lm.save(config.output)
+        def save():
+            if config.lora_rank:
+                trained.save_adapter(config.output, base=config.model)
+                return
+            # into the model whose configuration doesn't part packed examples
+            for old, new in zip(lm.model.weights, gpt.weights, strict=True):
+                old.assign(new)
+            lm.save(config.output)
 
-    fit(
-        config,
-        model,
-        load("train", start_step=step * config.accumulation_steps),
-        load("validation", order="sequential"),
-        save=save,
-        tokens_per_batch=config.batch_size * length * (1 if gpt is model else 2),
-        flops_per_token=gpt.count_flops_per_token(length),
-        step=step,
-        console=console,
-        sample=_sampler(config, trained, about["sample"]),
-    )
-    return LanguageModel.load(config.output, dtype=config.dtype)
+        fit(
+            config,
+            model,
+            load("train", start_step=step * config.accumulation_steps),
+            load("validation", order="sequential"),
+            save=save,
+            tokens_per_batch=config.batch_size * length * (1 if gpt is model else 2),
+            flops_per_token=gpt.count_flops_per_token(length),
+            step=step,
+            console=console,
+            sample=_sampler(config, trained, about["sample"]),
+        )
+        return LanguageModel.load(config.output, dtype=config.dtype)
 
 
-def _find_files(config):
+def _find_files(examples, validation):
     """The files to train on and to validate with, the latter perhaps `None`."""
-    train_file = Path(config.data)
-    validation_file = config.validation and Path(config.validation)
+    train_file = Path(examples)
+    validation_file = validation and Path(validation)
     if train_file.is_dir():
         folder = train_file
         found = [folder / f"train{suffix}" for suffix in (".jsonl", ".parquet")]
@@ -211,15 +102,22 @@ def _find_files(config):
     return train_file, validation_file
 
 
-def _prepare_examples(config, lm, train_file, validation_file, length):
+def _read_first(path):
+    """The first record of a file, which tells what kind they are."""
+    for _, record in data.read_records(path):
+        return record
+    raise ValueError(f"{path} has no records.")
+
+
+def _prepare_examples(config, lm, files, first, length):
     """What learns answers.
 
     Returns:
         The model; a function that loads the batches of a split; the number of rows to
         train on; and what to say of the examples.
     """
+    train_file, validation_file = files
     if config.instruction is not None:
-        _, first = next(data.read_records(train_file))
         lm.tasks[tasks.find_task(first)] = {"instruction": config.instruction}
 
     def read(path):
@@ -256,8 +154,10 @@ def _prepare_examples(config, lm, train_file, validation_file, length):
     return model, load, num_rows, {"summary": summary, "sample": validation[0]}
 
 
-def _prepare_preferences(config, lm, train_file, validation_file, length):
+def _prepare_preferences(config, lm, files, first, length):
     """What learns which of two answers is better; returns as `_prepare_examples`."""
+    del first
+    train_file, validation_file = files
     pairs = tasks.read_preferences(lm, train_file, length + 1)
     if validation_file is not None:
         validation = tasks.read_preferences(lm, validation_file, length + 1)

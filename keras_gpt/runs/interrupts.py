@@ -1,58 +1,59 @@
-"""Ctrl-C as a note that is read where it can be obeyed."""
+"""Ctrl-C and SIGTERM as a note that is read where it can be obeyed."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
-import keras
+
+class Notice(threading.Event):
+    """Whether a signal came.
+
+    Attributes:
+        signal: Its number, or `None`.
+    """
+
+    signal: int | None = None
+
+    def obey(self) -> None:
+        """Do what the signal asks for.
+
+        Raises:
+            KeyboardInterrupt: It was Ctrl-C.
+            SystemExit: It was SIGTERM: the program ends, and without an error.
+        """
+        raise SystemExit(0) if self.signal == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def noticed_interrupts() -> Iterator[threading.Event]:
+def noticed_interrupts(*signals: int) -> Iterator[Notice]:
     """Note Ctrl-C instead of raising it anywhere, such as amid a compilation.
 
     A `KeyboardInterrupt` can get lost: Keras passes over every exception while it
     waits for the losses of a batch, and JAX over some while it compiles. A second
-    Ctrl-C is raised, for who can't wait.
+    signal is obeyed at once, for who can't wait.
+
+    Args:
+        *signals: Others to note, such as `signal.SIGTERM`.
 
     Yields:
         The note.
     """
-    noticed = threading.Event()
+    notice = Notice()
 
-    def notice(number, frame):
-        del number, frame
-        if noticed.is_set():
-            raise KeyboardInterrupt
-        noticed.set()
+    def note(number, frame):
+        del frame
+        notice.signal = number
+        if notice.is_set():
+            notice.obey()
+        notice.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield noticed  # signals come to the main thread only
+        yield notice  # signals come to the main thread only
         return
-    before = signal.signal(signal.SIGINT, notice)
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, *signals)}
     try:
-        yield noticed
+        yield notice
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class EndOnInterrupt(keras.callbacks.Callback):
-    """Raise `KeyboardInterrupt` after the batch during which Ctrl-C was noted.
-
-    Args:
-        noticed: What `noticed_interrupts` gave.
-    """
-
-    def __init__(self, noticed: threading.Event):
-        super().__init__()
-        self._noticed = noticed
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Look after each batch of training."""
-        if self._noticed.is_set():
-            raise KeyboardInterrupt
-
-    def on_test_batch_end(self, batch, logs=None):
-        """Look after each batch of validation."""
-        self.on_train_batch_end(batch)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_gpt.files import atomic_path, read_json, write_json
@@ -18,36 +19,55 @@ EVENTS_FOLDER = "events"
 DATA_FOLDER = "data"
 
 
-def read_log(path: str | Path) -> dict[str, np.ndarray]:
-    """The columns of a run's `log.csv`, empty cells as NaN."""
-    table = np.genfromtxt(path, delimiter=",", names=True, encoding="utf-8")
-    return {name: np.atleast_1d(table[name]) for name in table.dtype.names or ()}
-
-
-def cut_log(path: Path, step: int) -> float:
-    """Drop what a run noted behind the step from which it goes on.
+def read_log(path: str | Path, num_rows: int | None = None) -> dict[str, np.ndarray]:
+    """The columns of a run's `log.csv`, a row for each validation, empty cells as NaN.
 
     Args:
-        path: The run's `log.csv`.
-        step: The last step to keep.
+        path: The file.
+        num_rows: How many rows to read. Defaults to all.
 
-    Returns:
-        The lowest validation loss that remains, or infinity.
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or has fewer rows.
     """
-    if not path.is_file():
-        return math.inf
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or []
-        # a row that was being written when the run was killed has no last column
-        whole = [row for row in reader if None not in row.values()]
-    rows = [row for row in whole if int(row["step"]) <= step]
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        if rows:
-            writer.writeheader()
-        writer.writerows(rows)
-    return min((float(row["val_loss"]) for row in rows), default=math.inf)
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            names, *rows = csv.reader(file)
+        rows = [[_read_cell(cell) for cell in row] for row in rows[:num_rows]]
+        log = dict(zip(names, np.array(rows).T, strict=True))
+        is_whole = {"step", "loss", "val_loss"} <= log.keys() and np.array_equal(
+            log["epoch"], np.arange(num_rows or len(rows))
+        )
+    except (ValueError, TypeError, KeyError, csv.Error):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"{path} is damaged: it must have a row for each validation. Put it back "
+            "as it was, or start the run anew in another folder."
+        )
+    return log
+
+
+def _read_cell(cell):
+    return math.nan if cell in ("", "NA") else float(cell)
+
+
+def cut_log(path: Path, num_rows: int) -> None:
+    """Drop what a run noted behind the validation from which it goes on."""
+    lines = path.read_bytes().splitlines()[: num_rows + 1] if num_rows else []
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\r\n" for line in lines))
+
+
+class LogFile(keras.callbacks.CSVLogger):
+    """A `log.csv` that a run which goes on continues in the same columns."""
+
+    def on_train_begin(self, logs=None):
+        """Take the columns from the file, where it has any."""
+        super().on_train_begin(logs)
+        with Path(self.filename).open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), None)
+        self.keys = header and header[1:]
 
 
 def write_result(output: Path, seconds: float) -> None:
@@ -67,8 +87,16 @@ def write_result(output: Path, seconds: float) -> None:
 
 
 def read_result(output: str | Path) -> dict[str, Any]:
-    """What a finished run reached: losses, bits per byte, steps, seconds."""
-    return read_json(Path(output) / RESULT_FILE)
+    """What a finished run reached: losses, bits per byte, steps, seconds.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = Path(output) / RESULT_FILE
+    result = read_json(path)
+    if not isinstance(result, dict):
+        raise ValueError(f"{path} is no run's result. Received: {str(result)[:40]}.")
+    return result
 
 
 def plot_losses(log_path: str | Path, path: str | Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import keras
 
 from keras_gpt import data, tokenizers
-from keras_gpt.config import GPTConfig
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
-from keras_gpt.runs.fitting import claim, compile_and_load, fit
+from keras_gpt.runs.fitting import compile_and_load, fit
+from keras_gpt.runs.folder import claimed, write_config
 from keras_gpt.runs.report import CONFIG_FILE, DATA_FOLDER
 
 TOKENIZERS = {
@@ -30,91 +30,80 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
 
     Args:
         config: The run.
-        resume: Go on with a run that was stopped.
+        resume: Go on with the run that was stopped, with the fields that it had; of
+            those given here only some may be others (`runs.MAY_CHANGE`).
         console: A `rich.console.Console` for messages. Defaults to standard error.
 
     Returns:
         The best model.
 
     Raises:
-        FileExistsError: The folder has a run, and `resume` is false.
-        ValueError: Something doesn't fit, or the loss became infinite.
+        FileExistsError: The folder has a run or a model, and `resume` is false.
+        FileNotFoundError: There is nothing to resume, or a part of it is missing.
+        ValueError: Something doesn't fit, a file is damaged, the run would go on as
+            another, or the loss became infinite.
     """
     from rich.console import Console
 
     console = console or Console(stderr=True)
-    output = Path(config.output)
-    claim(config, resume)
-    # Keras draws the seeds of initializers and dropout from here; its own
-    # `set_random_seed` would load TensorFlow whatever the backend
-    random.seed(config.seed)
-    tokenizer, directory = _prepare(config, output, resume, console)
-    lm = LanguageModel(_build(config, tokenizer), tokenizer)
-    step = compile_and_load(config, lm.model, resume=resume)
-    length = config.sequence_length or lm.model.config.context_length
-    console.print(
-        f"Training {lm.model.count_params():,} parameters on "
-        f"{keras.backend.backend()}: {config.steps:,} steps of "
-        f"{config.batch_size} x {length} tokens"
-        + (f", going on at step {step:,}" if step else ""),
-        highlight=False,
-    )
-    batches, validation = _load_data(config, lm, directory, length, step)
-    counts = data.read_metadata(directory)["splits"]["val"]
-    fit(
-        config,
-        lm.model,
-        batches,
-        validation,
-        save=lambda: lm.save(output),
-        tokens_per_batch=config.batch_size * length,
-        flops_per_token=lm.model.count_flops_per_token(length),
-        step=step,
-        console=console,
-        sample=_sampler(config, lm, directory),
-        tokens_per_byte=counts["num_tokens"] / counts["num_bytes"],
-    )
-    return LanguageModel.load(output, dtype=config.dtype)
+    with claimed(config, resume) as config:
+        # Keras draws the seeds of initializers and dropout from here; its own
+        # `set_random_seed` would load TensorFlow whatever the backend
+        random.seed(config.seed)
+        tokenizer, directory = _prepare(config, resume, console)
+        lm = LanguageModel(_build(config, tokenizer), tokenizer)
+        step = compile_and_load(config, lm.model, resume=resume)
+        length = config.sequence_length or lm.model.config.context_length
+        console.print(
+            f"Training {lm.model.count_params():,} parameters on "
+            f"{keras.backend.backend()}: {config.steps:,} steps of "
+            f"{config.batch_size} x {length} tokens"
+            + (f", going on at step {step:,}" if step else ""),
+            highlight=False,
+        )
+        counts = data.read_metadata(directory)["splits"]["val"]
+        fit(
+            config,
+            lm.model,
+            *_load_data(config, lm, directory, length, step),
+            save=lambda: lm.save(config.output),
+            tokens_per_batch=config.batch_size * length,
+            flops_per_token=lm.model.count_flops_per_token(length),
+            step=step,
+            console=console,
+            sample=_sampler(config, lm, directory),
+            tokens_per_byte=counts["num_tokens"] / counts["num_bytes"],
+        )
+        return LanguageModel.load(config.output, dtype=config.dtype)
 
 
-def _prepare(config, output, resume, console):
+def _prepare(config, resume, console):
     """Get the tokenizer and the token files."""
     if config.data is not None:
-        if config.tokenizer in TOKENIZERS:
-            raise ValueError(
-                "`data` is already tokenized: name the folder of its tokenizer too, "
-                f"tokenizer=FOLDER. Received: tokenizer={config.tokenizer!r}."
-            )
-        tokenizer = tokenizers.load(config.tokenizer)
-        found = data.read_metadata(config.data)["tokenizer"]
-        if found != tokenizer.fingerprint:
-            raise ValueError(
-                f"{config.data} was prepared with another tokenizer than "
-                f"{config.tokenizer}. Name the one that it was prepared with."
-            )
-        return tokenizer, Path(config.data)
-    if resume and (output / TOKENIZER_FOLDER).is_dir():
-        tokenizer = tokenizers.load(output / TOKENIZER_FOLDER)
-    elif config.tokenizer in TOKENIZERS:
-        tokenizer = train_tokenizer(
-            config.tokenizer,
-            config.corpus,
-            config.vocab_size,
-            text_field=config.text_field,
-            encoding=config.encoding,
-        )
+        return _open_prepared(config.data, config.tokenizer)
+    output = Path(config.output)
+    kept = output / TOKENIZER_FOLDER
+    source = {"text_field": config.text_field, "encoding": config.encoding}
+    if resume and kept.is_dir():
+        tokenizer = tokenizers.load(kept)
     else:
-        tokenizer = tokenizers.load(config.tokenizer)
-    tokenizer.save(output / TOKENIZER_FOLDER)
+        tokenizer = (
+            train_tokenizer(
+                config.tokenizer, config.corpus, config.vocab_size, **source
+            )
+            if config.tokenizer in TOKENIZERS
+            else tokenizers.load(config.tokenizer)
+        )
+        write_config(config)  # so that a run that is stopped here goes on
+        tokenizer.save(kept)
     directory = output / DATA_FOLDER
     found = data.prepare(
         config.corpus,
         directory,
         tokenizer,
         validation_fraction=config.validation_fraction,
-        text_field=config.text_field,
-        encoding=config.encoding,
         overwrite=not resume,
+        **source,
     )
     counts = found["splits"]
     console.print(
@@ -124,6 +113,22 @@ def _prepare(config, output, resume, console):
         highlight=False,
     )
     return tokenizer, directory
+
+
+def _open_prepared(directory, tokenizer):
+    """The tokenizer that a folder of token files was prepared with, and the folder."""
+    if tokenizer in TOKENIZERS:
+        raise ValueError(
+            "`data` is already tokenized: name the folder of its tokenizer too, "
+            f"tokenizer=FOLDER. Received: tokenizer={tokenizer!r}."
+        )
+    loaded = tokenizers.load(tokenizer)
+    if data.read_metadata(directory)["tokenizer"] != loaded.fingerprint:
+        raise ValueError(
+            f"{directory} was prepared with another tokenizer than {tokenizer}. Name "
+            "the one that it was prepared with."
+        )
+    return loaded, Path(directory)
 
 
 def train_tokenizer(
@@ -160,15 +165,10 @@ def train_tokenizer(
 
 def _build(config, tokenizer):
     """Make the model, with the tokenizer's vocabulary unless the run says otherwise."""
-    fields = {"vocab_size": tokenizer.vocab_size, **config.model}
-    preset = fields.pop("preset", None)
+    defaults = {"vocab_size": tokenizer.vocab_size}
     if config.packing == "documents":
-        fields.setdefault("document_separator_id", tokenizer.end_of_text_id)
-    if preset is None:
-        gpt_config = GPTConfig.from_dict(fields)
-    else:
-        gpt_config = GPTConfig.from_preset(preset, **fields)
-    return GPT(gpt_config, dtype=config.dtype)
+        defaults["document_separator_id"] = tokenizer.end_of_text_id
+    return GPT(config.architecture(**defaults), dtype=config.dtype)
 
 
 def _load_data(config, lm, directory, length, step):
@@ -225,7 +225,7 @@ def evaluate_validation(output: str | Path, lm: LanguageModel) -> Evaluation:
     Raises:
         FileNotFoundError: The folder has no prepared data.
     """
-    config = RunConfig.from_yaml(Path(output) / CONFIG_FILE, [])
+    config = RunConfig.from_yaml(Path(output) / CONFIG_FILE)
     directory = Path(config.data) if config.data else Path(output) / DATA_FOLDER
     tokens = data.TokenDataset(directory, "val")
     length = lm.model.config.context_length

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gpt.training.state import save_state
+from keras_gpt.training.state import load_metrics, save_state
 
 
 def measure_peak_flops(dtype: str = "float32") -> float:
@@ -114,46 +114,115 @@ class BitsPerByte(keras.callbacks.Callback):
 
 
 class SaveState(keras.callbacks.Callback):
-    """Call `save_state` after each epoch with a finite loss.
+    """Call `save_state` after each epoch with a finite loss, and amid one when asked.
 
     Put it behind the other callbacks, so that what they write is there when a run goes
-    on from the state.
+    on from the state. A run that goes on amid an epoch does what remains of it, and its
+    means are over the whole of it.
 
     Args:
         path: The `.npz` file.
-        steps_per_epoch: To count the steps.
+        steps_per_epoch: Optimizer steps in an epoch.
+        first_step: The step that `load_state` returned from this path.
+        accumulation_steps: Batches for one optimizer step.
+        notice: Asked by `is_set()` after each step whether to save now, and told to
+            `obey()` when that is done. Defaults to `None`: never.
     """
 
-    def __init__(self, path, steps_per_epoch):
+    def __init__(
+        self,
+        path,
+        steps_per_epoch,
+        *,
+        first_step=0,
+        accumulation_steps=1,
+        notice=None,
+    ):
         super().__init__()
         self.path = path
-        self.steps_per_epoch = steps_per_epoch
+        self.accumulation_steps = accumulation_steps
+        self.batches_per_epoch = steps_per_epoch * accumulation_steps
+        self.notice = notice
+        self._batch = first_step * accumulation_steps
+
+    @property
+    def step(self):
+        """Optimizer steps done."""
+        return self._batch // self.accumulation_steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._is_rest = self._batch % self.batches_per_epoch > 0
+        if self._is_rest:
+            load_metrics(self.model, self.path)
+        else:
+            self._batch = epoch * self.batches_per_epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batch += 1
+        if self._batch % self.batches_per_epoch == 0:
+            if self._is_rest:
+                self.model.stop_training = True  # Keras would go on for a whole epoch
+        elif self._batch % self.accumulation_steps == 0 and self._is_asked():
+            self._save(logs)
+
+    def on_test_begin(self, logs=None):
+        if self._is_rest:
+            self.model.stop_training = False
 
     def on_epoch_end(self, epoch, logs=None):
-        if np.isfinite((logs or {}).get("loss", 0.0)):
-            save_state(self.model, self.path, (epoch + 1) * self.steps_per_epoch)
+        self._save(logs)
+
+    def _is_asked(self):
+        return self.notice is not None and self.notice.is_set()
+
+    def _save(self, logs):
+        if np.isfinite(float((logs or {}).get("loss", 0.0))):
+            save_state(self.model, self.path, self.step)
+        if self._is_asked():
+            self.notice.obey()
 
 
 class SaveBest(keras.callbacks.Callback):
-    """Save whenever the validation loss is the lowest so far.
+    """Save whenever the validation loss is the lowest so far; stop when it stays above.
 
     It saves at the end of validation, with the weights that were validated.
 
     Args:
         save: A function without arguments.
-        best: The lowest so far, when a run goes on.
+        patience: Stop after so many validations in a row without a lower loss. Defaults
+            to `None`: never.
+        losses: Of the validations before, when a run goes on.
+
+    Attributes:
+        is_over: Whether that many validations were in vain.
     """
 
-    def __init__(self, save, *, best=float("inf")):
+    def __init__(self, save, *, patience=None, losses=()):
         super().__init__()
         self.save = save
-        self.best = best
+        self.patience = patience
+        self._best = float("inf")
+        self._in_vain = 0
+        for loss in losses:
+            self._is_best(loss)
+
+    @property
+    def is_over(self):
+        return self.patience is not None and self._in_vain >= self.patience
 
     def on_test_end(self, logs=None):
-        loss = (logs or {}).get("loss", float("nan"))
-        if loss < self.best:
-            self.best = loss
+        if self._is_best((logs or {}).get("loss", float("nan"))):
             self.save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.is_over:
+            self.model.stop_training = True
+
+    def _is_best(self, loss):
+        is_best = loss < self._best
+        self._best = loss if is_best else self._best
+        self._in_vain = 0 if is_best else self._in_vain + 1
+        return is_best
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):

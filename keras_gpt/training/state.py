@@ -1,6 +1,7 @@
 """The state of a run on disk, from which it goes on as if never stopped."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,18 @@ from keras import ops
 from keras_gpt.files import atomic_path
 from keras_gpt.training.lora import has_lora
 
+# what NumPy raises for a damaged archive
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, LookupError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
 
 def save_state(model, path: str | Path, step: int) -> None:
     """Write weights, optimizer state, dropout seeds and the step, whole or not at all.
 
-    Of a model with adapters the frozen weights are left out.
+    Of a model with adapters the frozen weights are left out. The means that `fit` takes
+    over an epoch are written too, for `load_metrics`.
 
     Args:
         model: A compiled, built `GPT`, or a `PreferenceModel`.
@@ -21,7 +29,7 @@ def save_state(model, path: str | Path, step: int) -> None:
         step: Optimizer steps done.
     """
     arrays = {"step": np.array(step)}
-    for key, variable in _variables(model):
+    for key, variable in [*_variables(model), *_metrics(model)]:
         value = ops.convert_to_numpy(variable)
         # NumPy files have no bfloat16
         wide = str(variable.dtype) == "bfloat16"
@@ -46,34 +54,42 @@ def load_state(model, path: str | Path) -> int:
     """
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+    variables = _variables(model)
     try:
         # opened here: NumPy leaves a truncated file open
-        with Path(path).open("rb") as file, _load_arrays(file) as arrays:
-            variables = _variables(model)
-            names = {key for key, _ in variables}
-            if names != set(arrays.files) - {"step"} or any(
-                tuple(variable.shape) != arrays[key].shape
+        with Path(path).open("rb") as file, np.load(file) as arrays:
+            found = [n for n in arrays.files if not n.startswith(("step", "metric"))]
+            fits = found == [key for key, _ in variables] and all(
+                tuple(variable.shape) == arrays[key].shape
                 for key, variable in variables
-            ):
-                raise ValueError(
-                    f"{path} is the state of another model or optimizer. Start the "
-                    "run with the arguments that it had, or in a new folder."
-                )
-            for key, variable in variables:
-                variable.assign(arrays[key])
-            return int(arrays["step"])
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            )
+            if fits:
+                for key, variable in variables:
+                    variable.assign(arrays[key])
+            step = int(arrays["step"])
+    except _DAMAGED as error:
         raise ValueError(
-            f"{path} can't be read ({error}). It may be truncated: remove it and start "
-            "the run anew."
+            f"{path} can't be read ({error}). It may be truncated: start the run anew "
+            "in another folder."
         ) from error
+    if not fits:
+        raise ValueError(
+            f"{path} is the state of another model or optimizer. Start the run with "
+            "the arguments that it had, or in a new folder."
+        )
+    return step
 
 
-def _load_arrays(file):
-    try:
-        return np.load(file)
-    except ValueError as error:  # NumPy takes any other file for a pickle
-        raise OSError("not a NumPy archive") from error
+def load_metrics(model, path: str | Path) -> None:
+    """Put back the means over an epoch during which `save_state` was called.
+
+    Args:
+        model: What `load_state` was called with, at the beginning of an epoch.
+        path: The `.npz` file.
+    """
+    with np.load(path) as arrays:
+        for key, variable in _metrics(model):
+            variable.assign(arrays[key])
 
 
 def _variables(model):
@@ -85,3 +101,8 @@ def _variables(model):
         variables = [v for v in variables if id(v) not in frozen]
     variables += model.optimizer.variables
     return [(f"{i:05d}", v) for i, v in enumerate(variables)]
+
+
+def _metrics(model):
+    variables = enumerate(model.metrics_variables)
+    return [(f"metric_{i:02d}", variable) for i, variable in variables]

@@ -1,8 +1,7 @@
 """A run that is killed and goes on ends as one that was never stopped."""
 
-import dataclasses
 import io
-import json
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from keras_gpt.runs import RunConfig, read_log, read_result, train
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 
-# 20 validations: far from its end when the first is done
+# 10 validations: far from its end when the first is done
 CONFIG = RunConfig(
     tokenizer="characters",
     model={
@@ -28,8 +27,10 @@ CONFIG = RunConfig(
         "dropout_rate": 0.2,
     },
     steps=40,
-    evaluate_every=2,
+    evaluate_every=4,
     evaluation_batches=1,
+    accumulation_steps=2,
+    ema_momentum=0.9,
     batch_size=4,
     learning_rate=1e-2,
     sample_tokens=0,
@@ -56,9 +57,9 @@ def whole(corpus, tmp_path_factory):
     return run(corpus, tmp_path_factory.mktemp("whole") / "run")
 
 
-def run(corpus, output, **options):
-    config = dataclasses.replace(CONFIG, corpus=str(corpus), output=str(output))
-    train(config, **{"console": Console(file=io.StringIO()), **options})
+def run(corpus, output, changes=(), **options):
+    config = CONFIG.replaced(corpus=str(corpus), output=str(output), **dict(changes))
+    train(config, **{"console": Console(file=io.StringIO(), width=200), **options})
     return output
 
 
@@ -85,8 +86,8 @@ def assert_same(resumed, whole):
 @pytest.mark.every_backend
 def test_a_killed_run_goes_on_as_if_it_never_was(corpus, whole, tmp_path):
     output = tmp_path / "run"
-    config = dataclasses.replace(CONFIG, corpus=str(corpus), output=str(output))
-    fields = json.dumps(dataclasses.asdict(config))
+    config = CONFIG.replaced(corpus=str(corpus), output=str(output))
+    fields = config.model_dump_json()
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, fields], stderr=subprocess.PIPE
     )
@@ -120,11 +121,67 @@ def test_a_run_stopped_between_its_log_and_its_state_goes_on(corpus, whole, tmp_
     # the bar speaks when model and log are written, and the state is not
     output = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(corpus, output, console=Console(file=Interrupting("step      6")))
+        run(corpus, output, console=Console(file=Interrupting("step      8")))
     with np.load(output / "last.npz") as state:
         assert int(state["step"]) == 4
-    assert read_log(output / "log.csv")["step"].tolist() == [2, 4, 6]
+    assert read_log(output / "log.csv")["step"].tolist() == [4, 8]
     assert_same(run(corpus, output, resume=True), whole)
+
+
+@pytest.mark.every_backend
+def test_a_run_told_to_stop_anywhere_goes_on_exactly(
+    corpus, whole, tmp_path, signalled
+):
+    output = tmp_path / "run"
+    screen = io.StringIO()
+
+    def state():
+        with np.load(output / "last.npz") as arrays:
+            return int(arrays["step"])
+
+    # before the first validation, amid the accumulation of the first step
+    with signalled(signal.SIGTERM, 1), pytest.raises(SystemExit) as raised:
+        run(corpus, output, console=Console(file=screen, width=200))
+    assert raised.value.code == 0
+    stopped = f"Stopped at step 1 of 40: the run in {output} goes on with --resume."
+    assert screen.getvalue().splitlines()[-1] == stopped
+    assert state() == 1
+    # at a validation, which then is done: 8 batches an epoch
+    with signalled(signal.SIGINT, 6), pytest.raises(KeyboardInterrupt):
+        run(corpus, output, resume=True)
+    assert state() == 4
+    assert read_log(output / "log.csv")["step"].tolist() == [4]
+    # amid the third epoch, and in the rest of it
+    with signalled(signal.SIGINT, 11), pytest.raises(KeyboardInterrupt):
+        run(corpus, output, resume=True)
+    assert state() == 10
+    with signalled(signal.SIGINT, 1), pytest.raises(KeyboardInterrupt):
+        run(corpus, output, resume=True)
+    assert state() == 11
+    # all that the run is, is in its folder
+    train(RunConfig(output=str(output)), resume=True)
+    assert_same(output, whole)
+
+
+def test_a_run_that_goes_on_stops_early_where_one_never_stopped_does(
+    corpus, tmp_path, signalled
+):
+    # a rate of 1e-12 changes nothing, so no validation is better than the first
+    changes = {"learning_rate": 1e-12, "early_stopping": 3, "evaluate_every": 1}
+    whole = run(corpus, tmp_path / "whole", changes)
+    log = read_log(whole / "log.csv")["val_loss"]
+    assert len(log) < CONFIG.steps
+    output = tmp_path / "run"
+    with signalled(signal.SIGINT, 6), pytest.raises(KeyboardInterrupt):
+        run(corpus, output, changes)
+    assert len(read_log(output / "log.csv")["val_loss"]) == 3
+    run(corpus, output, changes, resume=True)
+    np.testing.assert_array_equal(read_log(output / "log.csv")["val_loss"], log)
+    # it is over
+    state = (output / "last.npz").read_bytes()
+    run(corpus, output, changes, resume=True)
+    assert (output / "last.npz").read_bytes() == state
+    np.testing.assert_array_equal(read_log(output / "log.csv")["val_loss"], log)
 
 
 def test_a_finished_run_resumes_to_itself(corpus, whole):
@@ -139,13 +196,12 @@ def test_a_finished_run_resumes_to_itself(corpus, whole):
     keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
 )
 def test_training_does_not_load_tensorflow(corpus, tmp_path):
-    config = dataclasses.replace(
-        CONFIG,
+    config = CONFIG.replaced(
         corpus=str(corpus),
         output=str(tmp_path),
         evaluate_every=CONFIG.steps,
         sample_tokens=2,
     )
-    fields = json.dumps(dataclasses.asdict(config))
+    fields = config.model_dump_json()
     program = f"{PROGRAM}\nassert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", program, fields], check=True)

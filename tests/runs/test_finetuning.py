@@ -1,6 +1,6 @@
-import dataclasses
 import io
 import json
+import signal
 
 import keras
 import numpy as np
@@ -70,7 +70,7 @@ def make_config(base, examples, output, **changes):
         # TensorFlow's XLA takes longer to compile than all else here
         "jit_compile": False if keras.backend.backend() == "tensorflow" else None,
     }
-    return FinetuneConfig.from_dict({**fields, **changes})
+    return FinetuneConfig(**{**fields, **changes})
 
 
 def run(config, **kwargs):
@@ -121,21 +121,41 @@ def test_all_weights_are_tuned_and_saved_as_a_whole_model(base, examples, tmp_pa
     assert lm.tasks == {"translate": {"languages": [["en", "de"]]}}
 
 
-@pytest.mark.parametrize("changes", [{"lora_dropout": 0.2}, {"lora_rank": 0}])
-def test_a_run_that_goes_on_equals_one_never_stopped(base, examples, tmp_path, changes):
-    whole, _ = run(make_config(base, examples, tmp_path / "whole", **changes))
-    stopped = make_config(base, examples, tmp_path / "stopped", **changes)
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory):
+    """Pairs of answers of which one is better, in a file."""
+    path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
+    records = [
+        {"prompt": f"{source} German:", "chosen": " drei", "rejected": " vier"}
+        for source in NUMBERS
+    ]
+    path.write_text("\n".join(map(json.dumps, records * 3)))
+    return path
 
-    def stop(model, path, step, save=training.save_state):
-        save(model, path, step)
-        if step == 4:
-            raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keras_gpt.training.callbacks.save_state", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(stopped)
-    resumed, output = run(stopped, resume=True)
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("examples", {"lora_dropout": 0.2}),
+        ("examples", {"lora_rank": 0}),
+        ("preferences", {}),
+    ],
+)
+def test_a_run_that_goes_on_equals_one_never_stopped(
+    base, request, tmp_path, signalled, file, changes
+):
+    file = request.getfixturevalue(file)
+    changes = {"evaluate_every": 3, **changes}
+    whole, _ = run(make_config(base, file, tmp_path / "whole", **changes))
+    stopped = make_config(base, file, tmp_path / "stopped", **changes)
+    # amid the second epoch, where the means are of its first half
+    with signalled(signal.SIGINT, 4), pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    kept = (tmp_path / "stopped" / "run.yaml").read_bytes()
+    with pytest.raises(ValueError, match="lora_rank from"):
+        run(FinetuneConfig(output=stopped.output, lora_rank=3), resume=True)
+    assert (tmp_path / "stopped" / "run.yaml").read_bytes() == kept
+    resumed, output = run(FinetuneConfig(output=stopped.output), resume=True)
     assert "going on at step 4" in output
     for ours, theirs in zip(
         resumed.model.trainable_variables, whole.model.trainable_variables, strict=True
@@ -143,6 +163,11 @@ def test_a_run_that_goes_on_equals_one_never_stopped(base, examples, tmp_path, c
         np.testing.assert_array_equal(
             *map(keras.ops.convert_to_numpy, (ours, theirs)), err_msg=ours.path
         )
+    log, expected = (
+        read_log(tmp_path / name / "log.csv") for name in ("stopped", "whole")
+    )
+    for name in expected.keys() - {"tokens_per_second", "utilisation"}:
+        np.testing.assert_array_equal(log[name], expected[name])
 
 
 def test_a_frozen_base_in_int8_is_tuned(base, examples, tmp_path):
@@ -153,15 +178,11 @@ def test_a_frozen_base_in_int8_is_tuned(base, examples, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 0}])
-def test_pairs_of_answers_teach_which_is_better(base, tmp_path, changes):
-    path = tmp_path / "pairs.jsonl"
-    records = [
-        {"prompt": f"{source} German:", "chosen": " drei", "rejected": " vier"}
-        for source in NUMBERS
-    ]
-    path.write_text("\n".join(map(json.dumps, records * 3)))
-    config = make_config(base, path, tmp_path / "run", steps=16, evaluate_every=8)
-    lm, output = run(dataclasses.replace(config, **changes))
+def test_pairs_of_answers_teach_which_is_better(base, preferences, tmp_path, changes):
+    config = make_config(
+        base, preferences, tmp_path / "run", steps=16, evaluate_every=8
+    )
+    lm, output = run(config.replaced(**changes))
     assert "\n11 pairs of answers: 16 steps" in output
     log = read_log(tmp_path / "run" / "log.csv")
     assert log["val_loss"][-1] < 0.5 < np.log(2)
@@ -181,7 +202,7 @@ def test_numbers_of_steps_follow_from_epochs():
     assert (planned.steps, planned.evaluate_every, planned.warmup_steps) == (75, 15, 3)
     assert config.planned(num_rows=3).steps == 3
     assert FinetuneConfig(steps=7).planned(num_rows=9).evaluate_every == 1
-    assert FinetuneConfig(lora_rank=0).learning_rate == 5e-5
+    assert FinetuneConfig(lora_rank=0).planned(num_rows=4).learning_rate == 5e-5
 
 
 def test_what_does_not_fit_is_refused(base, examples, tmp_path):
@@ -189,6 +210,13 @@ def test_what_does_not_fit_is_refused(base, examples, tmp_path):
         make_config(base, examples, tmp_path, quantize="int8", lora_rank=0)
     with pytest.raises(ValueError, match=r"Unknown field.*lora_rank"):
         make_config(base, examples, tmp_path, lora_rang=3)
+    with pytest.raises(ValueError, match="`quantize` must be 'int8'"):
+        make_config(base, examples, tmp_path, quantize="int4")
+    (tmp_path / "empty.jsonl").write_text("")
+    empty = make_config(base, tmp_path / "empty.jsonl", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"empty\.jsonl has no records"):
+        run(empty.replaced(instruction="Translate."))
+    assert not (tmp_path / "a" / "run.yaml").exists()
     with pytest.raises(FileNotFoundError, match="no examples at"):
         run(make_config(base, tmp_path / "none.jsonl", tmp_path / "a"))
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "completion": "b"}')

@@ -1,13 +1,15 @@
 import io
 import json
 import math
+import re
+import shutil
 
 import keras
 import numpy as np
 import pytest
 from rich.console import Console
 
-from keras_gpt import LanguageModel, data, tokenizers
+from keras_gpt import data, files, tokenizers
 from keras_gpt.runs import (
     RunConfig,
     evaluate_validation,
@@ -46,7 +48,7 @@ def make_config(corpus, output, **changes):
         # TensorFlow's XLA takes longer to compile than all else here
         "jit_compile": False if keras.backend.backend() == "tensorflow" else None,
     }
-    return RunConfig.from_dict({**fields, **changes})
+    return RunConfig(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,109 @@ def test_a_run_is_not_overwritten(finished, corpus):
 def test_there_must_be_a_run_to_resume(corpus, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run in"):
         train(make_config(corpus, tmp_path / "none"), resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate from 0.001 to 0.5. Leave that out"),
+        ({"batch_size": 5, "seed": 3}, "seed from 0 to 3, batch_size from 4 to 5"),
+        ({"schedule": "constant"}, "schedule from 'cosine' to 'constant'"),
+        ({"tokenizer": "byte_pair"}, "tokenizer from 'characters' to 'byte_pair'"),
+        ({"evaluate_every": 1}, "evaluate_every from 2 to 1"),
+        ({"model": {**MODEL, "num_layers": 2}}, "model from {"),
+        ({"steps": 4}, "`steps` must be at least 6, which are done"),
+    ],
+)
+def test_a_run_never_goes_on_as_another(finished, changes, message):
+    output = finished[0]
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.*")}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(RunConfig(output=str(output), **changes), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.*")} == before
+
+
+def test_a_run_is_lengthened(corpus, tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    common = {"schedule": "constant", "warmup_steps": 1, "sample_tokens": 0}
+    whole = make_config(corpus, tmp_path / "whole", **common)
+    expected = train(whole, console=console).model.get_weights()
+    short = whole.replaced(output=str(tmp_path / "short"), steps=4)
+    train(short, console=console)
+    longer = RunConfig(output=short.output, steps=6)
+    found = train(longer, resume=True, console=console).model.get_weights()
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert read_log(tmp_path / "short" / "log.csv")["step"].tolist() == [2, 4, 6]
+    kept = RunConfig.from_yaml(tmp_path / "short" / "run.yaml")
+    assert kept == whole.planned().replaced(output=short.output)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.yaml", b"steps: [", "run.yaml is not valid YAML"),
+        ("run.yaml", b"\x93\x00", "run.yaml is not valid YAML"),
+        ("run.yaml", b"stesp: 3", "Did you mean 'steps'"),
+        ("last.npz", None, "last.npz is missing"),
+        ("last.npz", b"", "last.npz can't be read"),
+        ("log.csv", b"epoch,loss\n", "log.csv is damaged"),
+        ("log.csv", b"null", "log.csv is damaged"),
+        ("log.csv", b"\x93\x00,\n\xff", "log.csv is damaged"),
+        ("log.csv", None, "log.csv"),
+        ("data/metadata.json", b"null", "metadata.json"),
+    ],
+)
+def test_a_damaged_run_does_not_go_on_and_says_why(
+    finished, tmp_path, name, content, message
+):
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    if content is None:
+        (output / name).unlink()
+    else:
+        (output / name).write_bytes(content)
+    kept = (output / "run.yaml").read_bytes()
+    with pytest.raises((ValueError, OSError), match=message) as raised:
+        train(RunConfig(output=str(output), steps=8), resume=True)
+    assert "\n" not in str(raised.value)
+    assert (output / "run.yaml").read_bytes() == kept
+    assert not (output / name).exists() or (output / name).read_bytes() == content
+
+
+def test_a_result_that_is_none_is_named(tmp_path):
+    (tmp_path / "result.json").write_text("null")
+    with pytest.raises(ValueError, match=r"result\.json is no run's result.*None"):
+        read_result(tmp_path)
+
+
+def test_a_run_of_an_older_version_goes_on(finished, tmp_path):
+    # its state held no means of an epoch, its folder no lock
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    with np.load(output / "last.npz") as state:
+        arrays = {name: state[name] for name in state if "metric" not in name}
+    np.savez(output / "last.npz", **arrays)
+    config = RunConfig(output=str(output), steps=8)
+    train(config, resume=True, console=Console(file=io.StringIO()))
+    assert read_log(output / "log.csv")["step"].tolist() == [2, 4, 6, 8]
+
+
+def test_a_folder_is_for_one_run_at_a_time(corpus, finished, tmp_path):
+    for output, resume in ((tmp_path / "new", False), (finished[0], True)):
+        with (
+            files.locked(output),
+            pytest.raises(BlockingIOError, match="another process"),
+        ):
+            train(make_config(corpus, output), resume=resume)
+    assert not (tmp_path / "new" / "run.yaml").exists()
+
+
+def test_a_saved_model_is_not_overwritten(corpus, finished, tmp_path):
+    finished[1].save(tmp_path)
+    with pytest.raises(FileExistsError, match="already holds a"):
+        train(make_config(corpus, tmp_path))
 
 
 def test_prepared_data_needs_its_own_tokenizer(corpus, tmp_path):
@@ -120,9 +225,9 @@ def test_prepared_data_needs_its_own_tokenizer(corpus, tmp_path):
     data.prepare(corpus, tmp_path / "data", tokenizer, progress=False)
     other = tokenizers.CharacterTokenizer.train(["abc"], progress=False)
     other.save(tmp_path / "other")
-    config.tokenizer = str(tmp_path / "other")
     with pytest.raises(ValueError, match="another tokenizer"):
-        train(config)
+        train(config.replaced(tokenizer=str(tmp_path / "other")))
+    assert not (tmp_path / "run" / "run.yaml").exists()
 
 
 def test_averaged_weights_are_the_ones_evaluated_and_saved(corpus, tmp_path):
@@ -170,18 +275,3 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_model(
     with pytest.raises(ValueError, match=r"infinite or NaN.*learning_rate"):
         train(config, console=Console(file=io.StringIO()))
     assert not (tmp_path / "run" / "result.json").exists()
-
-
-def test_early_stopping_ends_a_run_that_no_longer_improves(corpus, tmp_path):
-    # a rate of 1e-12 changes nothing, so no validation is better than the first
-    config = make_config(
-        corpus,
-        tmp_path / "run",
-        learning_rate=1e-12,
-        steps=20,
-        early_stopping=2,
-        sample_tokens=0,
-    )
-    lm = train(config, console=Console(file=io.StringIO()))
-    assert isinstance(lm, LanguageModel)
-    assert len(read_log(tmp_path / "run" / "log.csv")["step"]) < 10

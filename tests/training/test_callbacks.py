@@ -157,12 +157,30 @@ def test_a_validation_loss_that_is_not_finite_stops_too(model, value):
 def test_only_a_lower_validation_loss_is_saved():
     saved = []
     epoch = SimpleNamespace(number=0)
-    best = training.SaveBest(lambda: saved.append(epoch.number), best=3.5)
+    best = training.SaveBest(lambda: saved.append(epoch.number), losses=[5.0, 3.5])
     for loss in [4.0, 3.0, 3.0, math.nan, 2.0, 2.5]:
         best.on_test_end({"loss": loss})
         epoch.number += 1
     best.on_test_end({})
     assert saved == [1, 4]
+    assert not best.is_over
+
+
+def test_validations_in_vain_are_counted_over_a_stop(model):
+    losses = [3.0, 2.0, 2.5, 2.0, 1.0, 1.5, 1.5]
+    for before in range(len(losses) + 1):
+        best = training.SaveBest(lambda: None, patience=2, losses=losses[:before])
+        best.set_model(model)
+        model.stop_training = False
+        for epoch, loss in enumerate(losses[before:], before):
+            assert best.is_over == (epoch == 4)
+            if best.is_over:
+                break
+            best.on_test_end({"loss": loss})
+            best.on_epoch_end(epoch)
+            assert model.stop_training == best.is_over
+        if before < 4:
+            assert best.is_over
 
 
 def read_events(directory):
