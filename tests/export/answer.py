@@ -1,20 +1,17 @@
-"""Answer requests to a SavedModel by TensorFlow's C API, in a process of its own.
+"""Answer requests to SavedModels by TensorFlow's C API, in a process of its own.
 
-    python -m tests.export.answer FOLDER [--xla] < requests.json > answers.json
-
-Requests are `[[signature, {input: values}], ...]`; an answer is `{output: values}`, or
-`{"error": message}`. Neither TensorFlow's Python nor Keras is imported here.
+Neither TensorFlow's Python nor Keras is imported there. It reads lines of JSON,
+`[folder, [[signature, {input: values}], ...]]`, and writes one for each: a list of
+`{output: values}`, or `{"error": message}`.
 """
 
+import atexit
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import numpy as np
-
-from tests.serving.capi import DTYPES, Model, StatusError, load_tensorflow
 
 # `make test-tf-2.20` sets it: another Python with another TensorFlow
 PYTHON = os.environ.get("KERAS_GPT_SERVING_PYTHON", sys.executable)
@@ -22,38 +19,50 @@ PYTHON = os.environ.get("KERAS_GPT_SERVING_PYTHON", sys.executable)
 
 def answer(folder, requests, *, xla=False):
     """What the SavedModel in `folder` answers to each of the requests."""
-    done = subprocess.run(
-        [PYTHON, "-m", "tests.export.answer", str(folder), *(["--xla"] * xla)],
-        input=json.dumps(requests),
+    process = _start(xla)
+    process.stdin.write(json.dumps([str(folder), requests]) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+@functools.cache
+def _start(xla):
+    """The process, which keeps each model for the requests that follow."""
+    process = subprocess.Popen(
+        [PYTHON, "-m", "tests.export.answer", *(["--xla"] * xla)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
+        env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
         text=True,
-        check=True,
-        timeout=300,
     )
-    return json.loads(done.stdout)
+    atexit.register(process.communicate)
+    return process
 
 
 def main():
+    from tests.serving.capi import Model, load_tensorflow
+
     load_tensorflow(xla="--xla" in sys.argv)
-    answers = []
-    with Model(sys.argv[1]) as model:
-        for signature, inputs in json.load(sys.stdin):
-            known = model.signatures[signature].inputs
-            feeds = {
-                name: np.array(values, DTYPES[known[name].dtype])
-                for name, values in inputs.items()
-            }
-            try:
-                outputs = model.run(signature, feeds)
-            except StatusError as error:
-                answers.append({"error": str(error)})
-            else:
-                answers.append({k: _plain(v.tolist()) for k, v in outputs.items()})
-    loaded = {"keras", "tensorflow", "tensorflow_text"} & set(sys.modules)
-    if loaded:
-        sys.exit(f"These must not be imported here: {loaded}")
-    json.dump(answers, sys.stdout)
+    find = functools.cache(Model)
+    for line in sys.stdin:
+        folder, requests = json.loads(line)
+        answers = [_call(find(folder), *request) for request in requests]
+        loaded = {"keras", "tensorflow_text"} & set(sys.modules)
+        if loaded or hasattr(sys.modules["tensorflow"], "function"):
+            sys.exit(f"These must not be imported here: {loaded or 'tensorflow'}")
+        sys.stdout.write(json.dumps(answers) + "\n")
+        sys.stdout.flush()
+
+
+def _call(model, signature, inputs):
+    from tests.serving.capi import StatusError
+
+    try:
+        outputs = model.run(signature, inputs)
+    except StatusError as error:
+        return {"error": str(error)}
+    return {name: _plain(array.tolist()) for name, array in outputs.items()}
 
 
 def _plain(values):

@@ -5,14 +5,16 @@ libraries are those of the TensorFlow wheel with the ops of tensorflow-text, whi
 stock server links too. So a model that runs here needs nothing but the SavedModel. XLA
 is off unless asked for, as in the server.
 
-    python -m tests.serving.capi DIRECTORY     lists the signatures and the ops
+Import this in a process of its own: the package `tensorflow` stays empty there, and
+only its protocol classes load.
 """
+
+# ruff: noqa: E402 the imports need the empty module
 
 import ctypes
 import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
@@ -20,31 +22,44 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.serving.saved_model import (
-    Signature,
-    TensorInfo,
-    graph_ops,
-    read_signatures,
+if "tensorflow" in sys.modules:
+    raise ImportError("This needs a process without TensorFlow Python.")
+# its own module, without its code having run
+sys.modules["tensorflow"] = importlib.util.module_from_spec(
+    importlib.util.find_spec("tensorflow")
 )
-from tests.serving.status import CODES, StatusError
 
-__all__ = ["CODES", "DTYPES", "Model", "Signature", "StatusError", "graph_ops"]
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 STRING = 7
 DTYPES = {  # of tensorflow/core/framework/types.proto
     1: "float32",
     2: "float64",
     3: "int32",
-    4: "uint8",
-    5: "int16",
-    6: "int8",
     STRING: "object",
     9: "int64",
     10: "bool",
-    22: "uint32",
-    23: "uint64",
 }
 ENUMS = {name: enum for enum, name in DTYPES.items()}
+CODES = [  # as numbered by absl::StatusCode
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+]
 _STRING_BYTES = 24  # sizeof(TF_TString)
 _SYMBOL_OF_XLA_SWITCH = "_ZN10tensorflow21DisableXlaCompilationEv"
 
@@ -119,39 +134,47 @@ _FUNCTIONS = {  # name: (result, arguments)
     "TF_StringGetDataPointer": (c_void_p, [c_void_p]),
     "TF_StringGetSize": (c_size_t, [c_void_p]),
 }
-_loading = threading.Lock()
-_tf = None  # the C functions by name, once loaded
+_tf = {}  # the C functions by name, once loaded
 
 
-def load_tensorflow(xla: bool = False) -> None:
-    """Load TensorFlow's libraries; `Model` does it if nobody did.
+class StatusError(Exception):
+    """What TensorFlow says of a call that failed.
+
+    Args:
+        code: A name of `CODES`.
+        message: In English.
+    """
+
+    def __init__(self, code: str, message: str):
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+def load_tensorflow(*, xla: bool = False) -> None:
+    """Load TensorFlow's libraries, once.
 
     Args:
         xla: Whether XLA may compile, which holds for the whole process: the server's
             `--xla_cpu_compilation_enabled`.
     """
-    global _tf
-    with _loading:
-        if _tf is not None:
-            return
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        folder = folder_of("tensorflow")
-        libraries = [
-            ctypes.CDLL(str(folder / name))
-            for name in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2")
-        ]
-        functions = {}
-        for name, (result, arguments) in _FUNCTIONS.items():
-            library = next(lib for lib in libraries if hasattr(lib, name))
-            functions[name] = getattr(library, name)
-            functions[name].restype = result
-            functions[name].argtypes = arguments
-        if not xla:
-            getattr(libraries[0], _SYMBOL_OF_XLA_SWITCH)()
-        _tf = functions
-        for path in sorted(folder_of("tensorflow_text").rglob("*.so")):
-            with _status() as status:
-                _tf["TF_LoadLibrary"](str(path).encode(), status)
+    if _tf:
+        return
+    folder = folder_of("tensorflow")
+    libraries = [
+        ctypes.CDLL(str(folder / name))
+        for name in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2")
+    ]
+    for name, (result, arguments) in _FUNCTIONS.items():
+        library = next(lib for lib in libraries if hasattr(lib, name))
+        _tf[name] = getattr(library, name)
+        _tf[name].restype = result
+        _tf[name].argtypes = arguments
+    if not xla:
+        getattr(libraries[0], _SYMBOL_OF_XLA_SWITCH)()
+    for path in sorted(folder_of("tensorflow_text").rglob("*.so")):
+        with _status() as status:
+            _tf["TF_LoadLibrary"](str(path).encode(), status)
 
 
 def folder_of(package: str) -> Path:
@@ -204,21 +227,20 @@ class Model:
                     status,
                 )
             buffer = meta_graph.contents
-            #: The MetaGraphDef, for those who have its class.
-            self.meta_graph = ctypes.string_at(buffer.data, buffer.length)
+            content = ctypes.string_at(buffer.data, buffer.length)
         except StatusError:
             _tf["TF_DeleteGraph"](self._graph)
             raise
         finally:
             _tf["TF_DeleteBuffer"](meta_graph)
             _tf["TF_DeleteSessionOptions"](options)
-        self.signatures = dict(read_signatures(self.meta_graph))
+        #: `SignatureDef`s by name.
+        self.signatures = meta_graph_pb2.MetaGraphDef.FromString(content).signature_def
 
     def run(
         self,
         signature: str,
         inputs: dict,
-        outputs: list[str] | None = None,
         timeout_ms: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Call a signature.
@@ -227,7 +249,6 @@ class Model:
             signature: Its name.
             inputs: By name, arrays, fed as they are, or lists, which take the dtype of
                 the signature. Strings are bytes.
-            outputs: Names of those wanted. Defaults to all.
             timeout_ms: After that long it is cancelled: DEADLINE_EXCEEDED.
 
         Returns:
@@ -237,12 +258,12 @@ class Model:
             StatusError: TensorFlow refuses the inputs, or fails.
         """
         known = self.signatures[signature]
-        outputs = list(known.outputs if outputs is None else outputs)
-        feeds = [self._output(known.inputs[name]) for name in inputs]
-        fetches = [self._output(known.outputs[name]) for name in outputs]
-        # RunOptions.timeout_in_ms, which has field number 2
-        run_options = b"" if timeout_ms is None else b"\x10" + _varint(timeout_ms)
-        buffer = _tf["TF_NewBufferFromString"](run_options, len(run_options))
+        outputs = list(known.outputs)
+        feeds = [self._output(known.inputs[name].name) for name in inputs]
+        fetches = [self._output(known.outputs[name].name) for name in outputs]
+        run_options = config_pb2.RunOptions(timeout_in_ms=timeout_ms)
+        content = run_options.SerializeToString()
+        buffer = _tf["TF_NewBufferFromString"](content, len(content))
         fed = (c_void_p * len(feeds))()
         fetched = (c_void_p * len(fetches))()
         try:
@@ -292,8 +313,8 @@ class Model:
     def __exit__(self, *error):
         self.close()
 
-    def _output(self, info: TensorInfo) -> _Output:
-        operation, index = info.name.rsplit(":", 1)
+    def _output(self, name: str) -> _Output:
+        operation, index = name.rsplit(":", 1)
         found = _tf["TF_GraphOperationByName"](self._graph, operation.encode())
         if found is None:
             raise StatusError("INVALID_ARGUMENT", f"{operation} isn't in the graph.")
@@ -358,30 +379,3 @@ def _delete_own_tensor(tensor: int) -> None:
         for i in range(int(np.prod(_shape(tensor), dtype=int))):
             _tf["TF_StringDealloc"](start + i * _STRING_BYTES)
     _tf["TF_DeleteTensor"](tensor)
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def main() -> None:
-    """List what a SavedModel has."""
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    lines = ["ops: " + " ".join(sorted(graph_ops(sys.argv[1])))]
-    with Model(sys.argv[1]) as model:
-        for name, signature in model.signatures.items():
-            lines.append(name)
-            for kind in ("inputs", "outputs"):
-                for tensor, info in getattr(signature, kind).items():
-                    dtype = DTYPES.get(info.dtype)
-                    lines.append(f"  {kind} {tensor} {dtype} {info.shape}")
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -95,7 +95,7 @@ def _start_double(flags, port: int, rest_api_port: int) -> Iterator[Server]:
     # threads as the server would, whatever the tests' own process has.
     environment = {
         name: value for name, value in os.environ.items() if "_NUM_INTER" not in name
-    } | {"SERVING_DOUBLE_DIES_WITH_PARENT": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    } | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     with _running(command, cwd=_ROOT, env=environment) as (process, lines, log):
         found = {}
         for line in _lines_until(lines, time.monotonic() + _SECONDS_TO_START):

@@ -104,16 +104,6 @@ class Toy(tf.Module):
         ids, counts = tokens_of(text)
         return {"token_ids": ids, "num_tokens": counts}
 
-    @tf.function(input_signature=[STRINGS])
-    def echo(self, data):
-        """One input, one output, which is of bytes."""
-        return {"data_bytes": tf.identity(data)}
-
-    @tf.function(input_signature=[FLOATS])
-    def total(self, numbers):
-        """Outputs without the batch as dimension 0."""
-        return {"sum": tf.reduce_sum(numbers), "numbers": numbers * 2.0}
-
 
 def save_toy(path: Path, version: int = 1) -> None:
     """Write a version folder."""
@@ -126,8 +116,6 @@ def save_toy(path: Path, version: int = 1) -> None:
             "generate_ids",
             "score",
             "tokenize",
-            "echo",
-            "total",
         )
     }
     tf.saved_model.save(toy, str(path), signatures)
@@ -142,20 +130,3 @@ def save_compiled(path: Path) -> None:
         jit_compile=True,
     )
     tf.saved_model.save(module, str(path), {"serving_default": module.double})
-
-
-def write_warmup(path: Path, prompts: list[str], signature: str = "") -> None:
-    """Write warm-up requests, as an export does, into a version folder."""
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
-
-    extra = path / "assets.extra"
-    extra.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
-        for prompt in prompts:
-            request = predict_pb2.PredictRequest()
-            request.model_spec.signature_name = signature
-            request.inputs["prompt"].CopyFrom(tf.make_tensor_proto([prompt]))
-            log = prediction_log_pb2.PredictionLog(
-                predict_log=prediction_log_pb2.PredictLog(request=request)
-            )
-            writer.write(log.SerializeToString())
