@@ -204,8 +204,7 @@ def _start(path, warm):
     """Seconds to load, warm up and answer for the first time, and memory in MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     from tests.serving.capi import Model
-    from tests.serving.double_models import read_warmup
-    from tests.serving.double_predict import to_array
+    from tests.serving.double import to_array
 
     figures = {"warm_up": 0.0}
     start = time.perf_counter()
@@ -213,8 +212,7 @@ def _start(path, warm):
     figures["load"] = time.perf_counter() - start
     if warm:
         start = time.perf_counter()
-        for log in read_warmup(Path(path)):
-            request = log.predict_log.request
+        for request in _read_warmup(Path(path)):
             inputs = {k: to_array(value) for k, value in request.inputs.items()}
             model.run(request.model_spec.signature_name, inputs)
         figures["warm_up"] = time.perf_counter() - start
@@ -223,6 +221,19 @@ def _start(path, warm):
     figures["first"] = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {**figures, "memory": (after - before) / 1024}
+
+
+def _read_warmup(path):
+    """The `PredictRequest`s that an export carries, in TFRecord format."""
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    data = (path / "assets.extra" / "tf_serving_warmup_requests").read_bytes()
+    while data:
+        # length, its checksum, the record, its checksum
+        end = 12 + int.from_bytes(data[:8], "little")
+        log = prediction_log_pb2.PredictionLog.FromString(data[12:end])
+        yield log.predict_log.request
+        data = data[end + 4 :]
 
 
 if __name__ == "__main__":

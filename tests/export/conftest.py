@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import keras
 import pytest
 
@@ -13,6 +16,7 @@ from keras_gpt import (
 
 TEXT = "Once upon a time, a cat sat on 12 mats; naïve café, 你好 мир! It's so. " * 30
 CONTEXT_LENGTH = 24
+MAX_NEW_TOKENS = 12
 ARCHITECTURES = {
     "gpt2": {"activation": "gelu_tanh", "document_separator_id": 0},
     "llama": {
@@ -58,9 +62,8 @@ def make_language_model():
             vocab_size=tokenizer.vocab_size + 3,  # as where a vocabulary is padded
             context_length=CONTEXT_LENGTH,
             embedding_dimension=32,
-            num_layers=2,
             num_heads=4,
-            **options,
+            **{"num_layers": 2, **options},
         )
         model = GPT(config)
         for weight in model.weights:
@@ -69,3 +72,33 @@ def make_language_model():
         return LanguageModel(model, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def export_once(make_language_model, tmp_path_factory):
+    """A function that gives such a model, and the folder that it was exported to."""
+
+    @functools.cache
+    def export(architecture="gpt2", tokenizer="byte_pairs"):
+        lm = make_language_model(architecture, tokenizer)
+        folder = tmp_path_factory.mktemp("served") / "docs" / "1"
+        lm.export(folder, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+        return lm, folder
+
+    return export
+
+
+def graph_ops(folder):
+    """Names of all operations in a SavedModel, and of attributes that are true."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    content = (folder / "saved_model.pb").read_bytes()
+    names = set()
+    for meta_graph in saved_model_pb2.SavedModel.FromString(content).meta_graphs:
+        graph = meta_graph.graph_def
+        functions = graph.library.function
+        nodes = itertools.chain(graph.node, *(f.node_def for f in functions))
+        for part in (*nodes, *functions):
+            names.add(getattr(part, "op", "function"))
+            names |= {name for name, value in part.attr.items() if value.b}
+    return names

@@ -1,28 +1,32 @@
 """The graph of an exported model, run by OpenVINO instead of TensorFlow."""
 
+import keras
 import numpy as np
 import pytest
 
 from keras_gpt import generate
-from tests.export.conftest import CONTEXT_LENGTH
+from tests.export.conftest import CONTEXT_LENGTH, MAX_NEW_TOKENS
 
 openvino = pytest.importorskip("openvino", reason="pip install openvino")
+pytestmark = [
+    pytest.mark.every_backend,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="tested on TensorFlow"
+    ),
+]
 
-MAX_NEW_TOKENS = 12
 # ragged, and one that outgrows the context
 PROMPTS = [[5], [1, 2, 3], list(range(CONTEXT_LENGTH)), [9, 9]]
 
 
-@pytest.fixture(params=["gpt2", "llama"])
-def compiled(request, make_language_model, tmp_path, monkeypatch):
+@pytest.fixture(params=[("gpt2", "byte_pairs"), ("llama", "characters")], ids="-".join)
+def compiled(request, export_once, tmp_path, monkeypatch):
     """A language model and its `generate_ids`, compiled by OpenVINO."""
     import tensorflow as tf
 
     # or converting reports to its makers, and waits for their server
     monkeypatch.setenv("CI", "true")
-    lm = make_language_model(request.param, "characters")
-    folder = tmp_path / "docs" / "1"
-    lm.export(folder, max_new_tokens=MAX_NEW_TOKENS, batch_sizes=(), progress=False)
+    lm, folder = export_once(*request.param)
     # what is converted reads TensorFlow's own memory for as long as it isn't written
     loaded = tf.saved_model.load(folder)
     model = openvino.convert_model(loaded.signatures["generate_ids"])

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_gpt.checkpoints import find
 from keras_gpt.data import embedded_corpus
@@ -21,6 +20,7 @@ from keras_gpt.tokenizers import (
     SentencePieceTokenizer,
 )
 from keras_gpt.tokenizers.rules import GPT2_WORDS, PRE_TOKENIZERS
+from tests.export.conftest import graph_ops
 
 GPT2 = PRE_TOKENIZERS["gpt-2"]
 SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>")
@@ -336,19 +336,8 @@ def test_both_are_saved_and_loaded(tokenizer, lines, tmp_path):
     assert found["token_ids"].numpy().tolist() == [
         row + [-1] * (max(map(len, ids)) - len(row)) for row in ids
     ]
-    operations = saved_operations(tmp_path)
+    operations = graph_ops(tmp_path)
     assert not [name for name in operations if "Xla" in name or "PyFunc" in name]
-
-
-def saved_operations(folder):
-    """Names of all operations in a SavedModel."""
-    content = saved_model_pb2.SavedModel.FromString(
-        (folder / "saved_model.pb").read_bytes()
-    )
-    graphs = [graph.graph_def for graph in content.meta_graphs]
-    nodes = [graph.node for graph in graphs]
-    nodes += [f.node_def for graph in graphs for f in graph.library.function]
-    return {node.op for node in itertools.chain.from_iterable(nodes)}
 
 
 def test_what_cannot_be_exported_is_refused(byte_pair):
