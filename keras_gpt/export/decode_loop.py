@@ -15,44 +15,29 @@ from keras_gpt.generation.sampling import random_bits
 _CARRIED = ("seen", "done", "tokens", "log_probs", "step")
 
 
-def generate_ids(
-    model,
-    token_ids,
-    lengths,
-    controls,
-    *,
-    max_new_tokens,
-    stop_ids,
-    min_p,
-    repetition_penalty,
-    jit_compile,
-):
+def generate_ids(model, settings, token_ids, lengths, controls):
     """Continue prompts; see `keras_gpt.generate`.
 
     Args:
         model: A `GPT` on the TensorFlow backend.
+        settings: The checked `Settings`, for what all rows have.
         token_ids: int32 `(b, p)`, padded on the right with any valid ids.
         lengths: int32 `(b,)`, each from 1 to the model's context.
-        controls: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, each
-            `(b,)` and checked.
-        max_new_tokens: Room for new tokens, n.
-        stop_ids: Token ids that end a row.
-        min_p: As of `keras_gpt.generate`, for all rows.
-        repetition_penalty: As of `keras_gpt.generate`, for all rows.
-        jit_compile: Whether XLA compiles the loop when the graph runs.
+        controls: By the names in `ROW_CONTROLS`, each `(b,)` and checked.
 
     Returns:
-        New ids int32 `(b, n)`, -1 behind each row's last, and their log-probabilities
-        float32 `(b, n)`.
+        New ids int32 `(b, n)`, n the settings' `max_new_tokens`, -1 behind each row's
+        last, and their log-probabilities float32 `(b, n)`.
     """
-    batch_size = tf.shape(lengths)[0]
+    batch_size, max_new_tokens = tf.shape(lengths)[0], settings.max_new_tokens
+    fixed = {
+        name: tf.fill([batch_size], tf.constant(getattr(settings, name), tf.float32))
+        for name in ("min_p", "repetition_penalty")
+    }
     inputs = {
         **controls,
-        "min_p": tf.fill([batch_size], tf.constant(min_p, tf.float32)),
-        "repetition_penalty": tf.fill(
-            [batch_size], tf.constant(repetition_penalty, tf.float32)
-        ),
-        "stop_ids": tf.constant([-1, *stop_ids], tf.int32),
+        **fixed,
+        "stop_ids": tf.constant([-1, *settings.stop_ids], tf.int32),
         "uniforms": draw_uniforms(controls["seed"], max_new_tokens),
         "until": tf.reduce_max(tf.concat([controls["max_new_tokens"], [0]], 0)),
     }
@@ -64,8 +49,10 @@ def generate_ids(
         "log_probs": tf.zeros([batch_size, max_new_tokens]),
         "step": tf.constant(0),
     }
-    read = tf.function(_read_and_decode, jit_compile=True) if jit_compile else None
-    read = read or _read_and_decode
+    is_compiled = settings.flavour == "xla"
+    read = _read_and_decode
+    if is_compiled:
+        read = tf.function(read, jit_compile=True)
 
     def goes_on(state, starts):
         del starts
@@ -73,7 +60,7 @@ def generate_ids(
         return tf.logical_and(some, state["step"] < inputs["until"])
 
     def read_window(state, starts):
-        return read(model, token_ids, lengths, inputs, state, starts, jit_compile)
+        return read(model, token_ids, lengths, inputs, state, starts, is_compiled)
 
     # a dictionary's tensors keep their shapes but for the batch, which is unknown
     state, _ = tf.while_loop(goes_on, read_window, (state, tf.zeros_like(lengths)))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_gpt.controls import CONTROLS
 from keras_gpt.export.decode_loop import generate_ids
-from keras_gpt.export.settings import ROW_CONTROLS
+from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
 from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
 from keras_gpt.generation.scoring import score_program
@@ -152,20 +152,11 @@ class ServedModel:
         return {"token_ids": token_ids, "num_tokens": lengths}
 
     def _continue(self, token_ids, lengths, controls):
-        settings, model = self.settings, self.weights.model
-        is_unlimited = controls["top_k"] == 0
-        top_k = tf.where(is_unlimited, model.config.vocab_size, controls["top_k"])
+        top_k = controls["top_k"]
+        controls = {**controls, "top_k": tf.where(top_k == 0, LIMIT, top_k)}
         with self.weights.read():
             return generate_ids(
-                model,
-                token_ids,
-                lengths,
-                {**controls, "top_k": top_k},
-                max_new_tokens=settings.max_new_tokens,
-                stop_ids=settings.stop_ids,
-                min_p=settings.min_p,
-                repetition_penalty=settings.repetition_penalty,
-                jit_compile=settings.flavour == "xla",
+                self.weights.model, self.settings, token_ids, lengths, controls
             )
 
     def _encode_prompts(self, name, texts, most):

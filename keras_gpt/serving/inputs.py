@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from keras_gpt.config import suggest
-from keras_gpt.controls import CONTROLS, spread_control
+from keras_gpt.controls import CONTROLS
 from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
-from keras_gpt.generation.rows import check_prompts
+from keras_gpt.generation.rows import check_prompts, control_arrays, make_rows
 
 _MOST = 2**31 - 1  # the model's integers are int32
 # only the server knows how large its model is
@@ -138,24 +138,18 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     for name, value in controls.items():
         if name not in ROW_CONTROLS:
             _refuse(name, value)
-    inputs = {}
-    for name in ROW_CONTROLS:
-        value = controls.get(name, CONTROLS[name].default)
-        values = spread_control(name, value, rows)
-        if name == "seed":
-            if np.ndim(value) == 0:
-                values = [seed + row for row, seed in enumerate(values)]
-            if max(values, default=0) > _MOST:
-                raise ValueError(
-                    f"`seed` must be at most {_MOST} in every row. Received: "
-                    f"{value!r} for {rows} rows."
-                )
-        else:
-            values = [min(item, LIMIT) for item in values]
-        inputs[name] = np.array(values, CONTROLS[name].dtype)
-    # there 0 is no limit
-    inputs["top_k"][inputs["top_k"] == LIMIT] = 0
-    return inputs
+    checked = make_rows(_ANY_MODEL, [[0]] * rows, **controls)
+    seeds = [row.seed for row in checked]
+    if max(seeds, default=0) > _MOST:
+        raise ValueError(
+            f"`seed` must be at most {_MOST} in every row. Received: "
+            f"{controls['seed']!r} for {rows} rows."
+        )
+    inputs = control_arrays(checked)
+    inputs["max_new_tokens"] = np.array([r.max_new_tokens for r in checked], "int32")
+    inputs["seed"] = np.array(seeds, "int32")
+    inputs["top_k"][inputs["top_k"] == LIMIT] = 0  # there 0 is no limit
+    return {name: inputs[name] for name in ROW_CONTROLS}
 
 
 def _refuse(name, value):
