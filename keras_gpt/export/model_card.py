@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from keras_gpt.export.settings import LIMIT
-from keras_gpt.export.warmup import sample_text
+from keras_gpt.export.warmup import sample_rows
 
 FILE = "README.md"
 _XLA = """
@@ -31,13 +31,12 @@ def write_model_card(
         losses: As `_compare_losses` in `saved_model.py`.
     """
     name = path.absolute().parent.name
-    text = sample_text(lm.tokenizer, settings.max_prompt_tokens)
+    rows = sample_rows(lm.tokenizer, settings, max_new_tokens=16)
     source = ", ".join(f"{key} {value}" for key, value in lm.source.items())
     loss = f", which adds {losses[1] - losses[0]:+.4f} nats per token" if losses else ""
     needs_xla = settings.flavour == "xla"
-    fields = dataclasses.asdict(settings) | _requests(
-        settings, text, lm.tokenizer.encode(text)
-    )
+    fields = dataclasses.asdict(settings)
+    fields |= {signature: _body(signature, row) for signature, row in rows.items()}
     fields |= {
         "name": name,
         "num_parameters": lm.model.count_params(),
@@ -51,7 +50,7 @@ def write_model_card(
         "flavour": _XLA if needs_xla else "",
         "flags": " \\\n  --xla_cpu_compilation_enabled=true" if needs_xla else "",
         "stop_ids": ", ".join(map(str, settings.stop_ids)) or "none",
-        "prompt": json.dumps(text),
+        "prompt": json.dumps(rows["generate"]["prompt"]),
     }
     if settings.top_k == LIMIT:
         fields["top_k"] = "without limit"
@@ -59,24 +58,9 @@ def write_model_card(
     (folder / FILE).write_text(template.format(**fields), encoding="utf-8")
 
 
-def _requests(settings, text, token_ids):
-    """Bodies of REST requests by signature."""
-    controls = {
-        "max_new_tokens": min(16, settings.max_new_tokens),
-        "temperature": 0.8,
-        "top_k": 40,
-        "top_p": 1.0,
-        "seed": 0,
-    }
-    ids = {"token_ids": token_ids, "lengths": len(token_ids)}
-
-    def body(signature, row):
-        return json.dumps({"signature_name": signature, "instances": [row]})
-
-    return {
-        "default": json.dumps({"instances": [text]}),
-        "generate": body("generate", {"prompt": text, **controls}),
-        "generate_ids": body("generate_ids", {**ids, **controls}),
-        "score": body("score", text),
-        "tokenize": body("tokenize", text),
-    }
+def _body(signature, row):
+    """The body of a REST request."""
+    # one input may stand alone
+    instance = row if len(row) > 1 else next(iter(row.values()))
+    named = {} if signature == "serving_default" else {"signature_name": signature}
+    return json.dumps({**named, "instances": [instance]})

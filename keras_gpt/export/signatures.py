@@ -29,9 +29,7 @@ class ServedModel:
         self.encoder = make_text_encoder(tokenizer)
         self.decoder = TextDecoder(tokenizer)
         self.start_ids = list(tokenizer.start_ids)
-        end = tokenizer.end_of_text_id
-        # what stands for an empty text, if anything can
-        self.empty_ids = self.start_ids or ([] if end is None else [end])
+        self.end_id = tokenizer.end_of_text_id
         # one graph, which three signatures call
         self._continue = tf.function(
             self._continue, autograph=False, reduce_retracing=True
@@ -166,9 +164,18 @@ class ServedModel:
             batch_size > 0, texts, f"`{name}` must have at least one row", batch_size
         )
         token_ids, lengths = self.encoder(texts)
-        start = tf.tile(tf.constant([self.start_ids], tf.int32), [batch_size, 1])
+        token_ids = tf.maximum(token_ids, 0)
         is_empty = lengths == 0
-        if not self.empty_ids:
+        if self.start_ids:
+            start = tf.tile(tf.constant([self.start_ids], tf.int32), [batch_size, 1])
+            token_ids = tf.concat([start, token_ids], axis=1)
+            lengths += len(self.start_ids)
+        elif self.end_id is not None:  # it stands for an empty text
+            room = tf.maximum(1 - tf.shape(token_ids)[1], 0)
+            token_ids = tf.pad(token_ids, [[0, 0], [0, room]])
+            token_ids = tf.where(is_empty[:, None], self.end_id, token_ids)
+            lengths = tf.maximum(lengths, 1)
+        else:
             lengths = _check(
                 tf.logical_not(is_empty),
                 lengths,
@@ -176,13 +183,6 @@ class ServedModel:
                 "to start from",
                 texts,
             )
-        token_ids = tf.concat([start, tf.maximum(token_ids, 0)], axis=1)
-        room = tf.maximum(len(self.empty_ids) - tf.shape(token_ids)[1], 0)
-        token_ids = tf.pad(token_ids, [[0, 0], [0, room]])
-        empty = tf.constant([self.empty_ids], tf.int32)
-        empty = tf.pad(empty, [[0, 0], [0, tf.shape(token_ids)[1] - empty.shape[1]]])
-        token_ids = tf.where(is_empty[:, None], empty, token_ids)
-        lengths = tf.where(is_empty, len(self.empty_ids), lengths + len(self.start_ids))
         is_short = lengths <= most
         message = f"`{name}` is longer than {most} tokens: each row's number is shown"
         token_ids = _check(is_short, token_ids, message, lengths)

@@ -9,6 +9,7 @@ References:
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,7 +17,7 @@ WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _NEW_TOKENS = 2  # prefill and a step of the loop
 
 
-def write_warmup(tokenizer, settings, folder: str | Path, model_name: str) -> int:
+def write_warmup(tokenizer, settings, folder: str | Path, model_name: str) -> None:
     """Write the requests into a SavedModel.
 
     Args:
@@ -24,54 +25,49 @@ def write_warmup(tokenizer, settings, folder: str | Path, model_name: str) -> in
         settings: The `Settings` that it was exported with.
         folder: The SavedModel's folder.
         model_name: Name of the model on the server.
-
-    Returns:
-        The number of requests.
     """
     from tensorflow_serving.apis import prediction_log_pb2
 
     path = Path(folder) / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
-    requests = list(_requests(tokenizer, settings))
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, inputs in requests:
-            log = prediction_log_pb2.PredictionLog()
-            request = log.predict_log.request
-            request.model_spec.name = model_name
-            request.model_spec.signature_name = signature
-            for name, values in inputs.items():
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-            writer.write(log.SerializeToString())
-    return len(requests)
+        for signature, row in sample_rows(tokenizer, settings, _NEW_TOKENS).items():
+            is_batched = "temperature" in row
+            for size in settings.batch_sizes if is_batched else [1]:
+                log = prediction_log_pb2.PredictionLog()
+                request = log.predict_log.request
+                request.model_spec.name = model_name
+                request.model_spec.signature_name = signature
+                for name, value in row.items():
+                    proto = tf.make_tensor_proto([value] * size)
+                    request.inputs[name].CopyFrom(proto)
+                writer.write(log.SerializeToString())
 
 
-def _requests(tokenizer, settings):
-    """Names of signatures and their inputs."""
+def sample_rows(tokenizer, settings, max_new_tokens: int) -> dict[str, dict[str, Any]]:
+    """A row to ask each signature for, its inputs by name.
+
+    Args:
+        tokenizer: The model's.
+        settings: The `Settings` that it was exported with.
+        max_new_tokens: Of those that take it, at most the settings'.
+    """
     text = sample_text(tokenizer, settings.max_prompt_tokens)
     ids = tokenizer.encode(text)
-    yield "tokenize", {"text": [text]}
-    yield "score", {"text": [text]}
-    # alone, since it makes all the tokens that it may
-    yield "serving_default", {"prompt": [text]}
-    for size in settings.batch_sizes:
-        controls = {
-            "max_new_tokens": tf.fill(
-                [size], min(_NEW_TOKENS, settings.max_new_tokens)
-            ),
-            "temperature": tf.fill([size], 1.0),
-            "top_k": tf.fill([size], 0),
-            "top_p": tf.fill([size], 1.0),
-            "seed": tf.range(size),
-        }
-        yield "generate", {"prompt": [text] * size, **controls}
-        yield (
-            "generate_ids",
-            {
-                "token_ids": tf.constant([ids] * size, tf.int32),
-                "lengths": tf.fill([size], len(ids)),
-                **controls,
-            },
-        )
+    controls = {
+        "max_new_tokens": min(max_new_tokens, settings.max_new_tokens),
+        "temperature": 0.8,
+        "top_k": 40,
+        "top_p": 1.0,
+        "seed": 0,
+    }
+    return {
+        "tokenize": {"text": text},
+        "score": {"text": text},
+        "serving_default": {"prompt": text},
+        "generate": {"prompt": text, **controls},
+        "generate_ids": {"token_ids": ids, "lengths": len(ids), **controls},
+    }
 
 
 def sample_text(tokenizer, most: int) -> str:
