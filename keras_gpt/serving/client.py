@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from keras_gpt.generation.rows import check_prompts
 from keras_gpt.serving.connection import (
-    Connection,
     ServingError,
     UnavailableError,
     VersionStatus,
 )
 from keras_gpt.serving.inputs import (
+    ANY_MODEL,
     check_address,
     check_controls,
-    check_ids,
     check_options,
     check_seconds,
     check_texts,
@@ -105,7 +105,15 @@ class Client:
         self.timeout = timeout
         self.retries = retries
         self.batch_size = batch_size
-        self._connection = self._connect(is_rest, credentials)
+        arguments = (address, model, version, label)
+        if is_rest:  # each imports only what its protocol needs
+            from keras_gpt.serving.rest import RestConnection
+
+            self._connection = RestConnection(*arguments)
+        else:
+            from keras_gpt.serving.rpc import GrpcConnection
+
+            self._connection = GrpcConnection(*arguments, credentials=credentials)
 
     def generate(
         self,
@@ -179,7 +187,7 @@ class Client:
         Returns:
             The new ids of each prompt.
         """
-        prompts = check_ids(ids)
+        prompts = check_prompts(ids, ANY_MODEL)
         controls = check_controls(
             len(prompts), max_new_tokens=max_new_tokens, **controls
         )
@@ -303,17 +311,6 @@ class Client:
 
     def __exit__(self, *error) -> None:
         self.close()
-
-    def _connect(self, is_rest: bool, credentials) -> Connection:
-        """Connect, importing only what the protocol needs."""
-        arguments = (self.address, self.model, self.version, self.label)
-        if is_rest:
-            from keras_gpt.serving.rest import RestConnection
-
-            return RestConnection(*arguments)
-        from keras_gpt.serving.rpc import GrpcConnection
-
-        return GrpcConnection(*arguments, credentials)
 
     def _predict(
         self, signature: str, inputs: dict[str, Any], names: tuple[str, ...]

@@ -1,9 +1,7 @@
-"""What REST and gRPC have in common: errors, states and the protocol between."""
+"""What REST and gRPC have in common: errors, states and what is shown of a model."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 _INITIALIZER = "__saved_model_init_op"  # listed with the signatures; not one to call
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64"}
@@ -50,47 +48,48 @@ class VersionStatus:
     error: str = ""
 
 
-class Connection(Protocol):
-    """A way to a server.
+class Connection:
+    """A way to a server: what REST and gRPC do each in their own way.
 
-    Each method but `close` takes the seconds that it may take, and raises
-    `UnavailableError`, another `ServingError` or `TimeoutError`.
+    They have `predict(signature, inputs, seconds)`, `metadata(seconds)`,
+    `status(seconds)` and `close()`. Strings are `str`; each but the last takes the
+    seconds that it may take, and raises `UnavailableError`, another `ServingError` or
+    `TimeoutError`. Threads may share one.
+
+    Args:
+        address: `"host:port"` for gRPC, else `"http://host:port"`, or with https, or
+            with a path before `/v1`.
+        model: Its name.
+        version: Its version, or `None`.
+        label: A label of versions, or `None`.
     """
 
-    def predict(
-        self, signature: str, inputs: dict[str, np.ndarray], seconds: float
-    ) -> dict[str, np.ndarray | list]:
-        """Call a signature; strings are objects of type `str`."""
+    port, other = "--port=8500", "REST (8501)"
 
-    def metadata(self, seconds: float) -> dict[str, Any]:
-        """The signatures."""
+    def __init__(
+        self, address: str, model: str, version: int | None, label: str | None
+    ):
+        self._address = address.rstrip("/")
+        self._model = model
+        self._version = version
+        self._label = label
 
-    def status(self, seconds: float) -> list[VersionStatus]:
-        """The states of the versions."""
+    def _no_server(self, reason: Any) -> UnavailableError:
+        """The error for when nothing answers."""
+        return UnavailableError(
+            "UNAVAILABLE",
+            f"No server answers at {self._address}. Start it with "
+            f"`tensorflow_model_server {self.port} --model_name={self._model} "
+            "--model_base_path=...`, and see that this isn't its port for "
+            f"{self.other}. {reason}",
+        )
 
-    def close(self) -> None:
-        """Free the connection."""
-
-
-def no_server(address: str, is_rest: bool, model: str, reason: str) -> UnavailableError:
-    """The error for when nothing answers."""
-    port, other = ("rest_api_port=8501", "gRPC (8500)")
-    if not is_rest:
-        port, other = ("port=8500", "REST (8501)")
-    return UnavailableError(
-        "UNAVAILABLE",
-        f"No server answers at {address}. Start it with `tensorflow_model_server "
-        f"--{port} --model_name={model} --model_base_path=...`, and see that this "
-        f"isn't its port for {other}. {reason}",
-    )
-
-
-def too_late(address: str, reason: str) -> TimeoutError:
-    """The error for when an answer took too long."""
-    return TimeoutError(
-        f"No answer from {address} in time. Raise `timeout`, or ask for fewer tokens "
-        f"or a smaller `batch_size`. {reason}"
-    )
+    def _too_late(self, reason: str) -> TimeoutError:
+        """The error for when an answer took too long."""
+        return TimeoutError(
+            f"No answer from {self._address} in time. Raise `timeout`, or ask for "
+            f"fewer tokens or a smaller `batch_size`. {reason}"
+        )
 
 
 def describe_signatures(signatures: dict[str, Any]) -> dict[str, Any]:

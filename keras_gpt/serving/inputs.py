@@ -9,11 +9,11 @@ import numpy as np
 from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS
 from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
-from keras_gpt.generation.rows import check_prompts, control_arrays, make_rows
+from keras_gpt.generation.rows import control_arrays, make_rows
 
 _MOST = 2**31 - 1  # the model's integers are int32
 # only the server knows how large its model is
-_ANY_MODEL = SimpleNamespace(vocab_size=2**30, context_length=2**30)
+ANY_MODEL = SimpleNamespace(vocab_size=2**30, context_length=2**30)
 
 
 def check_address(address: str) -> bool:
@@ -105,15 +105,6 @@ def check_texts(texts, name: str) -> list[str]:
     return checked
 
 
-def check_ids(ids) -> list[list[int]]:
-    """Prompts as lists of token ids.
-
-    Raises:
-        ValueError: They aren't.
-    """
-    return check_prompts(ids, _ANY_MODEL)
-
-
 def pad_ids(prompts: list[list[int]]) -> dict[str, np.ndarray]:
     """Inputs `token_ids`, padded with 0 on the right, and `lengths`."""
     lengths = np.array([len(prompt) for prompt in prompts], "int32")
@@ -138,7 +129,7 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     for name, value in controls.items():
         if name not in ROW_CONTROLS:
             _refuse(name, value)
-    checked = make_rows(_ANY_MODEL, [[0]] * rows, **controls)
+    checked = make_rows(ANY_MODEL, [[0]] * rows, **controls)
     seeds = [row.seed for row in checked]
     if max(seeds, default=0) > _MOST:
         raise ValueError(

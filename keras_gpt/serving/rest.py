@@ -7,13 +7,12 @@ from urllib.parse import quote
 import numpy as np
 
 from keras_gpt.serving.connection import (
+    Connection,
     ServingError,
     UnavailableError,
     VersionStatus,
     describe_signatures,
     describe_versions,
-    no_server,
-    too_late,
 )
 
 _CODES = {  # of the HTTP statuses that the server answers with
@@ -34,29 +33,21 @@ _PASSING = (429, 502, 503, 504)
 _CONNECTIONS = 32  # kept open for threads that call at once
 
 
-class RestConnection:
-    """A `Connection` over REST; threads may share it.
+class RestConnection(Connection):
+    """A `Connection` over REST."""
 
-    Args:
-        address: `"http://host:port"`, or with https, or with a path before `/v1`.
-        model: Its name.
-        version: Its version, or `None`.
-        label: A label of versions, or `None`.
-    """
+    port, other = "--rest_api_port=8501", "gRPC (8500)"
 
-    def __init__(
-        self, address: str, model: str, version: int | None, label: str | None
-    ):
+    def __init__(self, *arguments):
         import requests
 
+        super().__init__(*arguments)
         self._errors = requests.exceptions
-        self._address = address.rstrip("/")
-        self._model = model
-        self._path = f"/v1/models/{quote(model, safe='')}"
-        if version is not None:
-            self._path += f"/versions/{version}"
-        elif label is not None:
-            self._path += f"/labels/{quote(label, safe='')}"
+        self._path = f"/v1/models/{quote(self._model, safe='')}"
+        if self._version is not None:
+            self._path += f"/versions/{self._version}"
+        elif self._label is not None:
+            self._path += f"/labels/{quote(self._label, safe='')}"
         self._session = requests.Session()
         # The client itself tries again, over gRPC too: none is done here.
         adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS)
@@ -99,14 +90,14 @@ class RestConnection:
                 method, self._address + self._path + suffix, data=data, timeout=seconds
             )
         except self._errors.Timeout as error:
-            raise too_late(self._address, f"It had {seconds:.3g} seconds.") from error
+            raise self._too_late(f"It had {seconds:.3g} seconds.") from error
         except self._errors.SSLError as error:
             raise ServingError("UNAUTHENTICATED", str(error)) from error
         except (
             self._errors.ConnectionError,
             self._errors.ChunkedEncodingError,
         ) as error:
-            raise no_server(self._address, True, self._model, f"{error}") from error
+            raise self._no_server(error) from error
         text = response.content.decode("utf-8", "replace")
         try:
             answer = json.loads(text)
@@ -119,10 +110,9 @@ class RestConnection:
             message = str(answer["error"])
             if status == 504:
                 # The server gave up by itself, and would again.
-                raise too_late(
-                    self._address,
+                raise self._too_late(
                     f"The server said: {message} Its --rest_api_timeout_in_ms is 30000 "
-                    "unless set.",
+                    "unless set."
                 )
         else:
             message = (

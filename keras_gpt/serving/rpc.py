@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from keras_gpt.serving.connection import (
+    Connection,
     ServingError,
     UnavailableError,
     VersionStatus,
     describe_signatures,
     describe_versions,
-    no_server,
-    too_late,
 )
 
 _OPTIONS = [
@@ -26,25 +25,11 @@ _OPTIONS = [
 ]
 
 
-class GrpcConnection:
-    """A `Connection` over gRPC; threads may share it.
+class GrpcConnection(Connection):
+    """A `Connection` over gRPC, perhaps with `grpc.ChannelCredentials`."""
 
-    Args:
-        address: `"host:port"`.
-        model: Its name.
-        version: Its version, or `None`.
-        label: A label of versions, or `None`.
-        credentials: `grpc.ChannelCredentials`, or `None` for no encryption.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        model: str,
-        version: int | None,
-        label: str | None,
-        credentials=None,
-    ):
+    def __init__(self, *arguments, credentials=None):
+        super().__init__(*arguments)
         try:
             import grpc
             import tensorflow as tf  # which the next imports too
@@ -65,14 +50,10 @@ class GrpcConnection:
         self._tf = tf
         self._to_dict = partial(MessageToDict, preserving_proto_field_name=True)
         self._messages = (predict_pb2, get_model_metadata_pb2, get_model_status_pb2)
-        self._address = address
-        self._model = model
-        self._version = version
-        self._label = label
         if credentials is None:
-            self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+            self._channel = grpc.insecure_channel(self._address, _OPTIONS)
         else:
-            self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
+            self._channel = grpc.secure_channel(self._address, credentials, _OPTIONS)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(
             self._channel
         )
@@ -123,10 +104,10 @@ class GrpcConnection:
         except self._grpc.RpcError as error:
             code, message = error.code().name, error.details() or ""
         if code == "DEADLINE_EXCEEDED":
-            raise too_late(self._address, f"It had {seconds:.3g} seconds.")
+            raise self._too_late(f"It had {seconds:.3g} seconds.")
         if code == "UNAVAILABLE":
             if "failed to connect" in message or "Socket closed" in message:
-                raise no_server(self._address, False, self._model, message)
+                raise self._no_server(message)
             raise UnavailableError(code, message)
         raise ServingError(code, message)
 
