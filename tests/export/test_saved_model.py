@@ -15,19 +15,21 @@ from keras_gpt.generation import Generation
 from tests.export.answer import answer
 from tests.export.conftest import CONTEXT_LENGTH, MAX_NEW_TOKENS, TEXT, graph_ops
 
-pytestmark = pytest.mark.every_backend
-
 # Each tokenizer and each architecture; on JAX and PyTorch one, since there an export
 # takes a process that starts TensorFlow
 PAIRS = [("gpt2", "byte_pairs"), ("llama", "sentence_piece"), ("llama", "characters")]
 HERE = {"tensorflow": PAIRS, "jax": PAIRS[1:2], "torch": PAIRS[:1]}[
     keras.backend.backend()
 ]
+
+
 # Files are the same whichever backend wrote the weights: what is in them is tested
 # where no process of its own has to be waited for
-in_process = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="tested on TensorFlow"
-)
+def in_process(test):
+    skip = pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="tested on TensorFlow"
+    )
+    return pytest.mark.every_backend(skip(test))
 
 
 @pytest.fixture(params=HERE, ids="-".join)
@@ -70,6 +72,7 @@ def controls(rows, **given):
     }
 
 
+@pytest.mark.every_backend
 def test_served_text_equals_generated_text(exported):
     lm, folder = exported
     prompts = prompts_for(lm)
@@ -120,6 +123,7 @@ def test_served_text_equals_generated_text(exported):
         assert set(padded[number:]) <= {-1}
 
 
+@pytest.mark.every_backend
 def test_graph_has_only_operations_of_the_stock_server(exported):
     _, folder = exported
     ops = graph_ops(folder)
