@@ -80,15 +80,9 @@ def check_texts(texts, name: str) -> list[str]:
         TypeError: They aren't strings.
         ValueError: One can't be written in UTF-8.
     """
-    if isinstance(texts, str):
-        texts = [texts]
-    elif isinstance(texts, bytes) or not isinstance(texts, Sequence | np.ndarray):
-        raise TypeError(
-            f"`{name}` must be a string or a list of strings. Received: "
-            f"{type(texts).__name__}."
-        )
-    checked = []
-    for row, text in enumerate(texts):
+    is_list = isinstance(texts, Sequence | np.ndarray)
+    checked = list(texts) if is_list and not isinstance(texts, str | bytes) else [texts]
+    for row, text in enumerate(checked):
         if not isinstance(text, str):
             raise TypeError(
                 f"`{name}` must be a string or a list of strings. Received at {row}: "
@@ -101,7 +95,6 @@ def check_texts(texts, name: str) -> list[str]:
                 f"`{name}` must be text that UTF-8 can write, so without lone "
                 f"surrogates. Received at {row}: {text[:50]!r}."
             ) from error
-        checked.append(str(text))
     return checked
 
 
