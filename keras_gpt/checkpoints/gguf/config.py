@@ -173,7 +173,7 @@ def _read_rotary_scaling(section, tensors, head_width, base):
     section.require("rope.scaling.type", "none", "linear")
     factor = section.number("rope.scale_linear", 1.0)  # its name before 2023-10
     factor = section.number("rope.scaling.factor", factor)
-    if section.text("rope.scaling.type") == "none":
+    if section.find("rope.scaling.type") == "none":
         factor = 1.0
     linear = None if factor in (0.0, 1.0) else {"type": "linear", "factor": factor}
     if ROTARY_FREQUENCIES not in tensors:
@@ -219,34 +219,31 @@ class _Section:
 
     def integer(self, name, default=None):
         """A whole number, or one for each block if all are the same."""
-        value = self._get(name, default)
+        value = self.find(name, default)
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
             value = value[0]
-        if type(value) is not int:
-            self._refuse(name, value, "an integer, the same in all blocks")
-        return value
+        return self._check(name, value, (int,), "an integer, the same in all blocks")
 
     def number(self, name, default=None):
-        value = self._get(name, default)
-        if type(value) not in (int, float):
-            self._refuse(name, value, "a number")
-        return float(value)
+        value = self.find(name, default)
+        return float(self._check(name, value, (int, float), "a number"))
 
-    def text(self, name):
-        return self._settings.get(self._prefix + name)
+    def find(self, name, default=None):
+        return self._settings.get(self._prefix + name, default)
 
     def require(self, name, *values):
         """Refuse the setting unless it is absent or one of the values."""
-        value = self._settings.get(self._prefix + name)
+        value = self.find(name)
         if value is not None and value not in values:
             self._refuse(name, value, " or ".join(map(repr, values)) or "absent")
 
-    def _get(self, name, default):
-        value = self._settings.get(self._prefix + name, default)
+    def _check(self, name, value, types, wanted):
         if value is None:
             raise ValueError(
                 f"It lacks the setting {self._prefix}{name}. Download it again."
             )
+        if type(value) not in types:
+            self._refuse(name, value, wanted)
         return value
 
     def _refuse(self, name, value, wanted):

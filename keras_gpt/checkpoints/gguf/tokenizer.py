@@ -29,10 +29,6 @@ SPECIAL_TOKENS = {
 STOP_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
-_SPACE = {"String": " "}
-_MARK = {"String": SPACE_MARK}
-
-
 def tokenizer_from_gguf(settings: Mapping[str, Any]) -> Tokenizer | None:
     """Make the tokenizer of a GGUF file.
 
@@ -146,10 +142,11 @@ def normalizer_of(rule: str) -> dict[str, Any] | None:
 def _sentence_piece_parts(settings, tokens, types):
     """What is particular to SentencePiece's merges, as in Llama 2 and Mistral."""
     adds_space = settings.get("tokenizer.ggml.add_space_prefix", True)
-    replace = {"type": "Replace", "pattern": _SPACE, "content": SPACE_MARK}
+    space, mark = {"String": " "}, {"String": SPACE_MARK}
+    replace = {"type": "Replace", "pattern": space, "content": SPACE_MARK}
     prepend = {"type": "Prepend", "prepend": SPACE_MARK}
     decoders = [
-        {"type": "Replace", "pattern": _MARK, "content": " "},
+        {"type": "Replace", "pattern": mark, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]

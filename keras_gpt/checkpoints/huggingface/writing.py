@@ -20,7 +20,7 @@ from keras_gpt.checkpoints.parts import DTYPES, plain_weights
 from keras_gpt.config import suggest
 from keras_gpt.files import atomic_update, write_json, write_safetensors
 from keras_gpt.tokenizers import BytePairTokenizer
-from keras_gpt.tokenizers.rules import PRE_TOKENIZERS
+from keras_gpt.tokenizers.rules import QWEN2_WORDS
 
 _SHARD_SIZE = 2 * 10**9  # bytes; what is held in memory beside the model
 _CARD = """\
@@ -149,10 +149,8 @@ def _tokenizer_settings(lm):
 
 def _warn_of_words(tokenizer):
     """Warn unless a tokenizer cuts text into words as Qwen's does."""
-    [cut, _] = PRE_TOKENIZERS["qwen2"]["pretokenizers"]
-    pattern = json.dumps(cut["pattern"]["Regex"])
     is_byte_pair = isinstance(tokenizer, BytePairTokenizer)
-    if not is_byte_pair or pattern not in tokenizer.to_json():
+    if not is_byte_pair or json.dumps(QWEN2_WORDS) not in tokenizer.to_json():
         warnings.warn(
             "This model is written as a Qwen2, and AutoTokenizer of Transformers 5 "
             "cuts text as Qwen does for each of them. Load its tokenizer with "
