@@ -52,8 +52,8 @@ def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
                 )
         elif has_state or is_saved(output):
             raise FileExistsError(
-                f"{output} already holds a run. Go on with it (--resume), or choose "
-                "another --output."
+                f"{output} already holds a run or a model. Go on with the run "
+                "(--resume), or choose another --output."
             )
         yield config.planned()
 

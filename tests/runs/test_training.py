@@ -213,7 +213,7 @@ def test_a_folder_is_for_one_run_at_a_time(corpus, finished, tmp_path):
 
 def test_a_saved_model_is_not_overwritten(corpus, finished, tmp_path):
     finished[1].save(tmp_path)
-    with pytest.raises(FileExistsError, match="already holds a"):
+    with pytest.raises(FileExistsError, match="already holds a run or a model"):
         train(make_config(corpus, tmp_path))
 
 
