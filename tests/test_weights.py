@@ -29,6 +29,7 @@ def path(model, tmp_path):
     return tmp_path / "model.weights.h5"
 
 
+@pytest.mark.every_backend
 def test_keras_alone_reads_the_file_with_its_checksum(model, path):
     other = GPT(model.config)
     other.load_weights(path)
@@ -54,6 +55,7 @@ def test_a_flipped_byte_anywhere_is_found_and_the_file_named(model, path):
             load_weights(model, path)
 
 
+@pytest.mark.every_backend
 def test_a_model_keeps_its_optimizer_while_it_is_saved(model, path):
     seen = set()
     stop = threading.Event()
