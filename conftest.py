@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import contextlib
 import doctest
+import gc
 import itertools
 import re
 import signal
@@ -58,6 +59,13 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if EVERY_BACKEND.match(item.path.relative_to(config.rootpath).as_posix()):
             item.add_marker("every_backend")
+
+
+def pytest_collection_finish():
+    """Let no collection of garbage go through the libraries: Keras asks for many."""
+    keras.utils.set_random_seed(0)  # loads TensorFlow
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

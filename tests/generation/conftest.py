@@ -62,14 +62,18 @@ def make(variant):
 def next_logits():
     """A function: float64 logits `(rows, v)` after each text, by the whole model.
 
-    Texts are padded on the right to the context, so that one shape serves all.
+    Texts are padded on the right to the context and read eight at a time, so that one
+    shape serves all.
     """
 
     def compute(model, texts):
-        padded = np.zeros((len(texts), model.config.context_length), "int32")
+        padded = np.zeros((-(-len(texts) // 8) * 8, model.config.context_length), int)
         for row, text in enumerate(texts):
             padded[row, : len(text)] = text
-        logits = ops.convert_to_numpy(model(padded)).astype("float64")
-        return logits[np.arange(len(texts)), [len(text) - 1 for text in texts]]
+        parts = np.split(padded, len(padded) // 8) if texts else []
+        logits = [ops.convert_to_numpy(model(part)) for part in parts]
+        ends = [len(text) - 1 for text in texts]
+        logits = np.concatenate(logits)[np.arange(len(texts)), ends]
+        return logits.astype("float64")
 
     return compute

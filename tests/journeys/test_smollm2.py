@@ -99,14 +99,13 @@ def theirs(smollm2_file):
     return model
 
 
-@pytest.mark.every_backend
 def test_greedy_text_equals_that_of_transformers(lm, theirs, prompts):
     # If each of our tokens is the likeliest by Transformers after those before it, its
-    # own greedy text is the same: one reading instead of 100 steps.
+    # own greedy text is the same: one reading instead of 50 steps.
     import torch
 
     rows = keras_gpt.generate(
-        lm.model, prompts, max_new_tokens=100, temperature=0, stop_ids=lm.stop_ids
+        lm.model, prompts, max_new_tokens=50, temperature=0, stop_ids=lm.stop_ids
     )
     for prompt, row in zip(prompts, rows, strict=True):
         with torch.no_grad():
@@ -114,8 +113,8 @@ def test_greedy_text_equals_that_of_transformers(lm, theirs, prompts):
         likeliest = logits[len(prompt) - 1 :].argmax(dim=-1).tolist()
         assert row == likeliest[: len(row)]
         # a shorter one ended because the next was a stop id
-        assert len(row) == 100 or likeliest[len(row)] in lm.stop_ids
-    assert sum(map(len, rows)) > 1000
+        assert len(row) == 50 or likeliest[len(row)] in lm.stop_ids
+    assert sum(map(len, rows)) > 500
 
 
 @pytest.mark.every_backend
