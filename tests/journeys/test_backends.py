@@ -52,8 +52,8 @@ def compute(folder, again):
     ids = np.arange(48).reshape(4, 12) * 5 % lm.model.config.vocab_size
     results = {
         "logits": ops.convert_to_numpy(lm.model(ids)).tolist(),
-        "greedy": [c.ids for c in lm.complete(PROMPTS, 24, temperature=0)],
-        "sampled": lm.generate(PROMPTS, 8, temperature=0.9, top_p=0.95, seed=3),
+        "greedy": [c.ids for c in lm.complete(PROMPTS, 16, temperature=0)],
+        "sampled": lm.generate(PROMPTS, 16, temperature=0.9, top_p=0.95, seed=3),
         "score": lm.score(TEXT[:30]).tolist(),
     }
     lm.save(again)

@@ -191,7 +191,6 @@ def test_a_finished_run_resumes_to_itself(corpus, whole):
     assert_same(whole, whole)
 
 
-@pytest.mark.every_backend
 @pytest.mark.skipif(
     keras.backend.backend() == "tensorflow", reason="TensorFlow is loaded anyway"
 )
