@@ -9,10 +9,8 @@ from keras import ops
 from keras_gpt.checkpoints import families
 from keras_gpt.checkpoints.checkpoint import Checkpoint
 from keras_gpt.checkpoints.gguf.tokenizer import (
-    BYTE,
     CONTROL,
     NORMAL,
-    UNKNOWN,
     UNUSED,
     tokenizer_from_gguf,
 )
@@ -43,14 +41,16 @@ _LLAMA_FIELDS = {
     "rope_max_wavelength": "rotary_base",
     "layer_norm_epsilon": "norm_epsilon",
 }
-# How the tokenizers of byte-level merges cut text into words, as GGUF calls it
+_PIECES = "pieces"  # of SentencePiece, in place of words
+# How the tokenizers cut text into words, as GGUF calls it
 _RULES = {
     "GPT2Tokenizer": "gpt-2",
     "Llama3Tokenizer": "llama-bpe",
     "QwenTokenizer": "qwen2",
     "Qwen3Tokenizer": "qwen2",
+    "LlamaTokenizer": _PIECES,
+    "MistralTokenizer": _PIECES,
 }
-_SENTENCE_PIECE = ("LlamaTokenizer", "MistralTokenizer")
 _END_TOKENS = ("end_token_id", "end_token2_id")
 _DEFAULT_CONTEXT_LENGTH = 1024  # of KerasHub's preprocessors
 
@@ -108,21 +108,17 @@ def _download(preset):
     except Exception as error:
         reason = re.split(r"[.:]\s|\n", str(error))[0]
         raise FileNotFoundError(
-            f"keras_hub://{preset} can't be loaded ({reason}). Check the name, such as "
-            "gpt2_base_en, and the connection."
+            f"keras_hub://{preset} can't be loaded ({reason}). Check the name and "
+            "the connection."
         ) from error
 
 
 def _find(table, thing):
     """The entry of a KerasHub class, or of the one that it is derived from."""
-    return next(
-        (
-            table[base.__name__]
-            for base in type(thing).__mro__
-            if base.__name__ in table and base.__module__.startswith("keras_hub.")
-        ),
-        None,
-    )
+    for base in type(thing).__mro__:
+        if base.__name__ in table and base.__module__.startswith("keras_hub."):
+            return table[base.__name__]
+    return None
 
 
 def _flat_shape(path, shape):
@@ -194,20 +190,20 @@ def _read_tokenizer(preprocessor) -> Tokenizer:
     """Describe the tokenizer as a GGUF file does, from which one can be made."""
     tokenizer = preprocessor.tokenizer
     rule = _find(_RULES, tokenizer)
-    settings = {
-        "tokenizer.ggml.bos_token_id": getattr(tokenizer, "start_token_id", None),
-        "tokenizer.ggml.add_bos_token": preprocessor.add_start_token,
-    }
-    if rule is not None:
-        settings |= _describe_merges(tokenizer) | {"tokenizer.ggml.pre": rule}
-    elif _find(dict.fromkeys(_SENTENCE_PIECE, True), tokenizer):
-        settings |= _describe_pieces(tokenizer)
-    else:
+    if rule is None:
         raise ValueError(
             "The model's tokenizer must be of GPT-2, Llama, Mistral, Qwen 2 or Qwen 3. "
             f"Received: {type(tokenizer).__name__}."
         )
-    return tokenizer_from_gguf(settings)
+    describe = _describe_pieces if rule == _PIECES else _describe_merges
+    return tokenizer_from_gguf(
+        {
+            "tokenizer.ggml.bos_token_id": getattr(tokenizer, "start_token_id", None),
+            "tokenizer.ggml.add_bos_token": preprocessor.add_start_token,
+            "tokenizer.ggml.pre": rule,
+            **describe(tokenizer),
+        }
+    )
 
 
 def _describe_merges(tokenizer):
@@ -228,22 +224,14 @@ def _describe_merges(tokenizer):
 
 
 def _describe_pieces(tokenizer):
-    from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    processor = SentencePieceProcessor(model_proto=tokenizer.proto)
-    ids = range(processor.vocab_size())
-
-    def kind(i):
-        if processor.is_unknown(i):
-            return UNKNOWN
-        if processor.is_control(i):
-            return CONTROL
-        return BYTE if processor.is_byte(i) else NORMAL
-
+    model = ModelProto.FromString(tokenizer.proto)
+    # whose kinds of tokens have GGUF's numbers
     return {
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [processor.id_to_piece(i) for i in ids],
-        "tokenizer.ggml.token_type": [kind(i) for i in ids],
-        "tokenizer.ggml.scores": [processor.get_score(i) for i in ids],
-        "tokenizer.ggml.unknown_token_id": processor.unk_id(),
+        "tokenizer.ggml.tokens": [piece.piece for piece in model.pieces],
+        "tokenizer.ggml.token_type": [piece.type for piece in model.pieces],
+        "tokenizer.ggml.scores": [piece.score for piece in model.pieces],
+        "tokenizer.ggml.unknown_token_id": model.trainer_spec.unk_id,
     }

@@ -1,10 +1,10 @@
 """Which weight is which: what each format calls the weights of a GPT.
 
-A table has our layer on the left and on the right theirs; where there are several, our
-weight is theirs side by side. Reading and writing use the same tables.
+A table has our layer on the left and what it is called elsewhere to the right; where
+there are several, as in `{q,k,v}_proj`, our weight is theirs side by side. Reading and
+writing use the same tables.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +12,36 @@ from dataclasses import dataclass
 from keras_gpt.checkpoints.parts import Part, weight_shapes
 from keras_gpt.config import GPTConfig
 
+# Ours, Hugging Face's GPT-2 and Llama, and GGUF's
+_TABLE = """
+tokens            transformer.wte  model.embed_tokens       token_embd    token_embd
+positions         transformer.wpe  -                        position_embd -
+final_norm        transformer.ln_f model.norm               output_norm   output_norm
+output            lm_head          lm_head                  output        output
+attention_norm    ln_1             input_layernorm          attn_norm     attn_norm
+query_key_value   attn.c_attn      self_attn.{q,k,v}_proj   attn_qkv      attn_{q,k,v}
+query_norm        -                self_attn.q_norm         -             attn_q_norm
+key_norm          -                self_attn.k_norm         -             attn_k_norm
+output_projection attn.c_proj      self_attn.o_proj         attn_output   attn_output
+feed_forward_norm ln_2             post_attention_layernorm ffn_norm      ffn_norm
+up_projection     mlp.c_fc         mlp.{gate,up}_proj       ffn_up        ffn_{gate,up}
+down_projection   mlp.c_proj       mlp.down_proj            ffn_down      ffn_down
+"""
+# Ours, KerasHub's GPT-2 and Llama
+_KERAS_HUB_TABLE = """
+tokens            token_embedding                  token_embedding
+positions         position_embedding               -
+final_norm        layer_norm                       sequence_output_layernorm
+output            token_embedding                  token_embedding
+attention_norm    self_attention_layer_norm        self_attention_layernorm
+query_key_value   self_attention/{query,key,value} self_attention/{query,key,value}
+query_norm        -                                self_attention/query_dense_layernorm
+key_norm          -                                self_attention/key_dense_layernorm
+output_projection self_attention/attention_output  self_attention/attention_output
+feed_forward_norm feedforward_layer_norm           feedforward_layernorm
+up_projection     feedforward_intermediate_dense   feedforward_{gate,intermediate}_dense
+down_projection   feedforward_output_dense         feedforward_output_dense
+"""
 _BLOCK = re.compile(r"block_(\d+)/")
 
 
@@ -20,19 +50,17 @@ class Names:
     """What one format calls the weights.
 
     Args:
-        outside: `{ours: theirs}` of the layers outside the blocks; `output` is an
-            output projection that isn't the token embedding.
+        layers: `{ours: theirs}`; `output` is an output projection that isn't the token
+            embedding.
         block: What a block is called, with `{i}` for its number.
-        inside: `{ours: theirs}` of a block's layers, theirs with spaces between.
         transposed: Suffixes of our weights that are transposed to theirs.
         has_our_suffixes: Whether `/kernel`, `/gamma` and so on, as ours are, not
             `.weight` and `.bias`.
         ignored: Regular expression of tensors that hold no weights, such as masks.
     """
 
-    outside: dict[str, str]
+    layers: dict[str, list[str]]
     block: str
-    inside: dict[str, str]
     transposed: tuple[str, ...] = ("kernel", "reverse_embeddings")
     has_our_suffixes: bool = False
     ignored: str = r"(?!)"
@@ -62,124 +90,55 @@ class Names:
 
     def _find(self, path):
         """Names of the tensors that make the weight `path`."""
-        layer, _, suffix = path.rpartition("/")
+        *_, layer, suffix = path.split("/")
         if suffix == "reverse_embeddings":
             layer = "output"
-        block = _BLOCK.match(layer)
-        table = self.inside if block else self.outside
+        block = _BLOCK.match(path)
         prefix = self.block.replace("{i}", block[1]) if block else ""
-        theirs = table[_BLOCK.sub("", layer)]
         ending = ".bias" if suffix in ("bias", "beta") else ".weight"
         if self.has_our_suffixes:
             ending = f"/{suffix}"
-        return [prefix + name + ending for name in theirs.split()]
+        return [prefix + name + ending for name in self.layers[layer]]
+
+
+def _column(table, number):
+    """`{ours: theirs}` of a table's column."""
+    rows = [line.split() for line in table.strip().splitlines()]
+    return {row[0]: _spread(row[number]) for row in rows}
+
+
+def _spread(name):
+    """`["q_proj", "k_proj"]` for `{q,k}_proj`."""
+    start, _, rest = name.partition("{")
+    choices, _, end = rest.partition("}")
+    return [start + choice + end for choice in choices.split(",")]
 
 
 HUGGING_FACE_GPT2 = Names(
-    outside={
-        "embedding/tokens": "transformer.wte",
-        "embedding/positions": "transformer.wpe",
-        "final_norm": "transformer.ln_f",
-        "output": "lm_head",
-    },
+    _column(_TABLE, 1),
     block="transformer.h.{i}.",
-    inside={
-        "attention_norm": "ln_1",
-        "attention/query_key_value": "attn.c_attn",
-        "attention/output_projection": "attn.c_proj",
-        "feed_forward_norm": "ln_2",
-        "feed_forward/up_projection": "mlp.c_fc",
-        "feed_forward/down_projection": "mlp.c_proj",
-    },
     transposed=("reverse_embeddings",),
     ignored=r"\.attn\.(masked_)?bias$|^lm_head\.weight$",
 )
-
 HUGGING_FACE_LLAMA = Names(
-    outside={
-        "embedding/tokens": "model.embed_tokens",
-        "final_norm": "model.norm",
-        "output": "lm_head",
-    },
+    _column(_TABLE, 2),
     block="model.layers.{i}.",
-    inside={
-        "attention_norm": "input_layernorm",
-        "attention/query_key_value": (
-            "self_attn.q_proj self_attn.k_proj self_attn.v_proj"
-        ),
-        "attention/query_norm": "self_attn.q_norm",
-        "attention/key_norm": "self_attn.k_norm",
-        "attention/output_projection": "self_attn.o_proj",
-        "feed_forward_norm": "post_attention_layernorm",
-        "feed_forward/up_projection": "mlp.gate_proj mlp.up_proj",
-        "feed_forward/down_projection": "mlp.down_proj",
-    },
     ignored=r"rotary_emb\.inv_freq$|^lm_head\.weight$",
 )
-
-GGUF_GPT2 = Names(
-    outside={
-        "embedding/tokens": "token_embd",
-        "embedding/positions": "position_embd",
-        "final_norm": "output_norm",
-        "output": "output",
-    },
-    block="blk.{i}.",
-    inside={
-        "attention_norm": "attn_norm",
-        "attention/query_key_value": "attn_qkv",
-        "attention/output_projection": "attn_output",
-        "feed_forward_norm": "ffn_norm",
-        "feed_forward/up_projection": "ffn_up",
-        "feed_forward/down_projection": "ffn_down",
-    },
-    ignored=r"^(output|rope_freqs)\.weight$",
+GGUF_GPT2, GGUF_LLAMA = (
+    Names(
+        _column(_TABLE, number),
+        block="blk.{i}.",
+        ignored=r"^(output|rope_freqs)\.weight$",
+    )
+    for number in (3, 4)
 )
-
-GGUF_LLAMA = dataclasses.replace(
-    GGUF_GPT2,
-    inside={
-        **GGUF_GPT2.inside,
-        "attention/query_key_value": "attn_q attn_k attn_v",
-        "attention/query_norm": "attn_q_norm",
-        "attention/key_norm": "attn_k_norm",
-        "feed_forward/up_projection": "ffn_gate ffn_up",
-    },
-)
-
-KERAS_HUB_GPT2 = Names(
-    outside={
-        "embedding/tokens": "token_embedding",
-        "embedding/positions": "position_embedding",
-        "final_norm": "layer_norm",
-        "output": "token_embedding",
-    },
-    block="transformer_layer_{i}/",
-    inside={
-        "attention_norm": "self_attention_layer_norm",
-        "attention/query_key_value": (
-            "self_attention/query self_attention/key self_attention/value"
-        ),
-        "attention/output_projection": "self_attention/attention_output",
-        "feed_forward_norm": "feedforward_layer_norm",
-        "feed_forward/up_projection": "feedforward_intermediate_dense",
-        "feed_forward/down_projection": "feedforward_output_dense",
-    },
-    transposed=(),
-    has_our_suffixes=True,
-)
-
-KERAS_HUB_LLAMA = dataclasses.replace(
-    KERAS_HUB_GPT2,
-    outside={**KERAS_HUB_GPT2.outside, "final_norm": "sequence_output_layernorm"},
-    inside={
-        **KERAS_HUB_GPT2.inside,
-        "attention_norm": "self_attention_layernorm",
-        "attention/query_norm": "self_attention/query_dense_layernorm",
-        "attention/key_norm": "self_attention/key_dense_layernorm",
-        "feed_forward_norm": "feedforward_layernorm",
-        "feed_forward/up_projection": (
-            "feedforward_gate_dense feedforward_intermediate_dense"
-        ),
-    },
+KERAS_HUB_GPT2, KERAS_HUB_LLAMA = (
+    Names(
+        _column(_KERAS_HUB_TABLE, number),
+        block="transformer_layer_{i}/",
+        transposed=(),
+        has_our_suffixes=True,
+    )
+    for number in (1, 2)
 )

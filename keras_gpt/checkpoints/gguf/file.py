@@ -9,7 +9,6 @@ References:
 
 import math
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,9 @@ from keras_gpt.checkpoints.stored import StoredTensor
 
 _LARGEST_COUNT = 2**24  # of tensors, settings, or items of an array
 _LARGEST_STRING = 2**26
-# Types of values in the header, by their numbers there
-_NUMBERS = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
-_STRING, _ARRAY = 8, 9
+# Types of values in the header, at their numbers there
+_TYPES = ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "string", "array")
+_TYPES += ("<u8", "<i8", "<f8")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -87,7 +74,7 @@ class _Header:
             settings = {}
             for _ in range(num_settings):
                 key = self._string()
-                settings[key] = self._value(self._number("<u4"))
+                settings[key] = self._value()
             placed = [self._placed() for _ in range(num_tensors)]
             alignment = settings.get("general.alignment", 32)
             if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
@@ -98,28 +85,24 @@ class _Header:
             if name in tensors:
                 raise self._damaged(f"its tensor {name!r} is there twice")
             self._check_place(name, shape, kind, start + offset)
-            tensors[name] = StoredTensor(
-                name, self._path, start + offset, shape, kind.name
-            )
+            place = (name, self._path, start + offset)
+            tensors[name] = StoredTensor(*place, shape, kind.name)
         return settings, tensors
 
     def _check_version(self):
         if self._take(4) != b"GGUF":
-            raise ValueError(
-                f"{self._path} isn't a GGUF file: it doesn't begin with 'GGUF'."
-            )
+            raise ValueError(f"{self._path} is no GGUF: it doesn't begin with 'GGUF'.")
         version = self._number("<u4")
         if version not in (2, 3):
             kind = "big-endian" if version and version % 2**16 == 0 else f"{version}"
             raise ValueError(
-                f"{self._path} has the GGUF version {kind}; 2 and 3 are supported, "
-                "little-endian. Convert the model again with llama.cpp."
+                f"{self._path} has the GGUF version {kind}; it must be little-endian, "
+                "2 or 3. Convert the model again with llama.cpp."
             )
 
     def _damaged(self, what):
         return ValueError(
-            f"{self._path} isn't a whole GGUF file: {what}. It may be truncated: "
-            "download it again."
+            f"{self._path} isn't a whole GGUF file: {what}. Download it again."
         )
 
     def _take(self, size):
@@ -132,7 +115,7 @@ class _Header:
 
     def _count(self, item_size):
         """A number of items, of which each takes at least some bytes."""
-        [count] = struct.unpack("<Q", self._take(8))
+        count = self._number("<u8")
         if count > _LARGEST_COUNT:
             raise self._damaged(f"it claims {count} items in its header")
         if count * item_size > self._size - self._file.tell():
@@ -140,31 +123,37 @@ class _Header:
         return count
 
     def _string(self):
-        [size] = struct.unpack("<Q", self._take(8))
+        size = self._number("<u8")
         if size > _LARGEST_STRING:
             raise self._damaged(f"it claims a text of {size} bytes in its header")
         # some tokens are parts of characters
         return self._take(size).decode("utf-8", "replace")
 
-    def _value(self, kind):
-        if kind == _STRING:
+    def _value(self):
+        kind = self._type()
+        if kind == "string":
             return self._string()
-        if kind == _ARRAY:
-            kind = self._number("<u4")
-            if kind == _STRING:
-                return [self._string() for _ in range(self._count(8))]
-            dtype = self._dtype(kind)
-            size = self._count(dtype.itemsize) * dtype.itemsize
-            return np.frombuffer(self._take(size), dtype).tolist()
-        dtype = self._dtype(kind)
-        value = self._number(dtype)
+        if kind == "array":
+            return self._array()
+        value = self._number(kind)
         # 1e-5, not 9.999999747378752e-06
-        return float(str(np.float32(value))) if dtype == "<f4" else value
+        return float(str(np.float32(value))) if kind == "<f4" else value
 
-    def _dtype(self, kind):
-        if kind not in _NUMBERS:
-            raise self._damaged(f"it has a value of the unknown type {kind}")
-        return np.dtype(_NUMBERS[kind])
+    def _array(self):
+        kind = self._type()
+        if kind == "string":
+            return [self._string() for _ in range(self._count(8))]
+        if kind == "array":
+            raise self._damaged("it has an array of arrays")
+        item_size = np.dtype(kind).itemsize
+        data = self._take(self._count(item_size) * item_size)
+        return np.frombuffer(data, kind).tolist()
+
+    def _type(self):
+        number = self._number("<u4")
+        if number >= len(_TYPES):
+            raise self._damaged(f"it has a value of the unknown type {number}")
+        return _TYPES[number]
 
     def _placed(self):
         """Name, shape and type of a tensor, and where it is after the header."""
@@ -185,8 +174,7 @@ class _Header:
 
         block, size = GGML_QUANT_SIZES[kind]
         if 0 in shape or shape[-1] % block:
-            raise self._damaged(
-                f"its tensor {name!r} is of {kind.name} with the shape {shape}"
-            )
+            what = f"is of {kind.name} with the shape {shape}"
+            raise self._damaged(f"its tensor {name!r} {what}")
         if offset + math.prod(shape) // block * size > self._size:
             raise self._damaged(f"the end of its tensor {name!r} is missing")

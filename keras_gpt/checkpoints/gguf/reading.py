@@ -13,7 +13,7 @@ from keras_gpt.checkpoints.gguf.tokenizer import (
     chat_template_from_gguf,
     tokenizer_from_gguf,
 )
-from keras_gpt.checkpoints.gguf.turned import from_gguf_order, is_turned
+from keras_gpt.checkpoints.gguf.turned import is_turned, turn
 
 _CONTROLS = {
     "temp": "temperature",
@@ -46,7 +46,7 @@ def read_gguf(path: str | Path) -> Checkpoint:
         def read_rows(name):
             if is_turned(name, architecture):
                 values = np.concatenate(list(tensors[name].read_rows()))
-                return [from_gguf_order(name, values, config)]
+                return [turn(name, values, config, to_gguf=False)]
             return tensors[name].read_rows()
 
         return Checkpoint(
@@ -72,15 +72,11 @@ def _read_stop_ids(settings, config):
 
 
 def _read_generation_defaults(settings):
-    found = {
-        ours: settings.get(f"general.sampling.{theirs}")
-        for theirs, ours in _CONTROLS.items()
-    }
-    defaults = {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and value
-    }
+    defaults = {}
+    for theirs, ours in _CONTROLS.items():
+        value = settings.get(f"general.sampling.{theirs}")
+        if isinstance(value, int | float) and value:
+            defaults[ours] = value
     return {"top_k": None, **defaults} if defaults else {}
 
 

@@ -61,10 +61,8 @@ def tokenizer_content(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = settings.get("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
-        raise ValueError(
-            "Unsupported tokenizer. "
-            f"{suggest('tokenizer.ggml.model', model, ('gpt2', 'llama'))}"
-        )
+        choices = suggest("tokenizer.ggml.model", model, ("gpt2", "llama"))
+        raise ValueError(f"Unsupported tokenizer. {choices}")
     tokens = _strings(settings, "tokenizer.ggml.tokens")
     types = settings.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -73,25 +71,14 @@ def tokenizer_content(settings: Mapping[str, Any]) -> dict[str, Any]:
     while types and types[-1] == UNUSED:
         tokens, types = tokens[:-1], types[:-1]
     make = _byte_level_parts if model == "gpt2" else _sentence_piece_parts
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": token_id,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind != USER_DEFINED,
-            }
-            for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
-        ],
-        **make(settings, tokens, types),
-    }
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added_tokens = [
+        {"id": i, "content": token, **flags, "special": kind != USER_DEFINED}
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+    ]
+    head = {"version": "1.0", "truncation": None, "padding": None}
+    return {**head, "added_tokens": added_tokens, **make(settings, tokens, types)}
 
 
 def chat_template_from_gguf(settings: Mapping[str, Any]) -> ChatTemplate | None:
@@ -106,10 +93,8 @@ def chat_template_from_gguf(settings: Mapping[str, Any]) -> ChatTemplate | None:
     tokens = settings.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else []
     ids = {name: settings.get(key) for name, key in SPECIAL_TOKENS.items()}
-    return ChatTemplate(
-        template,
-        {name: tokens[i] for name, i in ids.items() if _is_id(i, tokens)},
-    )
+    named = {name: tokens[i] for name, i in ids.items() if _is_id(i, tokens)}
+    return ChatTemplate(template, named)
 
 
 def _byte_level_parts(settings, tokens, types):
@@ -119,10 +104,8 @@ def _byte_level_parts(settings, tokens, types):
     if rule is None and settings.get("general.architecture") == "gpt2":
         rule = "gpt-2"  # files from before May 2024 don't say
     if not isinstance(rule, str) or rule not in PRE_TOKENIZERS:
-        raise ValueError(
-            "Unsupported rule for cutting text into words. "
-            f"{suggest('tokenizer.ggml.pre', rule, PRE_TOKENIZERS)}"
-        )
+        choices = suggest("tokenizer.ggml.pre", rule, PRE_TOKENIZERS)
+        raise ValueError(f"Unsupported rule for cutting text into words. {choices}")
     is_whole = rule in WHOLE_WORDS
     return {
         "normalizer": normalizer_of(rule),
@@ -141,52 +124,42 @@ def normalizer_of(rule: str) -> dict[str, Any] | None:
 
 def _sentence_piece_parts(settings, tokens, types):
     """What is particular to SentencePiece's merges, as in Llama 2 and Mistral."""
-    adds_space = settings.get("tokenizer.ggml.add_space_prefix", True)
     space, mark = {"String": " "}, {"String": SPACE_MARK}
-    replace = {"type": "Replace", "pattern": space, "content": SPACE_MARK}
-    prepend = {"type": "Prepend", "prepend": SPACE_MARK}
+    normalizers = [{"type": "Replace", "pattern": space, "content": SPACE_MARK}]
     decoders = [
         {"type": "Replace", "pattern": mark, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    if settings.get("tokenizer.ggml.add_space_prefix", True):
+        normalizers.insert(0, {"type": "Prepend", "prepend": SPACE_MARK})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     unknown = settings.get("tokenizer.ggml.unknown_token_id", 0)
-    model = _model(
-        tokens,
-        _merges_by_score(settings, tokens, types),
-        unk_token=tokens[unknown] if _is_id(unknown, tokens) else None,
-        fuse_unk=True,
-        byte_fallback=True,
-    )
+    options = {
+        "unk_token": tokens[unknown] if _is_id(unknown, tokens) else None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
     return {
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [prepend, replace] if adds_space else [replace],
-        },
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
         "post_processor": _post_processor(settings, tokens, adds_start=True),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [*decoders, strip] if adds_space else decoders,
-        },
-        "model": model,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _model(tokens, _merges_by_score(settings, tokens, types), **options),
     }
 
 
 def _model(tokens, merges, **options):
-    defaults = {
+    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
+    flags = ("fuse_unk", "byte_fallback", "ignore_merges")
+    return {
         "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
+        **dict.fromkeys(("dropout", "unk_token", *affixes)),
+        **dict.fromkeys(flags, False),
+        **options,
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": merges,
     }
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    return {**defaults, **options, "vocab": vocabulary, "merges": merges}
 
 
 def _post_processor(settings, tokens, adds_start):
@@ -196,17 +169,17 @@ def _post_processor(settings, tokens, adds_start):
     if not wants_it or not _is_id(start, tokens):
         return None
     token = tokens[start]
-
-    def start_and(text, number):
-        return [
+    first, second = (
+        [
             {"SpecialToken": {"id": token, "type_id": number}},
             {"Sequence": {"id": text, "type_id": number}},
         ]
-
+        for number, text in enumerate("AB")
+    )
     return {
         "type": "TemplateProcessing",
-        "single": start_and("A", 0),
-        "pair": start_and("A", 0) + start_and("B", 1),
+        "single": first,
+        "pair": first + second,
         "special_tokens": {token: {"id": token, "ids": [start], "tokens": [token]}},
     }
 
@@ -236,9 +209,7 @@ def _merges_by_score(settings, tokens, types):
         cuts = [(token[:n], token[n:]) for n in range(1, len(token))]
         pairs = [(ids[a], ids[b], a, b) for a, b in cuts if a in ids and b in ids]
         merges += [(scores[token_id], a, b) for _, _, a, b in sorted(pairs)]
-    merges.sort(
-        key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True
-    )
+    merges.sort(key=lambda merge: (merge[0], *map(len, merge[1:])), reverse=True)
     return [[left, right] for _, left, right in merges]
 
 

@@ -18,18 +18,12 @@ def is_turned(name: str, architecture: str) -> bool:
     return architecture == "llama" and _TURNED.fullmatch(name) is not None
 
 
-def from_gguf_order(name: str, values: np.ndarray, config: GPTConfig) -> np.ndarray:
-    """Put the rows of a tensor, `(output, ...)`, in our order."""
-    return _reorder(name, values, config, (-1, 2))
-
-
-def to_gguf_order(name: str, values: np.ndarray, config: GPTConfig) -> np.ndarray:
-    """Undo `from_gguf_order`."""
-    return _reorder(name, values, config, (2, -1))
-
-
-def _reorder(name, values, config, halves):
+def turn(
+    name: str, values: np.ndarray, config: GPTConfig, *, to_gguf: bool
+) -> np.ndarray:
+    """Put the rows of such a tensor, `(output, ...)`, in llama.cpp's order or ours."""
     is_query = _TURNED.fullmatch(name)[1] == "q"
     num_heads = config.num_heads if is_query else config.kv_heads
+    halves = (2, -1) if to_gguf else (-1, 2)
     rows = values.reshape(num_heads, *halves, *values.shape[1:])
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(values.shape)

@@ -5,25 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_gpt.checkpoints.gguf.config import (
-    NAMES,
-    ROTARY_FREQUENCIES,
-    find_architecture,
-    rotary_divisors,
-    write_config,
-)
+from keras_gpt.checkpoints.gguf import config as gguf_config
 from keras_gpt.checkpoints.gguf.tokenizer_settings import tokenizer_settings
-from keras_gpt.checkpoints.gguf.turned import is_turned, to_gguf_order
+from keras_gpt.checkpoints.gguf.turned import is_turned, turn
 from keras_gpt.checkpoints.parts import DTYPES, plain_weights
 from keras_gpt.config import suggest
 from keras_gpt.files import atomic_path
 
-# What GGUF calls matrices of a dtype, and files
-_TYPES = {
-    "float32": ("F32", "ALL_F32"),
-    "float16": ("F16", "MOSTLY_F16"),
-    "bfloat16": ("BF16", "MOSTLY_BF16"),
-}
+# What GGUF calls matrices of a dtype
+_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
@@ -58,15 +48,14 @@ def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
     if dtype not in DTYPES:
         raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, DTYPES)}")
     config = lm.model.config
-    architecture = find_architecture(config)
+    architecture = gguf_config.find_architecture(config)
+    file_type = f"{'ALL' if dtype == 'float32' else 'MOSTLY'}_{_TYPES[dtype]}"
     settings = {
         "general.name": Path(path).stem,
-        "general.file_type": LlamaFileType[_TYPES[dtype][1]].value,
+        "general.file_type": LlamaFileType[file_type].value,
         "general.quantization_version": 2,
-        **write_config(config, architecture),
-        **tokenizer_settings(
-            lm.tokenizer, lm.chat_template, lm.stop_ids, config.vocab_size
-        ),
+        **gguf_config.write_config(config, architecture),
+        **tokenizer_settings(lm),
     }
     if lm.source.get("license"):
         settings["general.license"] = lm.source["license"]
@@ -92,22 +81,22 @@ def _write_tensors(writer, weights, config, architecture, dtype):
         is_matrix = len(shape) > 1 and name != "position_embd.weight"
         kind = dtype if is_matrix else "float32"
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        gguf_kind = GGMLQuantizationType[_TYPES[kind][0]]
+        gguf_kind = GGMLQuantizationType[_TYPES[kind]]
         writer.add_tensor_info(name, shape, np.dtype(kind), size, gguf_kind)
         return kind
 
-    parts = list(NAMES[architecture].parts(config))
+    parts = list(gguf_config.NAMES[architecture].parts(config))
     dtypes = [add_info(part.name, part.shape) for part in parts]
-    divisors = rotary_divisors(config)
+    divisors = gguf_config.rotary_divisors(config)
     if divisors is not None:
-        add_info(ROTARY_FREQUENCIES, divisors.shape)
+        add_info(gguf_config.ROTARY_FREQUENCIES, divisors.shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for part, kind in zip(parts, dtypes, strict=True):
         values = part.take(weights, kind)
         if is_turned(part.name, architecture):
-            values = to_gguf_order(part.name, values, config)
+            values = turn(part.name, values, config, to_gguf=True)
         writer.write_tensor_data(values)
     if divisors is not None:
         writer.write_tensor_data(divisors)
