@@ -7,38 +7,17 @@ from typing import Annotated
 
 import typer
 
+from keras_gpt_cli import options
 from keras_gpt_cli.loading import import_quietly, load
-from keras_gpt_cli.options import (
-    CORPUS_HELP,
-    BatchSize,
-    Dtype,
-    Encoding,
-    MaxNewTokens,
-    MaxNewTokensOfPart,
-    MinP,
-    Model,
-    NumBeams,
-    RepetitionPenalty,
-    Seed,
-    StoredWeights,
-    Temperature,
-    TextField,
-    TextFile,
-    Texts,
-    TopK,
-    TopP,
-    given,
-    sampling,
-)
 from keras_gpt_cli.output import note, print_table, progress, stream
 
 
 def summarize(
-    model: Model,
-    text: Texts = None,
-    file: TextFile = None,
-    max_new_tokens: MaxNewTokens = 64,
-    num_beams: NumBeams = 1,
+    model: options.Model,
+    text: options.Texts = None,
+    file: options.TextFile = None,
+    max_new_tokens: options.MaxNewTokens = 64,
+    num_beams: options.NumBeams = 1,
     instruction: Annotated[
         str | None, typer.Option(help="What a chat model is told instead.")
     ] = None,
@@ -49,9 +28,9 @@ def summarize(
             min=0,
         ),
     ] = 0,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = None,
-    weights: StoredWeights = None,
+    batch_size: options.BatchSize = 8,
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
 ) -> None:
     """Summarize a text, or each text of a file of JSON Lines."""
     texts = _read_texts(text, file, "text")
@@ -66,22 +45,22 @@ def summarize(
             num_beams=num_beams,
             batch_size=batch_size,
             on_progress=on_progress,
-            **given(lookup_tokens=lookup_tokens or None),
+            **options.given(lookup_tokens=lookup_tokens or None),
         )
     print("\n".join(summaries))
 
 
 def translate(
-    model: Model,
-    text: Texts = None,
+    model: options.Model,
+    text: options.Texts = None,
     source: Annotated[str, typer.Option(help="Language of the text.")] = "en",
     target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
-    file: TextFile = None,
-    max_new_tokens: MaxNewTokensOfPart = 128,
-    num_beams: NumBeams = 1,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = None,
-    weights: StoredWeights = None,
+    file: options.TextFile = None,
+    max_new_tokens: options.MaxNewTokensOfPart = 128,
+    num_beams: options.NumBeams = 1,
+    batch_size: options.BatchSize = 8,
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
 ) -> None:
     """Translate a text, or each text of a file of JSON Lines."""
     texts = _read_texts(text, file, "source")
@@ -101,24 +80,24 @@ def translate(
 
 
 def generate(
-    model: Model,
+    model: options.Model,
     prompt: Annotated[
         str | None,
         typer.Argument(help="Text to continue; read from standard input if -"),
     ] = None,
-    max_new_tokens: MaxNewTokens = 200,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    num_beams: NumBeams = 1,
+    max_new_tokens: options.MaxNewTokens = 200,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    num_beams: options.NumBeams = 1,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
     ] = None,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    weights: StoredWeights = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
 ) -> None:
     """Continue a text."""
     import_quietly()
@@ -126,32 +105,32 @@ def generate(
         prompt = sys.stdin.read()
     lm = load(model, dtype, weights)
     prompt = prompt or ""
-    options = {"max_new_tokens": max_new_tokens, "stop": stop or ()}
+    controls = {"max_new_tokens": max_new_tokens, "stop": stop or ()}
     if num_beams > 1:
-        options |= given(repetition_penalty=repetition_penalty)
-        print(prompt + lm.generate(prompt, num_beams=num_beams, **options))
+        controls |= options.given(repetition_penalty=repetition_penalty)
+        print(prompt + lm.generate(prompt, num_beams=num_beams, **controls))
         return
-    controls = sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    stream(lm, prompt, seed=seed, **options, **controls)
+    controls |= options.sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    stream(lm, prompt, seed=seed, **controls)
 
 
 def chat(
-    model: Model,
+    model: options.Model,
     system: Annotated[
         str | None, typer.Option(help="System prompt: what the model shall be.")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Answer this one message and end.")
     ] = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    weights: StoredWeights = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
 ) -> None:
     """Talk with a model; /help lists what can be done meanwhile.
 
@@ -179,7 +158,7 @@ def chat(
         system=system,
         max_new_tokens=max_new_tokens,
         seed=seed,
-        **sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        **options.sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
     if is_terminal:
         screen.note(describe_model(lm, model))
@@ -191,10 +170,12 @@ def chat(
 
 
 def evaluate(
-    model: Model,
+    model: options.Model,
     file: Annotated[
         str | None,
-        typer.Option(help=CORPUS_HELP + " \\[default: the run's validation data]"),
+        typer.Option(
+            help=f"{options.CORPUS_HELP} \\[default: the run's validation data]"
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -209,13 +190,13 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the results of the task.")
     ] = None,
-    max_new_tokens: MaxNewTokens = None,
-    num_beams: NumBeams = 1,
-    batch_size: BatchSize = 8,
-    text_field: TextField = "text",
-    encoding: Encoding = "utf-8",
-    dtype: Dtype = None,
-    weights: StoredWeights = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    num_beams: options.NumBeams = 1,
+    batch_size: options.BatchSize = 8,
+    text_field: options.TextField = "text",
+    encoding: options.Encoding = "utf-8",
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
 ) -> None:
     """Measure how well a model predicts text, or does a task.
 
@@ -257,13 +238,13 @@ def evaluate(
     print(f"tokens:        {result.num_tokens:,}")
 
 
-def _evaluate_task(lm, task, output, **options):
+def _evaluate_task(lm, task, output, **controls):
     """Show how well a model does the task of a file of examples."""
     from keras_gpt import evaluation
     from keras_gpt.files import write_json
 
-    with progress("answering", options["limit"]) as on_progress:
-        result = evaluation.evaluate_task(lm, task, on_progress=on_progress, **options)
+    with progress("answering", controls["limit"]) as on_progress:
+        result = evaluation.evaluate_task(lm, task, on_progress=on_progress, **controls)
     rows = {
         "task": f"{result.task}, {result.num_examples:,} examples",
         "loss of the answers": f"{result.loss:.4f} nats per token",
@@ -290,8 +271,17 @@ def _evaluate_harness(lm, task, limit, batch_size, output):
 
     model = evaluation.lm_eval_model(lm, batch_size)
     import lm_eval
+    from lm_eval.tasks import TaskManager
 
-    results = lm_eval.simple_evaluate(model, tasks=[task], limit=limit)
+    manager = TaskManager()
+    if task not in manager.all_tasks and Path(task).suffix not in (".yaml", ".yml"):
+        raise ValueError(
+            f"lm-eval has no task {task!r}; `lm-eval ls tasks` lists them. A file with "
+            "examples ends in .jsonl, .jsonl.gz or .parquet."
+        )
+    results = lm_eval.simple_evaluate(
+        model, tasks=[task], task_manager=manager, limit=limit
+    )
     for name, found in results["results"].items():
         metrics = {k: v for k, v in found.items() if isinstance(v, int | float)}
         print_table(

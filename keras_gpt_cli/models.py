@@ -6,26 +6,8 @@ from typing import Annotated
 
 import typer
 
+from keras_gpt_cli import options
 from keras_gpt_cli.loading import import_quietly, is_ours, load
-from keras_gpt_cli.options import (
-    Dtype,
-    Flavour,
-    Format,
-    MaxNewTokens,
-    MinP,
-    Model,
-    Overwrite,
-    RepetitionPenalty,
-    Revision,
-    Seed,
-    StoredWeights,
-    Temperature,
-    TopK,
-    TopP,
-    Weights,
-    given,
-    sampling,
-)
 from keras_gpt_cli.output import note, print_table
 
 SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
@@ -33,8 +15,8 @@ SHOWN_TOKENS = 8  # special tokens that info names
 
 
 def info(
-    model: Model,
-    revision: Revision = None,
+    model: options.Model,
+    revision: options.Revision = None,
 ) -> None:
     """Say what a model is: architecture, parameters, tokenizer, origin, training.
 
@@ -59,19 +41,19 @@ def info(
 
 
 def import_(
-    source: Model,
+    source: options.Model,
     output: Annotated[Path, typer.Argument(help="Folder for the model.")],
-    dtype: Dtype = None,
-    weights: StoredWeights = None,
-    revision: Revision = None,
-    overwrite: Overwrite = False,
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
+    revision: options.Revision = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Bring a pretrained model into a folder of keras_gpt's own format."""
     _check_free(output, overwrite)
     import_quietly()
     from rich.console import Console
 
-    is_int8 = weights == Weights.INT8
+    is_int8 = weights == options.Weights.INT8
     rows = {}
     with Console(stderr=True).status("Loading the model") as status:
         lm = load(source, dtype, None if is_int8 else weights, revision, merge=True)
@@ -88,12 +70,12 @@ def import_(
 
 
 def write(
-    model: Model,
+    model: options.Model,
     output: Annotated[
         Path, typer.Argument(help="A folder, or for GGUF a file that ends in .gguf.")
     ],
     format_: Annotated[
-        Format | None,
+        options.Format | None,
         typer.Option(
             "--format",
             help="\\[default: gguf for a name that ends in .gguf, else huggingface]",
@@ -106,26 +88,26 @@ def write(
             "\\[default: the model's; gguf: float16]"
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write a model for Transformers and vLLM (huggingface) or llama.cpp (gguf)."""
     format_ = format_ or ("gguf" if output.suffix == ".gguf" else "huggingface")
-    if format_ == Format.GGUF and output.suffix != ".gguf":
+    if format_ == options.Format.GGUF and output.suffix != ".gguf":
         raise ValueError(
             f"A GGUF file's name ends in .gguf. Received: {output}. Try {output}.gguf."
         )
     _check_free(output, overwrite)
     import_quietly()
     lm = load(model, merge=True)
-    if format_ == Format.GGUF:
-        lm.save_gguf(output, **given(dtype=dtype))
+    if format_ == options.Format.GGUF:
+        lm.save_gguf(output, **options.given(dtype=dtype))
     else:
-        lm.save_huggingface(output, **given(dtype=dtype))
+        lm.save_huggingface(output, **options.given(dtype=dtype))
     note(f"Wrote {_size_on_disk(output) / 1e6:,.1f} MB to {output}.")
 
 
 def export(
-    model: Model,
+    model: options.Model,
     path: Annotated[
         Path,
         typer.Argument(
@@ -136,19 +118,19 @@ def export(
     next_version: Annotated[
         bool, typer.Option("--next-version", help="Choose the next number in PATH.")
     ] = False,
-    max_new_tokens: MaxNewTokens = 64,
+    max_new_tokens: options.MaxNewTokens = 64,
     max_prompt_tokens: Annotated[
         int | None,
         typer.Option(help="Longest prompt. \\[default: the model's context]", min=1),
     ] = None,
     weights: Annotated[
-        Weights | None,
+        options.Weights | None,
         typer.Option(help="Fewer bits take less room on disk, not in memory."),
     ] = None,
     flavour: Annotated[
-        Flavour,
+        options.Flavour,
         typer.Option(help="xla only for servers started with an XLA flag."),
-    ] = Flavour.STOCK,
+    ] = options.Flavour.STOCK,
     batch_sizes: Annotated[
         list[int] | None,
         typer.Option(
@@ -158,14 +140,14 @@ def export(
             min=1,
         ),
     ] = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    revision: Revision = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
 ) -> None:
     """Write a SavedModel for TensorFlow Serving: text in, text out."""
     # TensorFlow makes the graph, whatever trained the model
@@ -180,8 +162,8 @@ def export(
         weights=weights and str(weights),
         flavour=str(flavour),
         seed=seed,
-        **given(batch_sizes=batch_sizes),
-        **sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        **options.given(batch_sizes=batch_sizes),
+        **options.sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
     note(
         f"How to serve and ask it: {folder / 'README.md'}. Its signatures: "
@@ -198,7 +180,7 @@ def _describe(found, gpt, dtype=None):
     return {
         **{f"source {name}": value for name, value in found.source.items()},
         "parameters": f"{gpt.count_params():,}",
-        **given(dtype=dtype, quantization=gpt.quantization),
+        **options.given(dtype=dtype, quantization=gpt.quantization),
         **gpt.config.to_dict(),
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids",
         "special tokens": shown,

@@ -85,7 +85,9 @@ def evaluate_task(
     answers = _evaluate_answers(lm, examples)
     controls["batch_size"] = batch_size
     controls["on_progress"] = on_progress
-    controls["max_new_tokens"] = max_new_tokens or _MOST_NEW_TOKENS.get(name)
+    if max_new_tokens is None:
+        max_new_tokens = _MOST_NEW_TOKENS.get(name)
+    controls["max_new_tokens"] = max_new_tokens
     if name == "summarize":
         predictions = lm.summarize([r["text"] for r in records], **controls)
         result = score_summaries(predictions, [r["summary"] for r in records])

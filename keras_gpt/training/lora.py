@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_gpt.files import (
     atomic_update,
+    checksum,
     read_json,
     write_json,
     write_safetensors,
@@ -220,6 +221,7 @@ def save_adapter(
             **dataclasses.asdict(model.adapters.settings),
             **(about or {}),
             "model": _architecture(model),
+            "checksum": checksum(temporary / WEIGHTS_FILE),
         }
         write_json(temporary / ADAPTER_FILE, description)
 
@@ -254,6 +256,9 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} can't be read ({error}). It may be truncated: copy it again."
         ) from error
+    # adapters of earlier versions have none
+    if about.get("checksum") not in (None, checksum(path)):
+        raise ValueError(f"{path} is damaged: its checksum is another. Copy it again.")
     settings = _settings(about)
     shapes = {name: array.shape for name, array in arrays.items()}
     if shapes != _stored_shapes(model, settings):

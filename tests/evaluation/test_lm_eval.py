@@ -1,5 +1,6 @@
 """lm-eval on our model and, with the same weights, on its own for Transformers."""
 
+import functools
 import itertools
 import json
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, processors
 
+import keras_gpt_cli
 from keras_gpt import (
     GPT,
     BytePairTokenizer,
@@ -187,6 +189,19 @@ def test_without_lm_eval_the_error_tells_what_to_install(letters, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r"pip install .keras-gpt\[lm-eval\]"):
         lm_eval_model(letters)
+
+
+def test_the_command_names_a_task_that_lm_eval_lacks(
+    letters, tmp_path, monkeypatch, capfd
+):
+    letters.save(tmp_path / "model")
+    few = functools.partial(TaskManager, include_defaults=False)  # the others take 10 s
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", few)
+    command = ["keras-gpt", "evaluate", str(tmp_path / "model"), "--task", "hellaswig"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        keras_gpt_cli.main()
+    assert "Error: lm-eval has no task 'hellaswig'" in capfd.readouterr().err
 
 
 def make_tasks(folder, documents):

@@ -504,6 +504,24 @@ def test_a_truncated_adapter_is_refused(make_model, make_tuned, tmp_path, kept):
     assert not training.has_lora(model)
 
 
+def test_a_flipped_byte_is_noticed_and_adapters_without_checksum_are_read(
+    make_model, make_tuned, tmp_path
+):
+    training.save_adapter(make_tuned(), tmp_path)
+    path = tmp_path / WEIGHTS_FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    model = make_model()
+    with pytest.raises(ValueError, match=r"adapter\.safetensors is damaged.*checksum"):
+        training.load_adapter(model, tmp_path)
+    assert not training.has_lora(model)
+    about = json.loads((tmp_path / ADAPTER_FILE).read_text())
+    del about["checksum"]  # as before there was one
+    (tmp_path / ADAPTER_FILE).write_text(json.dumps(about))
+    training.load_adapter(model, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
