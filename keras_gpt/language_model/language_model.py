@@ -13,6 +13,8 @@ from keras_gpt.language_model.completion import Completion, encode_prompts
 from keras_gpt.model import GPT
 from keras_gpt.tokenizers import ChatTemplate, Tokenizer, encode_chat
 
+_ABOUT_ADAPTER = ("base", "tokenizer_fingerprint", "tasks")
+
 
 class LanguageModel:
     """A GPT with its tokenizer: text in, text out.
@@ -146,8 +148,8 @@ class LanguageModel:
         directory = Path(directory)
         if not storage.is_adapter(directory):
             return cls(**storage.load_parts(directory, dtype))
-        base = training.read_adapter(directory)["base"]
-        lm = cls.from_pretrained(base, dtype=dtype)
+        about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
+        lm = cls.from_pretrained(about["base"], dtype=dtype)
         lm.load_adapter(directory)
         return lm
 
@@ -180,7 +182,7 @@ class LanguageModel:
             FileNotFoundError: There is no adapter.
             ValueError: It was trained for another base, or a file is damaged.
         """
-        about = training.read_adapter(directory)
+        about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
         if about["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
             raise ValueError(
                 f"The adapter in {directory} was trained for another base: its "

@@ -279,8 +279,14 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
     return about
 
 
-def read_adapter(directory: str | Path) -> dict[str, Any]:
+def read_adapter(
+    directory: str | Path, *, needed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read the `adapter.json` of a folder that `save_adapter` wrote.
+
+    Args:
+        directory: The folder.
+        needed: Names that `about` of `save_adapter` must have had.
 
     Raises:
         FileNotFoundError: There are no adapters in the folder.
@@ -294,9 +300,10 @@ def read_adapter(directory: str | Path) -> dict[str, Any]:
         )
     about = read_json(path)
     try:
-        if about["format"] == _FORMAT and about["model"] and _settings(about):
+        is_whole = {"model", *needed} <= about.keys()
+        if about["format"] == _FORMAT and is_whole and _settings(about):
             return about
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError):
         pass
     raise ValueError(
         f"{path} wasn't written by this version of keras_gpt. Train the adapter "
@@ -318,15 +325,12 @@ def count_trainable(model) -> dict[str, int]:
     """
     import ml_dtypes  # noqa: F401  # from here on NumPy knows bfloat16
 
-    def count(variables):
-        return sum(int(np.prod(variable.shape)) for variable in variables)
-
-    trainable = count(model.trainable_variables)
+    trainable = sum(math.prod(v.shape) for v in model.trainable_variables)
     return {
-        "parameters": count(model.weights),
+        "parameters": model.count_params(),
         "trainable": trainable,
         "weight_bytes": sum(
-            int(np.prod(v.shape)) * np.dtype(v.dtype).itemsize for v in model.weights
+            math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in model.weights
         ),
         "training_bytes": 3 * 4 * trainable,
     }

@@ -543,6 +543,12 @@ def test_a_damaged_description_is_refused(make_model, tmp_path, content, message
         training.load_adapter(make_model(), tmp_path)
 
 
+def test_a_language_model_needs_an_adapter_that_names_its_base(make_tuned, tmp_path):
+    training.save_adapter(make_tuned(), tmp_path)
+    with pytest.raises(ValueError, match=r"adapter\.json wasn't written by"):
+        keras_gpt.LanguageModel.load(tmp_path)
+
+
 def test_files_that_are_missing_are_named(make_model, make_tuned, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"no adapter.*adapter\.json is missing"
