@@ -28,7 +28,7 @@ from keras_gpt.training.preference import (
     load_preferences,
     reference_margins,
 )
-from keras_gpt.training.recipe import WarmupSchedule, check_recipe, compile_model
+from keras_gpt.training.recipe import WarmupSchedule, compile_model
 from keras_gpt.training.state import load_state, save_state
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "StopOnNonFiniteLoss",
     "Throughput",
     "WarmupSchedule",
-    "check_recipe",
     "compile_model",
     "count_trainable",
     "enable_lora",

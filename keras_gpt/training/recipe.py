@@ -76,7 +76,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.final_learning_rate = final_learning_rate
         self.decay_fraction = decay_fraction
         self.accumulation_steps = accumulation_steps
-        check_recipe(**vars(self))
+        _check(**vars(self))
         self.name = name
 
     def __call__(self, step):
@@ -99,15 +99,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return vars(self).copy()
 
 
-def check_recipe(**options) -> None:
-    """Check arguments of `compile_model`, also where there is no model yet.
-
-    Args:
-        **options: Any of them but `jit_compile`; `None` for one that has no value.
-
-    Raises:
-        ValueError: One is out of range, or of a schedule that isn't there.
-    """
+def _check(**options):
+    """Check arguments of `compile_model` that are given, and what a schedule needs."""
     for name, value in options.items():
         is_valid, wanted = _RANGES[name]
         try:
@@ -187,7 +180,7 @@ def compile_model(
     >>> model = keras_gpt.GPT(config)
     >>> keras_gpt.training.compile_model(model, 1e-3, total_steps=100, warmup_steps=10)
     """
-    check_recipe(
+    _check(
         optimizer=optimizer,
         schedule=schedule,
         total_steps=total_steps,
