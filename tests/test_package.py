@@ -3,6 +3,7 @@ import importlib.metadata
 import importlib.resources
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_public_names_exist():
 
 def test_type_checkers_find_py_typed():
     assert importlib.resources.files("keras_gpt").joinpath("py.typed").is_file()
+
+
+def test_the_map_has_a_line_for_every_file():
+    root = PACKAGE.parent
+    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- `(\S+\.py)`: ", text, re.MULTILINE)
+    files = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")]
+    files += [path.relative_to(root) for path in root.glob("keras_gpt_cli/**/*.py")]
+    names = {path.as_posix() for path in files if path.name != "__init__.py"}
+    assert sorted(listed) == sorted(names)
+    # what else it names is there too
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        assert name in names or (root / name).is_file(), name
 
 
 def test_no_module_imports_the_private_src_of_another_package():
