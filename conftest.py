@@ -71,7 +71,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark examples as tests are marked, by their file; begin with the longest files."""
+    """Mark examples as tests are marked, by their file; put the longest files first."""
 
     def path(item):
         return item.path.relative_to(config.rootpath).as_posix()
