@@ -379,6 +379,23 @@ def test_several_sequences_for_each_prompt(characters):
     assert isinstance(both, list)
 
 
+def test_beams_take_the_defaults_of_the_model(characters):
+    plain = {"num_beams": 3, "max_new_tokens": 8}
+    model = LanguageModel(
+        characters.model,
+        characters.tokenizer,
+        generation_defaults={"repetition_penalty": 5.0, "temperature": 0.3},
+    )
+    expected = characters.generate("the", **plain, repetition_penalty=5.0)
+    assert model.generate("the", **plain) == expected
+    assert characters.generate("the", **plain) != expected
+    [completion] = model.complete("the", **plain)
+    assert completion.text == expected
+    scores = characters.score("the" + expected)
+    # float32 sums in another order
+    np.testing.assert_allclose(completion.log_probs, scores[-8:], atol=1e-4)
+
+
 def test_beams_find_what_generate_finds_with_beams(characters):
     ids = characters.tokenizer.encode("the ")
     [row] = generate(characters.model, [ids], 6, num_beams=3)

@@ -224,6 +224,15 @@ def test_long_texts_are_summarized_in_parts(chat, plain):
     assert chat.summarize(TEXT, max_new_tokens=8) == short
     with pytest.raises(ValueError, match="can't summarize: it was neither tuned"):
         plain.summarize(TEXT)
+    with pytest.raises(ValueError, match=r"`batch_size` .*batch_size=0"):
+        chat.summarize(TEXT, max_new_tokens=8, batch_size=0)
+
+
+def test_an_answer_ends_at_the_stop_ids_that_are_given(chat):
+    messages = [{"role": "user", "content": "Hi"}]
+    whole = chat.chat(messages, 8, temperature=0)
+    assert chat.chat(messages, 8, temperature=0, stop_ids=range(512)) == ""
+    assert chat.chat(messages, 8, temperature=0, stop_ids=[]).startswith(whole)
 
 
 def test_translations_keep_the_lines_of_the_text(chat):

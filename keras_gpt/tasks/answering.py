@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from keras_gpt.generation.rows import check_count
 from keras_gpt.tasks.prompts import encode_prompt, find_languages
 
 # where a long text is cut, the best place first
@@ -91,6 +92,7 @@ def _answer_parts(
     **controls,
 ) -> list[list[str]]:
     """For each text the answers to its parts, in batches of prompts of like length."""
+    check_count("batch_size", batch_size)
     controls = {"temperature": 0.0, **controls}
     prompts = [build(part) for split in parts for part in split]
     answers = [""] * len(prompts)
