@@ -36,6 +36,14 @@ def test_no_row_is_empty_or_overfull_and_only_long_documents_are_cut(lengths, si
             assert is_whole or lengths[document] > size
 
 
+def test_a_separator_alone_is_left_out():
+    # after a row that its document fills, and of an empty document
+    plan = plan_packing(np.array([8, 9, 12]), 7)
+    assert plan.starts.tolist() == [0, 9]
+    assert plan.lengths.tolist() == [7, 3]
+    assert plan.row_splits.tolist() == [0, 1, 2]
+
+
 def test_packing_wastes_little():
     lengths = np.random.default_rng(0).integers(2, 200, size=2000)
     plan = plan_packing(np.cumsum(lengths), 256)

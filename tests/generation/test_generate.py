@@ -248,6 +248,12 @@ def test_text_beyond_the_context_forgets_its_older_half(models, next_logits):
     run.advance()
     expected, _ = naive(model, next_logits, prompts, 45)
     assert run.ids == [expected[0], expected[1], expected[2][:14]]
+    # piece by piece, and no further than was asked for
+    run = Generation(model, prompts, max_new_tokens=[45, 45, 14], temperature=0)
+    while not run.finished:
+        run.advance(6)
+        assert all(len(row.ids) == row.num_given for row in run.rows)
+    assert run.ids == [expected[0], expected[1], expected[2][:14]]
 
 
 def test_new_weights_write_new_text(models):

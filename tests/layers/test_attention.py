@@ -137,6 +137,7 @@ def test_decoding_against_the_cache_equals_the_whole_sequence(
     whole = array(layer(x, find_angles(base, 4, places)))
     angles = find_angles(base, 4, places[:, :3])
     output, cache = layer.prefill(x[:, :3], cache_length=8, angles=angles)
+    assert [part.shape[2] for part in cache] == [8, 8]
     np.testing.assert_allclose(array(output), whole[:, :3], atol=1e-4)
     for t in range(3, 6):
         position = ops.convert_to_tensor(places[:, t : t + 1])
