@@ -102,7 +102,7 @@ def seeded():
 @pytest.fixture
 def signalled():
     """A context in which this process gets a signal amid a batch of training."""
-    from keras_gpt.training import Throughput
+    from keras_gpt.training.callbacks import Throughput
 
     @contextlib.contextmanager
     def send(number, batches):

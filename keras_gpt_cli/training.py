@@ -33,7 +33,7 @@ def quickstart(
 
     from keras_gpt import runs
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     output = output or _free_folder(Path("runs/quickstart"))
     config = runs.RunConfig(
         corpus=corpus,
@@ -49,17 +49,15 @@ def quickstart(
     lm = runs.train(config, console=console)
     result = runs.read_result(output)
     console.print(
-        f"\nTrained in {result['seconds']:.0f} s. Training loss "
-        f"{result['last_training_loss']:.3f}, validation loss "
-        f"{result['validation_loss']:.3f} nats per token, which is "
-        f"{result['validation_bits_per_byte']:.3f} bits per byte of text.",
-        highlight=False,
+        "\nTrained in {seconds:.0f} s. Training loss {last_training_loss:.3f}, "
+        "validation loss {validation_loss:.3f} nats per token, which is "
+        "{validation_bits_per_byte:.3f} bits per byte of text.".format(**result),
     )
     if prompt is None:
         prompt = QUICKSTART_PROMPT
         if corpus != "embedded":
             prompt = runs.first_words(lm, output / runs.DATA_FOLDER)
-    console.print(f"\nIt continues {prompt!r}:\n", highlight=False)
+    console.print(f"\nIt continues {prompt!r}:\n")
     stream(lm, prompt, max_new_tokens=120, temperature=0.8, top_k=40, seed=0)
     # in a virtual environment that isn't active, its commands need their folder
     folder = "" if shutil.which("keras-gpt") else f"{Path(sys.argv[0]).parent}/"
@@ -70,7 +68,6 @@ def quickstart(
         f"  {folder}keras-gpt info {output}\n"
         f"  {folder}tensorboard --logdir {output / runs.EVENTS_FOLDER}\n"
         f"  {folder}keras-gpt train --help",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -108,8 +105,7 @@ def prepare(
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
     workers: Annotated[
-        int | None,
-        typer.Option(help="Threads. \\[default: one for each core]", min=1),
+        int | None, typer.Option(help="Threads. \\[default: one for each core]", min=1)
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -127,10 +123,15 @@ def prepare(
         num_workers=workers,
         overwrite=overwrite,
     )
-    counts = ", ".join(
-        f"{split['num_tokens']:,} {name}" for name, split in found["splits"].items()
-    )
-    note(f"Wrote tokens to {output}: {counts}.")
+    splits = found["splits"].items()
+    counts = [f"{split['num_tokens']:,} {name}" for name, split in splits]
+    note(f"Wrote tokens to {output}: {', '.join(counts)}.")
+
+
+def _fields(examples):
+    """An argument for fields of a run."""
+    about = f"Fields of the run, for example {examples}; --schema lists them."
+    return typer.Argument(metavar="[NAME=VALUE]...", help=about)
 
 
 def _schema_option(name):
@@ -144,12 +145,8 @@ def _schema_option(name):
             print(json.dumps(getattr(runs, name).schema_for_editors(), indent=2))
             raise typer.Exit
 
-    return typer.Option(
-        "--schema",
-        help="Print the fields of a run as JSON schema, which editors read.",
-        is_eager=True,
-        callback=show,
-    )
+    about = "Print the fields of a run as JSON schema, which editors read."
+    return typer.Option("--schema", help=about, is_eager=True, callback=show)
 
 
 ConfigFile = Annotated[
@@ -165,12 +162,7 @@ Resume = Annotated[
 
 def train(
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME=VALUE]...",
-            help="Fields of the run, for example learning_rate=3e-4 "
-            "model.num_layers=8; --schema lists them.",
-        ),
+        list[str] | None, _fields("learning_rate=3e-4 model.num_layers=8")
     ] = None,
     config: ConfigFile = None,
     corpus: Annotated[str | None, typer.Option(help=CORPUS_HELP)] = None,
@@ -182,13 +174,9 @@ def train(
     import_quietly()
     from keras_gpt import runs
 
-    # corpus and output not as overrides: a path is no YAML
-    run_config = runs.RunConfig.from_yaml(
-        config or _kept_config(output, resume), overrides, corpus=corpus, output=output
-    )
-    runs.train(run_config, resume=resume)
-    _print_result(runs.read_result(run_config.output))
-    note(f'Try it: keras-gpt generate {run_config.output} "Once"')
+    fields = {"corpus": corpus, "output": output}
+    _, output = _do_run(runs.train, runs.RunConfig, config, overrides, resume, **fields)
+    note(f'Try it: keras-gpt generate {output} "Once"')
 
 
 def finetune(
@@ -204,11 +192,7 @@ def finetune(
     output: Annotated[str, typer.Argument(help="Folder of the run.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME=VALUE]...",
-            help="Fields of the run, for example epochs=3 lora_rank=32, or "
-            "lora_rank=0 to train all weights; --schema lists them.",
-        ),
+        _fields("epochs=3 lora_rank=32, or lora_rank=0 to train all weights"),
     ] = None,
     config: ConfigFile = None,
     resume: Resume = False,
@@ -218,15 +202,10 @@ def finetune(
     import_quietly()
     from keras_gpt import runs
 
-    run_config = runs.FinetuneConfig.from_yaml(
-        config or _kept_config(output, resume),
-        overrides,
-        model=model,
-        data=data,
-        output=output,
+    fields = {"model": model, "data": data, "output": output}
+    lm, _ = _do_run(
+        runs.finetune, runs.FinetuneConfig, config, overrides, resume, **fields
     )
-    lm = runs.finetune(run_config, resume=resume)
-    _print_result(runs.read_result(output))
     languages = lm.tasks.get("translate", {}).get("languages", [["en", "de"]])
     [source, target] = languages[0]
     how = {
@@ -234,7 +213,7 @@ def finetune(
         "translate": f"translate {output} TEXT --source {source} --target {target}",
         "chat": f"chat {output}",
     }
-    [task] = [*lm.tasks, "complete"][:1]
+    [task, *_] = [*lm.tasks, "complete"]
     note(f"Try it: keras-gpt {how.get(task, f'generate {output} PROMPT')}")
 
 
@@ -265,16 +244,15 @@ def preview(
         console.print(_color_tokens(lm.tokenizer, example, console.is_terminal))
     lengths = sorted(len(example.token_ids) for example in examples)
     learned = sum(example.num_answer_tokens for example in examples)
-    print_table(
-        {
-            "examples": f"{len(examples):,}",
-            "tokens": f"{sum(lengths):,}, of which {learned:,} are learned",
-            "tokens of an example": f"{lengths[0]} to {lengths[-1]}, "
-            f"median {lengths[len(lengths) // 2]}",
-            "shortened": f"{about['num_shortened']:,}",
-            "tasks": ", ".join(about["tasks"]),
-        }
-    )
+    median = lengths[len(lengths) // 2]
+    rows = {
+        "examples": f"{len(examples):,}",
+        "tokens": f"{sum(lengths):,}, of which {learned:,} are learned",
+        "tokens of an example": f"{lengths[0]} to {lengths[-1]}, median {median}",
+        "shortened": f"{about['num_shortened']:,}",
+        "tasks": ", ".join(about["tasks"]),
+    }
+    print_table(rows)
 
 
 def _color_tokens(tokenizer, example, is_terminal):
@@ -287,28 +265,31 @@ def _color_tokens(tokenizer, example, is_terminal):
         has_marks = is_answer and not is_terminal  # no colors in a file
         shown.append("[[" if has_marks else "")
         for index, (token_id, _) in group:
-            style = ("on grey23" if index % 2 else "") + (
-                " underline bold green" if is_answer else " dim"
-            )
+            shade = "on grey23" if index % 2 else ""
+            style = f"{shade} {'underline bold green' if is_answer else 'dim'}"
             shown.append(tokenizer.token(token_id), style=style)
         shown.append("]]" if has_marks else "")
     return shown
 
 
-def _kept_config(output, resume):
-    """The file with the fields of the run that goes on, if one does."""
+def _do_run(do, config_type, path, overrides, resume, **fields):
+    """Do a run with fields of a file, or those that it had, and those given.
+
+    Returns:
+        The model and the run's folder.
+    """
     from keras_gpt import runs
 
-    path = Path(output, runs.CONFIG_FILE) if resume and output else None
-    return path if path and path.is_file() else None
-
-
-def _print_result(result):
-    """What a run reached, a line each."""
-    for name, value in result.items():
-        print(
-            f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-        )
+    if path is None and resume and fields["output"]:
+        kept = Path(fields["output"], runs.CONFIG_FILE)
+        path = kept if kept.is_file() else None
+    # paths not as overrides: they are no YAML
+    config = config_type.from_yaml(path, overrides, **fields)
+    lm = do(config, resume=resume)
+    for name, value in runs.read_result(config.output).items():
+        shown = f"{value:.4f}" if isinstance(value, float) else value
+        print(f"{name}: {shown}")
+    return lm, config.output
 
 
 def _free_folder(folder):

@@ -1,10 +1,10 @@
 """All that defines a run, in the parts that the places of a run take."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import keras
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from keras_gpt import training
 from keras_gpt.config import GPTConfig
@@ -21,6 +21,17 @@ from keras_gpt.runs.settings import (
 from keras_gpt.training.recipe import OPTIMIZERS, SCHEDULES
 
 _VALIDATIONS = 5  # of a fine-tuning run, where nothing is said of them
+
+
+def _check_dtype(dtype):
+    try:
+        keras.dtype_policies.get(dtype)
+    except ValueError as error:
+        raise ValueError("must be such as float32 or mixed_bfloat16") from error
+    return dtype
+
+
+_DtypePolicy = Annotated[str, AfterValidator(_check_dtype)]
 
 
 class Recipe(Settings):
@@ -81,7 +92,7 @@ class Plan(Recipe):
     """
 
     output: str = "runs/gpt"
-    dtype: str = "float32"
+    dtype: _DtypePolicy = "float32"
     seed: WholeNumber = 0
     steps: Count = 2000
     batch_size: Count = 32
@@ -90,27 +101,16 @@ class Plan(Recipe):
     early_stopping: Count | None = None
     sample_tokens: WholeNumber = 128
 
-    @field_validator("dtype")
-    @classmethod
-    def _check_dtype(cls, dtype):
-        try:
-            keras.dtype_policies.get(dtype)
-        except ValueError as error:
-            raise ValueError("must be such as float32 or mixed_bfloat16") from error
-        return dtype
-
     @model_validator(mode="after")
     def _check_steps(self):
         steps, every, warmup = self.steps, self.evaluate_every, self.warmup_steps
-        if steps is None:
-            return self
-        if every is not None and steps % min(every, steps):
+        if steps and every and steps % min(every, steps):
             raise ValueError(
                 "`steps` must be a multiple of `evaluate_every`. Received: "
                 f"steps={steps}, evaluate_every={every}. "
                 f"Try steps={round(steps / every) * every}."
             )
-        if warmup is not None and warmup >= steps:
+        if steps and warmup and warmup >= steps:
             raise ValueError(
                 "`warmup_steps` must be below `steps`. Received: "
                 f"warmup_steps={warmup}, steps={steps}."
@@ -118,8 +118,10 @@ class Plan(Recipe):
         return self
 
 
-class CorpusSettings(Settings):
-    """Text to train on and the tokenizer for it.
+class RunConfig(Plan):
+    """All that defines a training run; `run.yaml` in its folder holds it.
+
+    Its fields are those of its parts, `Plan` and `Recipe`, and:
 
     Args:
         corpus: `"embedded"`, or the path of a text file, a folder, JSON Lines or
@@ -131,6 +133,10 @@ class CorpusSettings(Settings):
         text_field: Field of JSON Lines or column of Parquet with the text.
         encoding: Of text files.
         validation_fraction: Of the corpus, not trained on.
+        model: Fields of `GPTConfig`, and `preset` for the others.
+        packing: `"windows"` or `"documents"`; see `keras_gpt.data.load_batches`.
+        evaluation_batches: Batches of each validation. Defaults to all.
+        sample_prompt: Start of the sample texts. Defaults to the corpus's own.
     """
 
     corpus: str = "embedded"
@@ -140,20 +146,6 @@ class CorpusSettings(Settings):
     text_field: str = "text"
     encoding: str = "utf-8"
     validation_fraction: Part = 0.1
-
-
-class RunConfig(CorpusSettings, Plan):
-    """All that defines a training run; `run.yaml` in its folder holds it.
-
-    Its fields are those of its parts, `CorpusSettings`, `Plan` and `Recipe`, and:
-
-    Args:
-        model: Fields of `GPTConfig`, and `preset` for the others.
-        packing: `"windows"` or `"documents"`; see `keras_gpt.data.load_batches`.
-        evaluation_batches: Batches of each validation. Defaults to all.
-        sample_prompt: Start of the sample texts. Defaults to the corpus's own.
-    """
-
     model: dict[str, Any] = Field(default_factory=lambda: {"preset": "quickstart"})
     packing: Literal["windows", "documents"] = "windows"
     evaluation_batches: Count | None = None
@@ -217,7 +209,7 @@ class FinetuneConfig(Plan):
     """
 
     output: str = "runs/finetuned"
-    dtype: str | None = None
+    dtype: _DtypePolicy | None = None
     learning_rate: Positive | None = None
     weight_decay: NotNegative = 0.0
     steps: Count | None = None

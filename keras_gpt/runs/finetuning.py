@@ -2,17 +2,17 @@
 
 import copy
 import dataclasses
-import random
 from pathlib import Path
 
 import keras
 import numpy as np
+from rich.console import Console
 
 from keras_gpt import data, tasks, training
 from keras_gpt.language_model import LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import FinetuneConfig
-from keras_gpt.runs.fitting import compile_and_load, fit
+from keras_gpt.runs.fitting import fit
 from keras_gpt.runs.folder import claimed
 
 _LONGEST_ROW = 512
@@ -43,11 +43,8 @@ def finetune(
         ValueError: An example is bad, something doesn't fit, or the run would go on as
             another.
     """
-    from rich.console import Console
-
     console = console or Console(stderr=True)
     with claimed(config, resume) as config:
-        random.seed(config.seed)
         files = _find_files(config.data, config.validation)
         [first, *_] = [_read_first(path) for path in files if path is not None]
         with console.status("Loading the model"):
@@ -55,35 +52,39 @@ def finetune(
         most = lm.model.config.context_length
         length = min(config.sequence_length or _LONGEST_ROW, most)
         prepare = _prepare_preferences if "chosen" in first else _prepare_examples
-        model, load, num_rows, about = prepare(config, lm, files, first, length)
+        model, load, num_rows, summary, example = prepare(
+            config, lm, files, first, length
+        )
         config = config.planned(num_rows)
-        step = compile_and_load(config, model, resume=resume)
-        gpt = getattr(model, "gpt", model)
-        _announce(config, gpt, about, length, step, console)
         # the model in training with the rest of the language model, to save and sample
         trained = copy.copy(lm)
-        trained.model = gpt
+        trained.model = getattr(model, "gpt", model)
 
         def save():
             if config.lora_rank:
                 trained.save_adapter(config.output, base=config.model)
                 return
             # into the model whose configuration doesn't part packed examples
-            for old, new in zip(lm.model.weights, gpt.weights, strict=True):
-                old.assign(new)
+            _assign(lm.model, trained.model)
             lm.save(config.output)
+
+        def sample():
+            prompt = example.token_ids[: example.is_answer.index(True)]
+            [answer] = trained.generate_from_ids(
+                [prompt], config.sample_tokens, temperature=0
+            )
+            return f"{lm.tokenizer.decode(prompt)}{answer}"
 
         fit(
             config,
             model,
-            load("train", start_step=step * config.accumulation_steps),
-            load("validation", order="sequential"),
-            save=save,
-            tokens_per_batch=config.batch_size * length * (1 if gpt is model else 2),
-            flops_per_token=gpt.count_flops_per_token(length),
-            step=step,
+            load,
+            resume=resume,
             console=console,
-            sample=_sampler(config, trained, about["sample"]),
+            intro=f"{_describe(trained.model)}\n{summary}",
+            sequence_length=length,
+            save=save,
+            sample=sample,
         )
         return LanguageModel.load(config.output, dtype=config.dtype)
 
@@ -114,23 +115,18 @@ def _prepare_examples(config, lm, files, first, length):
 
     Returns:
         The model; a function that loads the batches of a split; the number of rows to
-        train on; and what to say of the examples.
+        train on; what to say of the examples; and one to sample with.
     """
-    train_file, validation_file = files
     if config.instruction is not None:
         lm.tasks[tasks.find_task(first)] = {"instruction": config.instruction}
 
     def read(path):
         return tasks.read_examples(lm, path, length, shorten=config.shorten)
 
-    examples, about = read(train_file)
-    if validation_file is not None:
-        validation, _ = read(validation_file)
-    else:
-        examples, validation = _split(config, examples, train_file)
+    splits, about = _read_splits(config, files, read)
+    examples = splits["train"]
     lm.tasks.update(about["tasks"])
-    separator_id = _choose_separator(config, lm, examples + validation)
-    splits = {"train": examples, "validation": validation}
+    separator_id = _choose_separator(config, lm, examples + splits["val"])
 
     def load(split, **options):
         return data.load_examples(
@@ -142,8 +138,6 @@ def _prepare_examples(config, lm, files, first, length):
             **options,
         )
 
-    num_rows = data.count_rows(examples, length, separator_id)
-    model = _prepare_model(config, lm, separator_id)
     tokens = sum(len(example.token_ids) for example in examples)
     learned = sum(example.num_answer_tokens for example in examples)
     shortened = about["num_shortened"]
@@ -151,53 +145,55 @@ def _prepare_examples(config, lm, files, first, length):
         f"{len(examples):,} examples of {tokens:,} tokens, of which {learned:,} are "
         f"learned" + (f"; {shortened:,} were shortened" if shortened else "")
     )
-    return model, load, num_rows, {"summary": summary, "sample": validation[0]}
+    num_rows = data.count_rows(examples, length, separator_id)
+    model = _prepare_model(config, lm, separator_id)
+    return model, load, num_rows, summary, splits["val"][0]
 
 
 def _prepare_preferences(config, lm, files, first, length):
     """What learns which of two answers is better; returns as `_prepare_examples`."""
     del first
-    train_file, validation_file = files
-    pairs = tasks.read_preferences(lm, train_file, length + 1)
-    if validation_file is not None:
-        validation = tasks.read_preferences(lm, validation_file, length + 1)
-    else:
-        pairs, validation = _split(config, pairs, train_file)
+
+    def read(path):
+        return tasks.read_preferences(lm, path, length + 1), None
+
+    splits, _ = _read_splits(config, files, read)
     model = _prepare_model(config, lm, None)
-    splits = {
-        name: (found, training.reference_margins(model, found, length))
-        for name, found in (("train", pairs), ("validation", validation))
+    margins = {
+        split: training.reference_margins(model, pairs, length)
+        for split, pairs in splits.items()
     }
     if not config.lora_rank:
         # `lm` gets the weights back when they are saved: two models
         model = _copy(lm.model, lm.model.config)
 
     def load(split, **options):
+        pairs, batch_size = splits[split], config.batch_size
         return training.load_preferences(
-            *splits[split], config.batch_size, length, config.seed, **options
+            pairs, margins[split], batch_size, length, config.seed, **options
         )
 
-    about = {
-        "summary": f"{len(pairs):,} pairs of answers",
-        "sample": validation[0][0],
-    }
+    num_pairs = len(splits["train"])
     preferences = training.PreferenceModel(model, config.beta)
-    return preferences, load, len(pairs), about
+    summary = f"{num_pairs:,} pairs of answers"
+    return preferences, load, num_pairs, summary, splits["val"][0][0]
 
 
-def _split(config, examples, path):
-    """A part of the examples to train on, and one to validate with."""
+def _read_splits(config, files, read):
+    """Examples by split, of a file each or parts of one, and what is said of them."""
+    train_file, validation_file = files
+    examples, about = read(train_file)
+    if validation_file is not None:
+        return {"train": examples, "val": read(validation_file)[0]}, about
     order = np.random.default_rng(config.seed).permutation(len(examples))
     count = max(1, round(config.validation_fraction * len(examples)))
     if count >= len(examples):
         raise ValueError(
-            f"{path} has {len(examples)} records, of which none would be left to train "
-            "on. Give more, or `validation`."
+            f"{train_file} has {len(examples)} records, of which none would be left to "
+            "train on. Give more, or `validation`."
         )
-    return (
-        [examples[i] for i in sorted(order[count:])],
-        [examples[i] for i in order[:count]],
-    )
+    places = {"train": sorted(order[count:]), "val": order[:count]}
+    return {name: [examples[i] for i in found] for name, found in places.items()}, about
 
 
 def _choose_separator(config, lm, examples):
@@ -240,35 +236,22 @@ def _prepare_model(config, lm, separator_id):
 def _copy(model, config):
     """A GPT with the weights of another."""
     twin = GPT(config, dtype=model.dtype_policy, initial_weights=False)
-    for new, old in zip(twin.weights, model.weights, strict=True):
-        new.assign(old)
+    _assign(twin, model)
     return twin
 
 
-def _announce(config, model, about, length, step, console):
-    """Say what is trained, on what, and what memory it takes."""
+def _assign(model, other):
+    for new, old in zip(model.weights, other.weights, strict=True):
+        new.assign(old)
+
+
+def _describe(model):
+    """What is trained, on what, and what memory it takes."""
     counts = training.count_trainable(model)
-    console.print(
+    return (
         f"Training {counts['trainable']:,} of {counts['parameters']:,} parameters "
         f"({counts['trainable'] / counts['parameters']:.1%}) on "
         f"{keras.backend.backend()}. Weights take "
         f"{counts['weight_bytes'] / 1e6:,.0f} MB, gradients and optimizer "
-        f"{counts['training_bytes'] / 1e6:,.0f} MB.\n"
-        f"{about['summary']}: {config.steps:,} steps of {config.batch_size} x "
-        f"{length} tokens" + (f", going on at step {step:,}" if step else ""),
-        highlight=False,
-        soft_wrap=True,
+        f"{counts['training_bytes'] / 1e6:,.0f} MB."
     )
-
-
-def _sampler(config, lm, example):
-    """A function that shows what the model answers to an example, or `None`."""
-    if config.sample_tokens == 0:
-        return None
-    prompt = example.token_ids[: example.is_answer.index(True)]
-
-    def sample():
-        [answer] = lm.generate_from_ids([prompt], config.sample_tokens, temperature=0)
-        return f"{lm.tokenizer.decode(prompt)}{answer}"
-
-    return sample

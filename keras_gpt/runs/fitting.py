@@ -12,43 +12,23 @@ from keras_gpt.runs import report
 from keras_gpt.runs.config import Plan
 from keras_gpt.runs.folder import write_config
 from keras_gpt.runs.interrupts import noticed_interrupts
-
-
-def compile_and_load(plan: Plan, model, *, resume: bool) -> int:
-    """Compile a model as its run says, with the state from which it goes on.
-
-    Returns:
-        The step that it goes on from, or 0.
-
-    Raises:
-        ValueError: The state is damaged or of another run.
-    """
-    training.compile_model(model, total_steps=plan.steps, **plan.arguments())
-    path = Path(plan.output) / report.STATE_FILE
-    step = training.load_state(model, path) if resume and path.is_file() else 0
-    if step > plan.steps:
-        raise ValueError(
-            f"`steps` must be at least {step}, which are done. Received: "
-            f"steps={plan.steps}."
-        )
-    return step
+from keras_gpt.training import callbacks
 
 
 def fit(
     plan: Plan,
     model,
-    batches,
-    validation,
+    load: Callable,
     *,
-    save: Callable[[], None],
-    tokens_per_batch: int,
-    flops_per_token: int,
-    step: int,
+    resume: bool,
     console,
-    sample: Callable[[], str] | None = None,
+    intro: str,
+    sequence_length: int,
+    save: Callable[[], None],
+    sample: Callable[[], str],
     tokens_per_byte: float | None = None,
 ) -> None:
-    """Call `model.fit` with all callbacks; draw the losses and note the result.
+    """Compile and `fit` a model as its run says; draw the losses, note the result.
 
     Only here, where all was found to fit, is the configuration written of a run that
     goes on. Ctrl-C and SIGTERM save the state after the next step, or, during a
@@ -56,65 +36,83 @@ def fit(
 
     Args:
         plan: Of the run, with all its numbers.
-        model: Compiled by `compile_and_load`.
-        batches: To train on, from the step on.
-        validation: To validate with.
+        model: A `GPT` or a `PreferenceModel`.
+        load: Returns the batches of `"train"` or `"val"`, with a `start_step` and an
+            `order` as of `data.load_batches`.
+        resume: Whether to go on from the state in the run's folder, if there is one.
+        console: For messages and the progress bar.
+        intro: What to say at the start.
+        sequence_length: Tokens in a row.
         save: Called whenever the validation loss is the lowest so far.
-        tokens_per_batch: Batch size times sequence length.
-        flops_per_token: From `GPT.count_flops_per_token`.
-        step: What `compile_and_load` returned.
-        console: For the progress bar.
-        sample: Returns a text to note after each validation, or `None`.
+        sample: Returns a text to note after each validation, if the run wants any.
         tokens_per_byte: Of the validation data, for bits per byte, or `None`.
 
     Raises:
-        ValueError: The loss became infinite, or the log is damaged.
+        ValueError: The state or the log is damaged or of another run, or the loss
+            became infinite.
     """
-    start = time.perf_counter()
     output = Path(plan.output)
-    num_validations = step // plan.evaluate_every
-    losses = ()
-    if num_validations:
-        losses = report.read_log(output / report.LOG_FILE, num_validations)["val_loss"]
-    best = training.SaveBest(save, patience=plan.early_stopping, losses=losses)
+    log_path, state_path = output / report.LOG_FILE, output / report.STATE_FILE
+    training.compile_model(model, total_steps=plan.steps, **plan.arguments())
+    has_state = resume and state_path.is_file()
+    step = training.load_state(model, state_path) if has_state else 0
+    if step > plan.steps:
+        raise ValueError(
+            f"`steps` must be at least {step}, which are done. Received: "
+            f"steps={plan.steps}."
+        )
+    console.print(
+        f"{intro}: {plan.steps:,} steps of {plan.batch_size} x {sequence_length} tokens"
+        + (f", going on at step {step:,}" if step else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    first_batch = step * plan.accumulation_steps
+    batches = load("train", start_step=first_batch)
+    validation = load("val", order="sequential")
+    start = time.perf_counter()
+    epoch = step // plan.evaluate_every
+    losses = report.read_log(log_path, epoch)["val_loss"] if epoch else ()
+    best = callbacks.SaveBest(save, patience=plan.early_stopping, losses=losses)
     write_config(plan)
     if step < plan.steps and not best.is_over:
-        report.cut_log(output / report.LOG_FILE, num_validations)
-        throughput = training.Throughput(
-            tokens_per_batch,
-            flops_per_token,
-            training.measure_peak_flops(model.dtype_policy.compute_dtype),
+        report.cut_log(log_path, epoch)
+        sample = sample if plan.sample_tokens else None
+        gpt = getattr(model, "gpt", model)  # the one inside a PreferenceModel
+        throughput = callbacks.Throughput(
+            plan.batch_size * sequence_length * (1 if gpt is model else 2),
+            gpt.count_flops_per_token(sequence_length),
+            callbacks.measure_peak_flops(model.dtype_policy.compute_dtype),
         )
-        callbacks = [throughput]
+        others = [throughput, best]
         if tokens_per_byte is not None:
-            callbacks.append(training.BitsPerByte(tokens_per_byte))
+            others.append(callbacks.BitsPerByte(tokens_per_byte))
         reporting = [
-            training.EventLog(output / report.EVENTS_FOLDER, sample=sample),
-            report.LogFile(output / report.LOG_FILE, append=True),
-            training.ProgressBar(
+            callbacks.EventLog(output / report.EVENTS_FOLDER, sample=sample),
+            report.LogFile(log_path, append=True),
+            callbacks.ProgressBar(
                 plan.steps * plan.accumulation_steps,
-                first_batch=step * plan.accumulation_steps,
+                first_batch=first_batch,
                 throughput=throughput,
                 console=console,
             ),
         ]
-        callbacks.append(best)
-        _fit(plan, model, batches, validation, callbacks, reporting, step, console)
+        _fit(plan, model, batches, validation, others, reporting, step, console)
     elif (output / report.RESULT_FILE).is_file():
         return
-    report.plot_losses(output / report.LOG_FILE, output / report.PLOT_FILE)
+    report.plot_losses(log_path, output / report.PLOT_FILE)
     report.write_result(output, time.perf_counter() - start)
 
 
-def _fit(plan, model, batches, validation, callbacks, reporting, step, console):
+def _fit(plan, model, batches, validation, others, reporting, step, console):
     """Call `model.fit`; leave nothing open and no weights lost when it is stopped."""
-    loss_stop = training.StopOnNonFiniteLoss()
-    callbacks = [loss_stop, *callbacks, *reporting]
+    loss_stop = callbacks.StopOnNonFiniteLoss()
+    watching = [loss_stop, *others, *reporting]
     if plan.ema_momentum is not None:
         # behind SaveBest, which saves before the weights are swapped back
-        callbacks.append(keras.callbacks.SwapEMAWeights())
+        watching.append(keras.callbacks.SwapEMAWeights())
     with noticed_interrupts(signal.SIGTERM) as notice:
-        state = training.SaveState(
+        state = callbacks.SaveState(
             Path(plan.output) / report.STATE_FILE,
             plan.evaluate_every,
             first_step=step,
@@ -130,7 +128,7 @@ def _fit(plan, model, batches, validation, callbacks, reporting, step, console):
                 validation_data=validation,
                 validation_steps=len(validation),
                 # last, so that a run that goes on from a state lacks nothing before it
-                callbacks=[*callbacks, state],
+                callbacks=[*watching, state],
                 shuffle=False,
                 verbose=0,
             )

@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import random
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ MAY_CHANGE = (
 
 @contextlib.contextmanager
 def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
-    """Keep a run's folder for this run alone.
+    """Keep a run's folder for this run alone, and seed what it draws at random.
 
     Yields:
         The configuration; when a run goes on, what was given on top of what it had.
@@ -55,6 +56,9 @@ def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
                 f"{output} already holds a run or a model. Go on with the run "
                 "(--resume), or choose another --output."
             )
+        # Keras draws the seeds of initializers and dropout from here; its own
+        # `set_random_seed` would load TensorFlow whatever the backend
+        random.seed(config.seed)
         yield config.planned()
 
 

@@ -51,10 +51,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_yaml(
-        cls,
-        path: str | Path | None,
-        overrides: Sequence[str] | None = None,
-        **fields: Any,
+        cls, path: str | Path | None, overrides: Sequence[str] = (), **fields: Any
     ) -> Self:
         """Read a YAML file and put others on top.
 
@@ -108,17 +105,16 @@ def _put(found, override, known):
     name, equals, value = override.partition("=")
     if not equals:
         raise ValueError(f"Overrides look like NAME=VALUE. Received: {override!r}.")
-    parent, _, child = name.rpartition(".")
-    if parent:
+    place = found
+    if "." in name:
+        parent, _, name = name.rpartition(".")
         if parent not in found and parent in known:
             found[parent] = known[parent].get_default(call_default_factory=True)
-        place, name = found.setdefault(parent, {}), child
+        place = found.setdefault(parent, {})
         if not isinstance(place, dict):
             raise ValueError(
                 f"`{parent}` has no fields of its own. Received: {override!r}."
             )
-    else:
-        place = found
     try:
         place[name] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -130,14 +126,12 @@ def _put(found, override, known):
 
 def _explain(error, settings):
     """What pydantic found wrong, in one line that names the field."""
-    rule = (
-        error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    )
+    rule = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:  # what a validator of several fields says
         return rule
     name, value = error["loc"][0], error["input"]
     if error["type"] == "extra_forbidden":
-        return (
-            f"Unknown field of a run. {suggest('field', name, settings.model_fields)}"
-        )
+        known = settings.model_fields
+        return f"Unknown field of a run. {suggest('field', name, known)}"
+    rule = rule.replace("Input should be", "must be")
     return f"`{name}` {rule}. Received: {name}={value!r}."

@@ -1,15 +1,15 @@
 """Doing a training run: tokenizer, data, `model.fit`, checkpoints, logs."""
 
-import random
 from pathlib import Path
 
 import keras
+from rich.console import Console
 
 from keras_gpt import data, tokenizers
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
-from keras_gpt.runs.fitting import compile_and_load, fit
+from keras_gpt.runs.fitting import fit
 from keras_gpt.runs.folder import claimed, write_config
 from keras_gpt.runs.report import CONFIG_FILE, DATA_FOLDER
 
@@ -43,35 +43,44 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
         ValueError: Something doesn't fit, a file is damaged, the run would go on as
             another, or the loss became infinite.
     """
-    from rich.console import Console
-
     console = console or Console(stderr=True)
     with claimed(config, resume) as config:
-        # Keras draws the seeds of initializers and dropout from here; its own
-        # `set_random_seed` would load TensorFlow whatever the backend
-        random.seed(config.seed)
         tokenizer, directory = _prepare(config, resume, console)
         lm = LanguageModel(_build(config, tokenizer), tokenizer)
-        step = compile_and_load(config, lm.model, resume=resume)
         length = config.sequence_length or lm.model.config.context_length
-        console.print(
-            f"Training {lm.model.count_params():,} parameters on "
-            f"{keras.backend.backend()}: {config.steps:,} steps of "
-            f"{config.batch_size} x {length} tokens"
-            + (f", going on at step {step:,}" if step else ""),
-            highlight=False,
-        )
+
+        def load(split, **options):
+            if split == "val":
+                options["num_steps"] = config.evaluation_batches
+            return data.load_batches(
+                directory,
+                split,
+                config.batch_size,
+                length,
+                config.seed,
+                packing=config.packing,
+                vocab_size=lm.model.config.vocab_size,
+                **options,
+            )
+
+        def sample():
+            prompt = config.sample_prompt
+            if prompt is None:
+                prompt = first_words(lm, directory)
+            return prompt + lm.generate(prompt, config.sample_tokens, seed=config.seed)
+
         counts = data.read_metadata(directory)["splits"]["val"]
         fit(
             config,
             lm.model,
-            *_load_data(config, lm, directory, length, step),
-            save=lambda: lm.save(config.output),
-            tokens_per_batch=config.batch_size * length,
-            flops_per_token=lm.model.count_flops_per_token(length),
-            step=step,
+            load,
+            resume=resume,
             console=console,
-            sample=_sampler(config, lm, directory),
+            intro=f"Training {lm.model.count_params():,} parameters on "
+            f"{keras.backend.backend()}",
+            sequence_length=length,
+            save=lambda: lm.save(config.output),
+            sample=sample,
             tokens_per_byte=counts["num_tokens"] / counts["num_bytes"],
         )
         return LanguageModel.load(config.output, dtype=config.dtype)
@@ -87,13 +96,11 @@ def _prepare(config, resume, console):
     if resume and kept.is_dir():
         tokenizer = tokenizers.load(kept)
     else:
-        tokenizer = (
-            train_tokenizer(
-                config.tokenizer, config.corpus, config.vocab_size, **source
-            )
-            if config.tokenizer in TOKENIZERS
-            else tokenizers.load(config.tokenizer)
-        )
+        if config.tokenizer in TOKENIZERS:
+            kind, size = config.tokenizer, config.vocab_size
+            tokenizer = train_tokenizer(kind, config.corpus, size, **source)
+        else:
+            tokenizer = tokenizers.load(config.tokenizer)
         write_config(config)  # so that a run that is stopped here goes on
         tokenizer.save(kept)
     directory = output / DATA_FOLDER
@@ -169,44 +176,6 @@ def _build(config, tokenizer):
     if config.packing == "documents":
         defaults["document_separator_id"] = tokenizer.end_of_text_id
     return GPT(config.architecture(**defaults), dtype=config.dtype)
-
-
-def _load_data(config, lm, directory, length, step):
-    """Batches to train on, from a step on, and to validate with."""
-    batches = data.load_batches(
-        directory,
-        "train",
-        config.batch_size,
-        length,
-        config.seed,
-        start_step=step * config.accumulation_steps,
-        packing=config.packing,
-        vocab_size=lm.model.config.vocab_size,
-    )
-    validation = data.load_batches(
-        directory,
-        "val",
-        config.batch_size,
-        length,
-        order="sequential",
-        packing=config.packing,
-        num_steps=config.evaluation_batches,
-    )
-    return batches, validation
-
-
-def _sampler(config, lm, directory):
-    """A function that continues the prompt of the samples, or None."""
-    if config.sample_tokens == 0:
-        return None
-    prompt = config.sample_prompt
-    if prompt is None:
-        prompt = first_words(lm, directory)
-
-    def sample():
-        return prompt + lm.generate(prompt, config.sample_tokens, seed=config.seed)
-
-    return sample
 
 
 def first_words(lm: LanguageModel, directory: str | Path) -> str:

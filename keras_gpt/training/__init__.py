@@ -1,15 +1,6 @@
 """Training with `model.fit`: how to compile, what to watch, where to resume."""
 
-from keras_gpt.training.callbacks import (
-    BitsPerByte,
-    EventLog,
-    ProgressBar,
-    SaveBest,
-    SaveState,
-    StopOnNonFiniteLoss,
-    Throughput,
-    measure_peak_flops,
-)
+from keras_gpt.training import callbacks
 from keras_gpt.training.lora import (
     ADAPTER_FILE,
     LORA_TARGETS,
@@ -34,15 +25,9 @@ from keras_gpt.training.state import load_state, save_state
 __all__ = [
     "ADAPTER_FILE",
     "LORA_TARGETS",
-    "BitsPerByte",
-    "EventLog",
     "PreferenceModel",
-    "ProgressBar",
-    "SaveBest",
-    "SaveState",
-    "StopOnNonFiniteLoss",
-    "Throughput",
     "WarmupSchedule",
+    "callbacks",
     "compile_model",
     "count_trainable",
     "enable_lora",
@@ -50,7 +35,6 @@ __all__ = [
     "load_adapter",
     "load_preferences",
     "load_state",
-    "measure_peak_flops",
     "merge_lora",
     "read_adapter",
     "reference_margins",

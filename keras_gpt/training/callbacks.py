@@ -7,6 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import ops
+from rich import progress
+from rich.console import Console
 
 from keras_gpt.training.state import load_metrics, save_state
 
@@ -130,13 +132,7 @@ class SaveState(keras.callbacks.Callback):
     """
 
     def __init__(
-        self,
-        path,
-        steps_per_epoch,
-        *,
-        first_step=0,
-        accumulation_steps=1,
-        notice=None,
+        self, path, steps_per_epoch, *, first_step=0, accumulation_steps=1, notice=None
     ):
         super().__init__()
         self.path = path
@@ -244,6 +240,15 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
                 self.stopped = self.model.stop_training = True
 
 
+_FIGURES = {
+    "step": "step {:>6}",
+    "loss": "train {:.4f}",
+    "val_loss": "validation {:.4f}",
+    "val_bits_per_byte": "{:.3f} bits/byte",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
+
+
 class ProgressBar(keras.callbacks.Callback):
     """A bar over all batches of the run, with loss, speed and the time that remains.
 
@@ -268,15 +273,11 @@ class ProgressBar(keras.callbacks.Callback):
         self.total_batches = total_batches
         self.first_batch = first_batch
         self.throughput = throughput
-        self.console = console
+        self.console = console or Console(stderr=True)
         self.refresh_seconds = refresh_seconds
         self._progress = None
 
     def on_train_begin(self, logs=None):
-        from rich import progress
-        from rich.console import Console
-
-        self.console = self.console or Console(stderr=True)
         self._batch = self.first_batch
         self._last_update = 0.0
         self._progress = progress.Progress(
@@ -298,24 +299,14 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self._batch += 1
-        now = time.perf_counter()
-        if now - self._last_update < self.refresh_seconds:
-            return
-        self._last_update = now
-        self._show((logs or {}).get("loss"))
+        if time.perf_counter() - self._last_update >= self.refresh_seconds:
+            self._show((logs or {}).get("loss"))
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
         self._show(logs.get("loss"))
-        formats = {
-            "step": "step {:>6}",
-            "loss": "train {:.4f}",
-            "val_loss": "validation {:.4f}",
-            "val_bits_per_byte": "{:.3f} bits/byte",
-            "tokens_per_second": "{:,.0f} tokens/s",
-        }
         figures = [
-            text.format(logs[name]) for name, text in formats.items() if name in logs
+            text.format(logs[name]) for name, text in _FIGURES.items() if name in logs
         ]
         self._progress.console.print("  ".join(figures), highlight=False)
 
@@ -324,6 +315,7 @@ class ProgressBar(keras.callbacks.Callback):
             self._progress.stop()
 
     def _show(self, loss):
+        self._last_update = time.perf_counter()
         figures = [] if loss is None else [f"loss {float(loss):.3f}"]
         if self.throughput is not None and self.throughput.tokens_per_second:
             figures.append(f"{self.throughput.tokens_per_second:,.0f} tokens/s")

@@ -21,12 +21,8 @@ from keras_gpt.files import (
 )
 from keras_gpt.layers.adapter import LowRankAdapter
 
-LORA_TARGETS = (
-    "query_key_value",
-    "output_projection",
-    "up_projection",
-    "down_projection",
-)
+_OF_ATTENTION = ("query_key_value", "output_projection")
+LORA_TARGETS = (*_OF_ATTENTION, "up_projection", "down_projection")
 ADAPTER_FILE = "adapter.json"
 WEIGHTS_FILE = "adapter.safetensors"
 _FORMAT = 1
@@ -44,26 +40,27 @@ class LoRASettings:
     dropout_rate: float
 
     def __post_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(
-                f"`rank` must be a positive integer. Received: rank={self.rank!r}."
-            )
+        is_count = isinstance(self.rank, int) and self.rank > 0
+        _require(is_count, "rank", self.rank, "a positive integer")
         if self.alpha is None:
             object.__setattr__(self, "alpha", 2 * self.rank)
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"`alpha` must be above 0. Received: alpha={self.alpha}.")
+        _require(0 < self.alpha < math.inf, "alpha", self.alpha, "above 0")
         object.__setattr__(self, "targets", tuple(self.targets))  # of JSON a list
-        unknown = set(self.targets) - set(LORA_TARGETS)
-        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(
-                f"`targets` must be some of {', '.join(LORA_TARGETS)}, each once. "
-                f"Received: {list(self.targets)!r}."
-            )
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(
-                "`dropout_rate` must be at least 0 and below 1. Received: "
-                f"dropout_rate={self.dropout_rate}."
-            )
+        chosen = set(self.targets)
+        is_known = bool(chosen) and chosen <= set(LORA_TARGETS)
+        _require(
+            is_known and len(chosen) == len(self.targets),
+            "targets",
+            list(self.targets),
+            f"some of {', '.join(LORA_TARGETS)}, each once",
+        )
+        rate = self.dropout_rate
+        _require(0 <= rate < 1, "dropout_rate", rate, "at least 0 and below 1")
+
+
+def _require(is_valid, name, value, wanted):
+    if not is_valid:
+        raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value!r}.")
 
 
 def enable_lora(
@@ -118,14 +115,8 @@ def enable_lora(
     projections = _projections(model, settings)
     adapters = []
     for name, dense in projections.items():
-        adapter = LowRankAdapter(
-            dense.units,
-            rank=rank,
-            alpha=settings.alpha,
-            dropout_rate=dropout_rate,
-            dtype=policy,
-            name=name,
-        )
+        options = {"rank": rank, "alpha": settings.alpha, "dropout_rate": dropout_rate}
+        adapter = LowRankAdapter(dense.units, dtype=policy, name=name, **options)
         adapter.build((None, None, dense.kernel.shape[0]))
         adapters.append(adapter)
     # weakly, so that weights that `quantize` replaces can go
@@ -146,14 +137,14 @@ def without_lora(model) -> Iterator[None]:
     Args:
         model: A `GPT` with `enable_lora`.
     """
-    scales = [ops.convert_to_numpy(a.scale) for a in _adapters(model)]
-    for adapter in model.adapters.layers:
-        adapter.scale.assign(0.0)
+    scales = [(a.scale, ops.convert_to_numpy(a.scale)) for a in _adapters(model)]
+    for variable, _ in scales:
+        variable.assign(0.0)
     try:
         yield
     finally:
-        for adapter, scale in zip(model.adapters.layers, scales, strict=True):
-            adapter.scale.assign(scale)
+        for variable, scale in scales:
+            variable.assign(scale)
 
 
 def merge_lora(model) -> None:
@@ -391,8 +382,8 @@ def _projections(model, settings):
     projections = {}
     for block in model.blocks:
         for target in settings.targets:
-            is_attention = target in LORA_TARGETS[:2]
-            part = block.attention if is_attention else block.feed_forward
+            is_inside = target in _OF_ATTENTION
+            part = block.attention if is_inside else block.feed_forward
             projections[f"{block.name}_{target}"] = getattr(part, target)
     return projections
 

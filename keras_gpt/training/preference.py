@@ -70,16 +70,10 @@ class PreferenceModel(keras.Model):
     def __init__(self, model, beta=0.1, name="preferences"):
         if not beta > 0:
             raise ValueError(f"`beta` must be above 0. Received: beta={beta}.")
-        inputs = {
-            name: keras.Input(shape, dtype=dtype, name=name)
-            for name, shape, dtype in (
-                ("chosen_ids", (None,), "int32"),
-                ("rejected_ids", (None,), "int32"),
-                ("chosen_weights", (None,), "float32"),
-                ("rejected_weights", (None,), "float32"),
-                ("reference_margin", (1,), "float32"),
-            )
-        }
+        inputs = {"reference_margin": keras.Input((1,), name="reference_margin")}
+        for part, dtype in (("ids", "int32"), ("weights", "float32")):
+            for key in (f"chosen_{part}", f"rejected_{part}"):
+                inputs[key] = keras.Input((None,), dtype=dtype, name=key)
         # one call for both: half as many products, each twice as large
         ids, weights = (
             ops.concatenate([inputs[f"chosen_{name}"], inputs[f"rejected_{name}"]], 0)
@@ -117,14 +111,12 @@ class PreferenceModel(keras.Model):
         """
         if jit_compile is None:
             jit_compile = backend.default_jit_compile(self.gpt.compute_dtype)
+        accuracy = keras.metrics.BinaryAccuracy("accuracy", threshold=0)
         super().compile(
             optimizer=optimizer or keras.optimizers.AdamW(1e-5),
             loss=loss or keras.losses.BinaryCrossentropy(from_logits=True),
             jit_compile=jit_compile,
-            **{
-                "metrics": [keras.metrics.BinaryAccuracy("accuracy", threshold=0)],
-                **kwargs,
-            },
+            **{"metrics": [accuracy], **kwargs},
         )
 
 

@@ -7,27 +7,26 @@ from keras import ops
 
 SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "muon")
+_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "at least 0")
+_FRACTION = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+_COUNT = (lambda x: 1 <= x == int(x), "a positive integer")
 # Argument of `compile_model`: (whether a value is in range, the range in words)
 _RANGES = {
     "optimizer": (lambda x: x in OPTIMIZERS, f"one of {OPTIMIZERS}"),
     "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "at least 0"),
-    "beta_1": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "beta_2": (lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    "clip_norm": (lambda x: x is None or 0 < x < math.inf, "above 0, or None"),
-    "accumulation_steps": (lambda x: 1 <= x == int(x), "a positive integer"),
-    "ema_momentum": (
-        lambda x: x is None or 0 <= x < 1,
-        "at least 0 and below 1, or None",
-    ),
-    "total_steps": (lambda x: x is None or 1 <= x == int(x), "a positive integer"),
+    "weight_decay": _NOT_NEGATIVE,
+    "beta_1": _FRACTION,
+    "beta_2": _FRACTION,
+    "clip_norm": (lambda x: 0 < x < math.inf, "above 0"),
+    "accumulation_steps": _COUNT,
+    "ema_momentum": _FRACTION,
+    "total_steps": _COUNT,
     "warmup_steps": (lambda x: 0 <= x == int(x), "an integer of at least 0"),
-    "schedule": (lambda x: x in (None, *SCHEDULES), f"one of {SCHEDULES}"),
-    "final_learning_rate": (lambda x: x is None or 0 <= x < math.inf, "at least 0"),
+    "schedule": (lambda x: x in SCHEDULES, f"one of {SCHEDULES}"),
+    "final_learning_rate": _NOT_NEGATIVE,
     "decay_fraction": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
 }
-# arguments of a schedule, with what they are without one
-_OF_SCHEDULE = {"warmup_steps": 0, "schedule": None, "final_learning_rate": None}
+_MAY_BE_NONE = {"clip_norm", "ema_momentum", "final_learning_rate"}
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -77,6 +76,11 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_fraction = decay_fraction
         self.accumulation_steps = accumulation_steps
         _check(**vars(self))
+        if not warmup_steps < total_steps:
+            raise ValueError(
+                "`warmup_steps` must be below `total_steps`. Received: "
+                f"warmup_steps={warmup_steps}, total_steps={total_steps}."
+            )
         self.name = name
 
     def __call__(self, step):
@@ -100,28 +104,19 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def _check(**options):
-    """Check arguments of `compile_model` that are given, and what a schedule needs."""
+    """Raise `ValueError` unless each argument of `compile_model` is in its range."""
     for name, value in options.items():
         is_valid, wanted = _RANGES[name]
+        if name in _MAY_BE_NONE:
+            if value is None:
+                continue
+            wanted += ", or None"
         try:
             if is_valid(value):
                 continue
         except (TypeError, ValueError, OverflowError):  # a text, NaN, infinity
             pass
         raise ValueError(f"`{name}` must be {wanted}. Received: {value!r}.")
-    total_steps = options.get("total_steps")
-    if total_steps is None:
-        given = [n for n, off in _OF_SCHEDULE.items() if options.get(n, off) != off]
-        if given:
-            raise ValueError(
-                f"`{'`, `'.join(given)}` need `total_steps`, the optimizer steps of "
-                "the whole run: give it, or leave them out."
-            )
-    elif not options["warmup_steps"] < total_steps:
-        raise ValueError(
-            "`warmup_steps` must be below `total_steps`. Received: "
-            f"warmup_steps={options['warmup_steps']}, total_steps={total_steps}."
-        )
 
 
 def compile_model(
@@ -180,29 +175,31 @@ def compile_model(
     >>> model = keras_gpt.GPT(config)
     >>> keras_gpt.training.compile_model(model, 1e-3, total_steps=100, warmup_steps=10)
     """
+    of_schedule = {
+        "warmup_steps": warmup_steps or None,
+        "schedule": schedule,
+        "final_learning_rate": final_learning_rate,
+    }
+    given = {name: x for name, x in of_schedule.items() if x is not None}
     _check(
-        optimizer=optimizer,
-        schedule=schedule,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
         learning_rate=learning_rate,
-        final_learning_rate=final_learning_rate,
+        optimizer=optimizer,
         weight_decay=weight_decay,
         beta_1=beta_1,
         beta_2=beta_2,
         clip_norm=clip_norm,
         accumulation_steps=accumulation_steps,
         ema_momentum=ema_momentum,
+        **given,
     )
     rate = learning_rate
     if total_steps is not None:
-        rate = WarmupSchedule(
-            learning_rate,
-            total_steps,
-            warmup_steps=warmup_steps,
-            schedule=schedule or SCHEDULES[0],
-            final_learning_rate=final_learning_rate,
-            accumulation_steps=accumulation_steps,
+        given["accumulation_steps"] = accumulation_steps
+        rate = WarmupSchedule(learning_rate, total_steps, **given)
+    elif given:
+        raise ValueError(
+            f"`{'`, `'.join(given)}` need `total_steps`, the optimizer steps of "
+            "the whole run: give it, or leave them out."
         )
     arguments = {
         "learning_rate": rate,

@@ -43,7 +43,9 @@ def logs_of(history):
 def test_throughput_adds_step_rate_and_speed(model, batch):
     pause = 0.02
     callbacks = [
-        training.Throughput(TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9),
+        training.callbacks.Throughput(
+            TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9
+        ),
         keras.callbacks.LambdaCallback(
             on_train_batch_begin=lambda batch, logs: time.sleep(pause)
         ),
@@ -60,7 +62,7 @@ def test_throughput_adds_step_rate_and_speed(model, batch):
 
 
 def test_throughput_leaves_out_compilation_and_validation(model):
-    throughput = training.Throughput(TOKENS_PER_BATCH)
+    throughput = training.callbacks.Throughput(TOKENS_PER_BATCH)
     throughput.set_model(model)
     throughput.on_train_begin()
     throughput.on_epoch_begin(0)
@@ -83,7 +85,7 @@ def test_throughput_counts_steps_of_the_optimizer_not_batches(
 ):
     model = make_model(dtype="mixed_float16")  # loss scaling wraps the optimizer
     compile_model(model, 1e-2, total_steps=10, warmup_steps=4, accumulation_steps=2)
-    throughput = training.Throughput(TOKENS_PER_BATCH)
+    throughput = training.callbacks.Throughput(TOKENS_PER_BATCH)
     logs = logs_of(fit(model, batch, [throughput], epochs=1, validate=False))
     # half-precision gradients of the first batches may overflow while the scale sinks
     assert logs["step"] == 1
@@ -92,17 +94,17 @@ def test_throughput_counts_steps_of_the_optimizer_not_batches(
 
 def test_peak_flops_are_those_of_a_computer():
     # from a phone's core to well beyond the fastest accelerator
-    assert 1e8 < training.measure_peak_flops("float32") < 1e17
+    assert 1e8 < training.callbacks.measure_peak_flops("float32") < 1e17
 
 
 def test_bits_per_byte_divides_by_the_bytes_of_the_text():
     logs = {"loss": 4 * math.log(2), "val_loss": math.log(2)}
     # a token that stands for 2 bytes and costs 4 bits: 2 bits for each byte
-    training.BitsPerByte(tokens_per_byte=0.5).on_epoch_end(0, logs)
+    training.callbacks.BitsPerByte(tokens_per_byte=0.5).on_epoch_end(0, logs)
     assert logs["bits_per_byte"] == pytest.approx(2)
     assert logs["val_bits_per_byte"] == pytest.approx(0.5)
     logs = {"loss": 1.0}
-    training.BitsPerByte(0.5).on_epoch_end(0, logs)
+    training.callbacks.BitsPerByte(0.5).on_epoch_end(0, logs)
     assert set(logs) == {"loss", "bits_per_byte"}
 
 
@@ -117,15 +119,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(
             weight.assign(np.full(weight.shape, np.nan, "float32"))
 
     good = []
-    stop = training.StopOnNonFiniteLoss()
+    stop = training.callbacks.StopOnNonFiniteLoss()
     history = fit(
         model,
         batch,
         [
             keras.callbacks.LambdaCallback(on_epoch_begin=break_third_epoch),
             stop,
-            training.SaveState(tmp_path / "state.npz", 2),
-            training.SaveBest(lambda: good.append(model.get_weights())),
+            training.callbacks.SaveState(tmp_path / "state.npz", 2),
+            training.callbacks.SaveBest(lambda: good.append(model.get_weights())),
         ],
         epochs=9,
     )
@@ -143,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_files(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_validation_loss_that_is_not_finite_stops_too(model, value):
-    stop = training.StopOnNonFiniteLoss()
+    stop = training.callbacks.StopOnNonFiniteLoss()
     stop.set_model(model)
     model.stop_training = False
     stop.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
@@ -157,7 +159,9 @@ def test_a_validation_loss_that_is_not_finite_stops_too(model, value):
 def test_only_a_lower_validation_loss_is_saved():
     saved = []
     epoch = SimpleNamespace(number=0)
-    best = training.SaveBest(lambda: saved.append(epoch.number), losses=[5.0, 3.5])
+    best = training.callbacks.SaveBest(
+        lambda: saved.append(epoch.number), losses=[5.0, 3.5]
+    )
     for loss in [4.0, 3.0, 3.0, math.nan, 2.0, 2.5]:
         best.on_test_end({"loss": loss})
         epoch.number += 1
@@ -169,7 +173,9 @@ def test_only_a_lower_validation_loss_is_saved():
 def test_validations_in_vain_are_counted_over_a_stop(model):
     losses = [3.0, 2.0, 2.5, 2.0, 1.0, 1.5, 1.5]
     for before in range(len(losses) + 1):
-        best = training.SaveBest(lambda: None, patience=2, losses=losses[:before])
+        best = training.callbacks.SaveBest(
+            lambda: None, patience=2, losses=losses[:before]
+        )
         best.set_model(model)
         model.stop_training = False
         for epoch, loss in enumerate(losses[before:], before):
@@ -203,9 +209,11 @@ def read_events(directory):
 def test_tensorboard_reads_the_events(model, batch, tmp_path):
     samples = iter(["once upon", "two\nlines"])
     callbacks = [
-        training.Throughput(TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9),
-        training.BitsPerByte(0.5),
-        training.EventLog(tmp_path / "events", sample=lambda: next(samples)),
+        training.callbacks.Throughput(
+            TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9
+        ),
+        training.callbacks.BitsPerByte(0.5),
+        training.callbacks.EventLog(tmp_path / "events", sample=lambda: next(samples)),
     ]
     history = fit(model, batch, callbacks).history
     found = read_events(tmp_path / "events")
@@ -232,11 +240,13 @@ def test_tensorboard_reads_the_events(model, batch, tmp_path):
 def test_the_bar_prints_what_the_logs_say(model, batch):
     file = io.StringIO()
     console = Console(file=file, width=100)
-    throughput = training.Throughput(TOKENS_PER_BATCH)
-    bar = training.ProgressBar(
+    throughput = training.callbacks.Throughput(TOKENS_PER_BATCH)
+    bar = training.callbacks.ProgressBar(
         8, first_batch=4, throughput=throughput, console=console, refresh_seconds=0
     )
-    history = fit(model, batch, [throughput, training.BitsPerByte(0.5), bar]).history
+    history = fit(
+        model, batch, [throughput, training.callbacks.BitsPerByte(0.5), bar]
+    ).history
     *epochs, last = file.getvalue().splitlines()
     assert len(epochs) == 2
     for i, line in enumerate(epochs):

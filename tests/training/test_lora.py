@@ -635,7 +635,7 @@ def test_a_resumed_run_equals_one_never_stopped_bit_for_bit(
     def values(model):
         return arrays([*model.variables, *model.optimizer.variables])
 
-    save = training.SaveState(tmp_path / "state.npz", 1)
+    save = training.callbacks.SaveState(tmp_path / "state.npz", 1)
     whole = make(0)
     fit(whole, batch, 2, callbacks=[save])
     fit(whole, batch, 4, initial_epoch=2)

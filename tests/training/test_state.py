@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gpt.training import SaveState, load_state, save_state
+from keras_gpt.training import load_state, save_state
+from keras_gpt.training.callbacks import SaveState
 
 RECIPES = {
     "adamw": {"total_steps": 4, "accumulation_steps": 2, "ema_momentum": 0.9},
