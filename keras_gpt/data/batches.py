@@ -7,7 +7,8 @@ take its rows, without reading what came before.
 
 import functools
 import sys
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,25 +93,31 @@ def load_batches(
     ```
     """
     check_at_least(
-        batch_size=(batch_size, 1),
-        sequence_length=(sequence_length, 1),
-        seed=(seed, 0),
-        num_steps=(1 if num_steps is None else num_steps, 1),
-        process_count=(process_count, 1),
+        1,
+        sequence_length=sequence_length,
+        num_steps=num_steps,
+        process_count=process_count,
     )
+    check_at_least(0, seed=seed)
     if not 0 <= process_index < process_count or batch_size % process_count:
         raise ValueError(
             "`process_count` must divide `batch_size` and `process_index` be below "
             f"it. Received: batch_size={batch_size}, process_count={process_count}, "
             f"process_index={process_index}."
         )
-    check_order(order)
+    seed = choose_seed(order, seed)
     check_choice("packing", packing, ("windows", "documents"))
     tokens = TokenDataset(directory, split, verify=verify)
-    _check_vocabulary(tokens, vocab_size)
-    rows = _choose_rows(tokens, order, packing, sequence_length, seed)
+    prepared = tokens.metadata["vocab_size"]
+    if vocab_size is not None and prepared > vocab_size:
+        raise ValueError(
+            f"`vocab_size` must be at least {prepared}, that of the tokenizer which "
+            f"the data was prepared with. Received: vocab_size={vocab_size}. Prepare "
+            "the data with the model's tokenizer."
+        )
+    row_class = _PackedDocuments if packing == "documents" else _Windows
     return load_rows(
-        rows,
+        row_class(tokens, sequence_length, seed),
         batch_size,
         start_step,
         num_steps=num_steps,
@@ -120,13 +127,52 @@ def load_batches(
     )
 
 
-def check_order(order: str) -> None:
-    """Raise `ValueError` unless rows can be had in this order."""
+def choose_seed(order: str, seed: int) -> int | None:
+    """The seed of `Rows` for an order; `ValueError` where it is unknown."""
     check_choice("order", order, ("random", "sequential"))
+    return seed if order == "random" else None
+
+
+class Rows(ABC):
+    """Rows epoch after epoch, each time in another order, or once as they are.
+
+    Args:
+        num_rows: How many there are.
+        seed: Chooses the order; `None` for once as they are.
+    """
+
+    def __init__(self, num_rows: int, seed: int | None):
+        self.num_rows = num_rows
+        self.seed = seed
+        self._shuffled = (-1, np.empty(0, np.int64))  # the last epoch and its order
+
+    @abstractmethod
+    def gather(self, rows: Sequence[int]) -> tuple[Any, ...]:
+        """Give a batch of these rows."""
+
+    def read(self, step: int, batch_size: int, part: slice) -> tuple[Any, ...]:
+        """Give a part of the batch of a step."""
+        return self.gather(self.choose(step, batch_size)[part])
+
+    def choose(self, step: int, batch_size: int) -> Sequence[int]:
+        """Say which rows the batch of a step has."""
+        first, stop = step * batch_size, (step + 1) * batch_size
+        if self.seed is None:
+            return range(first, min(stop, self.num_rows))
+        return [self._choose(place) for place in range(first, stop)]
+
+    def _choose(self, place: int) -> int:
+        epoch, index = divmod(place, self.num_rows)
+        shuffled_epoch, order = self._shuffled
+        if shuffled_epoch != epoch:
+            order = _generator(self.seed, epoch).permutation(self.num_rows)
+            # both at once, for threads that read the same batches
+            self._shuffled = (epoch, order)
+        return int(order[index])
 
 
 def load_rows(
-    rows: Any,
+    rows: Rows,
     batch_size: int,
     start_step: int,
     *,
@@ -138,8 +184,7 @@ def load_rows(
     """Load batches of rows from a step on.
 
     Args:
-        rows: Has `num_rows`, None for no end, and `gather(step, batch_size, part)`,
-            which gives a slice of the rows of a step.
+        rows: The rows.
         batch_size: As for `load_batches`, like the rest.
         start_step: The first step.
         num_steps: How many steps.
@@ -152,9 +197,10 @@ def load_rows(
     """
     from keras_gpt.data.step_dataset import StepDataset
 
-    check_at_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, start_step=start_step)
     stop_step = sys.maxsize
-    if rows.num_rows is not None:
+    if rows.seed is None:
         extra = 0 if drop_remainder else batch_size - 1
         stop_step = (rows.num_rows + extra) // batch_size
     if not stop_step:
@@ -171,84 +217,54 @@ def load_rows(
         stop_step = min(stop_step, start_step + num_steps)
     size = batch_size // process_count
     part = slice(process_index * size, (process_index + 1) * size)
-    read = functools.partial(rows.gather, batch_size=batch_size, part=part)
+    read = functools.partial(rows.read, batch_size=batch_size, part=part)
     return StepDataset(read, start_step, stop_step)
 
 
-class _RandomWindows:
-    """Windows at random places, with replacement, without end."""
-
-    num_rows = None
-
-    def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int):
-        self._tokens = tokens
-        self._length = sequence_length
-        self._seed = seed
-
-    def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
-        generator = _generator(self._seed, step)
-        limit = len(self._tokens) - self._length
-        starts = generator.integers(0, limit, size=batch_size)[part]
-        return _shift(self._tokens.gather(starts, self._length + 1))
-
-
-class _SequentialWindows:
-    """All windows that do not overlap, once."""
-
-    def __init__(self, tokens: TokenDataset, sequence_length: int):
-        self._tokens = tokens
-        self._length = sequence_length
-        self.num_rows = (len(tokens) - 1) // sequence_length
-
-    def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
-        first = step * batch_size
-        rows = np.arange(first, min(first + batch_size, self.num_rows))[part]
-        return _shift(self._tokens.gather(rows * self._length, self._length + 1))
-
-
-class EpochOrder:
-    """Rows epoch after epoch, each time in another order, or once as they are.
-
-    Args:
-        num_rows: How many there are.
-        seed: Chooses the order; `None` for once as they are.
-    """
-
-    def __init__(self, num_rows: int, seed: int | None):
-        self._num_rows = num_rows
-        self._seed = seed
-        self._shuffled = (-1, np.empty(0, np.int64))  # the last epoch and its order
-
-    def rows(self, places: range) -> list[int]:
-        """Give the rows at these places of all epochs joined."""
-        if self._seed is None:
-            return list(range(places.start, min(places.stop, self._num_rows)))
-        return [self._choose(place) for place in places]
-
-    def _choose(self, place: int) -> int:
-        epoch, index = divmod(place, self._num_rows)
-        shuffled_epoch, order = self._shuffled
-        if shuffled_epoch != epoch:
-            order = _generator(self._seed, epoch).permutation(self._num_rows)
-            # both at once, for threads that read the same batches
-            self._shuffled = (epoch, order)
-        return int(order[index])
-
-
-class _PackedDocuments:
-    """Rows of whole documents: once in order, or epoch after epoch in random order."""
+class _Windows(Rows):
+    """Windows at random places, with replacement, or all that do not overlap, once."""
 
     def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int | None):
+        if len(tokens) <= sequence_length:
+            raise ValueError(
+                "`sequence_length` must be below the number of tokens in the split, "
+                f"{len(tokens)}. Received: sequence_length={sequence_length}. Prepare "
+                f"more text or take sequence_length={len(tokens) - 1} or less."
+            )
+        super().__init__((len(tokens) - 1) // sequence_length, seed)
         self._tokens = tokens
         self._length = sequence_length
-        self._separator_id = tokens.metadata["end_of_text_id"]
-        self._plan = plan_packing(tokens.document_ends, sequence_length)
-        self._order = EpochOrder(self._plan.num_rows, seed)
-        self.num_rows = self._plan.num_rows if seed is None else None
 
-    def gather(self, step: int, batch_size: int, part: slice) -> tuple[np.ndarray, ...]:
-        first = step * batch_size
-        rows = self._order.rows(range(first, first + batch_size)[part])
+    def choose(self, step: int, batch_size: int) -> np.ndarray:
+        """Say where the windows of a step start."""
+        if self.seed is None:
+            rows = super().choose(step, batch_size)
+            return np.asarray(rows, np.int64) * self._length
+        limit = len(self._tokens) - self._length
+        return _generator(self.seed, step).integers(0, limit, size=batch_size)
+
+    def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        windows = self._tokens.gather(rows, self._length + 1)
+        return windows[:, :-1], windows[:, 1:]
+
+
+class _PackedDocuments(Rows):
+    """Rows of whole documents."""
+
+    def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int | None):
+        self._separator_id = tokens.metadata["end_of_text_id"]
+        if self._separator_id is None:
+            raise ValueError(
+                "`packing='documents'` needs documents that end with a separator, "
+                "but the data was prepared with a tokenizer without an end-of-text "
+                "token. Prepare it with one that has it, or take packing='windows'."
+            )
+        self._tokens = tokens
+        self._length = sequence_length
+        self._plan = plan_packing(tokens.document_ends, sequence_length)
+        super().__init__(self._plan.num_rows, seed)
+
+    def gather(self, rows: Sequence[int]) -> tuple[np.ndarray, ...]:
         parts = [self._parts(row) for row in rows]
         return fill_rows(parts, self._length, self._separator_id)
 
@@ -258,37 +274,8 @@ class _PackedDocuments:
             start, length = int(plan.starts[part]), int(plan.lengths[part])
             window = self._tokens[start : start + length + 1]
             # A separator ends its document: what follows it is not to be learned.
-            yield RowPart(
-                window[:length], window[1:], window[:length] != self._separator_id
-            )
-
-
-def _choose_rows(
-    tokens: TokenDataset, order: str, packing: str, sequence_length: int, seed: int
-) -> Any:
-    if packing == "documents":
-        if tokens.metadata["end_of_text_id"] is None:
-            raise ValueError(
-                "`packing='documents'` needs documents that end with a separator, "
-                "but the data was prepared with a tokenizer without an end-of-text "
-                "token. Prepare it with one that has it, or take packing='windows'."
-            )
-        return _PackedDocuments(
-            tokens, sequence_length, None if order == "sequential" else seed
-        )
-    if len(tokens) <= sequence_length:
-        raise ValueError(
-            "`sequence_length` must be below the number of tokens in the split, "
-            f"{len(tokens)}. Received: sequence_length={sequence_length}. Prepare "
-            f"more text or take sequence_length={len(tokens) - 1} or less."
-        )
-    if order == "sequential":
-        return _SequentialWindows(tokens, sequence_length)
-    return _RandomWindows(tokens, sequence_length, seed)
-
-
-def _shift(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return windows[:, :-1], windows[:, 1:]
+            ids = window[:length]
+            yield RowPart(ids, window[1:], ids != self._separator_id)
 
 
 def _generator(seed: int, step: int) -> np.random.Generator:
@@ -297,21 +284,10 @@ def _generator(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=step << 128))
 
 
-def check_at_least(**bounds: tuple[int, int]) -> None:
-    """Raise `ValueError` unless each value is at least the number beside it."""
-    for name, (value, minimum) in bounds.items():
-        if value < minimum:
+def check_at_least(minimum: int, **values: int | None) -> None:
+    """Raise `ValueError` unless each value that there is is at least the minimum."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
             raise ValueError(
                 f"`{name}` must be at least {minimum}. Received: {name}={value}."
             )
-
-
-def _check_vocabulary(tokens: TokenDataset, vocab_size: int | None) -> None:
-    prepared = tokens.metadata["vocab_size"]
-    if vocab_size is not None and prepared > vocab_size:
-        raise ValueError(
-            f"`vocab_size` must be at least {prepared}, that of the tokenizer which "
-            f"the data was prepared with. Received: vocab_size={vocab_size}. Prepare "
-            f"the data with the model's tokenizer, or build a model with "
-            f"vocab_size={prepared}."
-        )

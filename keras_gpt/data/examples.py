@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_gpt.data.batches import EpochOrder, check_at_least, check_order, load_rows
+from keras_gpt.data.batches import Rows, check_at_least, choose_seed, load_rows
 from keras_gpt.data.packing import RowPart, fill_rows, plan_packing
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def load_examples(
     >>> targets[0].tolist(), weights[0].tolist()
     ([6, 7, 8, 1, 0, 0], [0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
     """
-    check_order(order)
-    seed = seed if order == "random" else None
+    seed = choose_seed(order, seed)
     rows = _ExampleRows(examples, sequence_length, separator_id, seed)
     return load_rows(rows, batch_size, start_step)
 
@@ -88,22 +87,21 @@ def count_rows(
     return _ExampleRows(examples, sequence_length, separator_id, None).num_rows
 
 
-class _ExampleRows:
+class _ExampleRows(Rows):
     """Rows of one or of several examples."""
 
     def __init__(self, examples, sequence_length, separator_id, seed):
-        check_at_least(sequence_length=(sequence_length, 1))
+        check_at_least(1, sequence_length=sequence_length)
         if not examples:
             raise ValueError("There are no examples to learn from.")
         self._examples = examples
         self._length = sequence_length
         self._separator_id = separator_id
         lengths = np.array([len(example.token_ids) for example in examples])
-        most = sequence_length + (separator_id is None)
-        if lengths.max() > most:
+        least = lengths.max() - (separator_id is None)
+        if sequence_length < least:
             raise ValueError(
-                f"`sequence_length` must be at least "
-                f"{lengths.max() - (separator_id is None)} for the longest example. "
+                f"`sequence_length` must be at least {least} for the longest example. "
                 f"Received: sequence_length={sequence_length}."
             )
         if separator_id is None:
@@ -116,12 +114,9 @@ class _ExampleRows:
                         f"Example {index} holds the id {separator_id}, which separates "
                         "packed examples. Don't pack: packing=false."
                     )
-        self._order = EpochOrder(len(self._rows), seed)
-        self.num_rows = len(self._rows) if seed is None else None
+        super().__init__(len(self._rows), seed)
 
-    def gather(self, step, batch_size, part):
-        first = step * batch_size
-        rows = self._order.rows(range(first, first + batch_size)[part])
+    def gather(self, rows):
         parts = [self._parts(row) for row in rows]
         # the last id predicts nothing: a separator may stand in its place
         return fill_rows(parts, self._length, self._separator_id or 0, gap=1)

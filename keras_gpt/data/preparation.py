@@ -89,7 +89,13 @@ def prepare(
     metadata["splits"]["train"]["num_tokens"]
     ```
     """
-    _check_arguments(validation_fraction, split, shard_size, num_workers)
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(
+            "`validation_fraction` must be at least 0 and below 1. "
+            f"Received: validation_fraction={validation_fraction}."
+        )
+    check_choice("split", split, ("auto", "tail", "documents"))
+    check_at_least(1, shard_size=shard_size, num_workers=num_workers)
     directory = Path(directory)
     corpus = Corpus(source, text_field=text_field, encoding=encoding)
     if split == "auto":
@@ -121,14 +127,8 @@ def prepare(
             _remove(directory)
         elif complete := _find_complete(directory, recipe):  # by now
             return complete
-        return _write(
-            directory,
-            recipe,
-            corpus,
-            tokenizer,
-            num_workers=num_workers or os.cpu_count() or 1,
-            progress=progress,
-        )
+        num_workers = num_workers or os.cpu_count() or 1
+        return _write(directory, recipe, corpus, tokenizer, num_workers, progress)
 
 
 def _write(
@@ -136,45 +136,32 @@ def _write(
     recipe: dict[str, Any],
     corpus: Corpus,
     tokenizer: Any,
-    *,
     num_workers: int,
     progress: bool,
 ) -> dict[str, Any]:
     states = _find_states(directory, recipe)
     shard_size, fraction = recipe["shard_size"], recipe["validation_fraction"]
     pieces = _assign_splits(corpus, recipe["split"], fraction)
+    dtype = token_dtype(tokenizer.vocab_size)
+    writers = {
+        name: SplitWriter(directory, name, dtype, shard_size, states.get(name))
+        for name in (("train", "val") if fraction else ("train",))
+    }
     with ExitStack() as stack:
-        writers = {
-            name: SplitWriter(
-                directory,
-                name,
-                token_dtype(tokenizer.vocab_size),
-                shard_size,
-                states.get(name),
-            )
-            for name in ("train", "val")[: 2 if fraction else 1]
-        }
         for writer in writers.values():
             stack.callback(writer.close)
         advance = stack.enter_context(_progress_bar(corpus.num_bytes, progress))
         done = {name: writer.counts["num_pieces"] for name, writer in writers.items()}
-        tokenized = tokenize_tasks(
-            _group(pieces, done, advance), tokenizer, num_workers
-        )
+        tasks = _group(pieces, done, advance)
+        tokenized = tokenize_tasks(tasks, tokenizer, num_workers)
         stack.enter_context(closing(tokenized))  # at once, when writing fails
         num_unsaved = 0
         for task, tokens in tokenized:
             if num_unsaved >= min(shard_size, 2**24):
-                _save(directory, recipe, writers)
+                states = {name: writer.save() for name, writer in writers.items()}
+                write_json(directory / PROGRESS_NAME, {**recipe, "states": states})
                 num_unsaved = 0
-            writers[task.split].append(
-                tokens.token_ids,
-                tokens.document_ends,
-                num_documents=len(tokens.document_ends),
-                num_characters=tokens.num_characters,
-                num_bytes=tokens.num_bytes,
-                num_pieces=len(task.pieces),
-            )
+            writers[task.split].append(tokens)
             num_unsaved += len(tokens.token_ids)
             num_source_bytes = sum(piece.num_source_bytes for piece in task.pieces)
             advance(num_source_bytes, len(tokens.token_ids))
@@ -184,13 +171,6 @@ def _write(
     write_json(directory / METADATA_NAME, metadata)
     (directory / PROGRESS_NAME).unlink(missing_ok=True)
     return metadata
-
-
-def _save(
-    directory: Path, recipe: dict[str, Any], writers: dict[str, SplitWriter]
-) -> None:
-    states = {name: writer.save() for name, writer in writers.items()}
-    write_json(directory / PROGRESS_NAME, {**recipe, "states": states})
 
 
 def _assign_splits(
@@ -270,17 +250,14 @@ def _find_states(directory: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     return found["states"]
 
 
-def _check_recipe(
-    directory: Path, recipe: dict[str, Any], found: dict[str, Any]
-) -> None:
+def _check_recipe(directory: Path, recipe: dict[str, Any], found: Any) -> None:
     different = [key for key in recipe if found.get(key) != recipe[key]]
     if recipe["source"] is None:
         different = ["source (an iterator cannot be compared)"]
     if different:
         raise ValueError(
-            f"{directory} holds data prepared with another "
-            f"{', '.join(different)}. Choose another `directory`, or pass "
-            "`overwrite=True` to replace it."
+            f"{directory} holds data prepared with another {', '.join(different)}. "
+            "Choose another `directory`, or replace it by `overwrite=True`."
         )
 
 
@@ -292,19 +269,6 @@ def _remove(directory: Path) -> None:
         paths += sorted(directory.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].bin"))
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _check_arguments(
-    validation_fraction: float, split: str, shard_size: int, num_workers: int | None
-) -> None:
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(
-            "`validation_fraction` must be at least 0 and below 1. "
-            f"Received: validation_fraction={validation_fraction}."
-        )
-    check_choice("split", split, ("auto", "tail", "documents"))
-    num_workers = 1 if num_workers is None else num_workers
-    check_at_least(shard_size=(shard_size, 1), num_workers=(num_workers, 1))
 
 
 def _check_not_empty(
@@ -333,11 +297,11 @@ def _explain_write_errors(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise OSError(
-            error.errno,
+        message = (
             f"Writing to {directory} failed: {error.strerror}. Make room and run the "
-            "same again: it goes on from there",
-        ) from error
+            "same again: it goes on from there"
+        )
+        raise OSError(error.errno, message) from error
 
 
 @contextmanager
@@ -354,11 +318,9 @@ def _progress_bar(num_bytes: int | None, is_shown: bool) -> Iterator[Any]:
         progress.TextColumn("{task.fields[num_tokens]:,} tokens"),
         progress.TimeRemainingColumn(),
     )
-    num_tokens = 0
 
     def advance(num_source_bytes: int, num_new_tokens: int) -> None:
-        nonlocal num_tokens
-        num_tokens += num_new_tokens
+        num_tokens = bar.tasks[task].fields["num_tokens"] + num_new_tokens
         bar.update(task, advance=num_source_bytes, num_tokens=num_tokens)
 
     console = Console(stderr=True)

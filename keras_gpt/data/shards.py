@@ -8,11 +8,13 @@ which is written last: a directory without it is unfinished.
 import hashlib
 import os
 from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from keras_gpt.data.tokenizing import Tokens
 from keras_gpt.files import matches, read_json
 
 METADATA_NAME = "metadata.json"
@@ -20,11 +22,7 @@ PROGRESS_NAME = "progress.json"
 COUNTS = ("num_tokens", "num_documents", "num_characters", "num_bytes", "num_pieces")
 _FILE = {"file": str, "sha256": str}
 _SHARDS = [{**_FILE, "num_tokens": int}]
-_SPLIT = {
-    **dict.fromkeys(COUNTS[:-1], int),
-    "shards": _SHARDS,
-    "documents": _FILE,
-}
+_SPLIT = {**dict.fromkeys(COUNTS[:-1], int), "shards": _SHARDS, "documents": _FILE}
 _METADATA = {
     "dtype": str,
     "vocab_size": int,
@@ -64,20 +62,17 @@ class SplitWriter:
         self._split = split
         self._dtype = dtype
         self._shard_size = shard_size
-        self.counts = dict.fromkeys(COUNTS, 0)
-        self._shards: list[dict[str, Any]] = []
-        if state:
-            self.counts = dict(state["counts"])
-            self._shards = list(state["shards"])
+        state = state or {"counts": dict.fromkeys(COUNTS, 0), "shards": []}
+        self.counts: dict[str, int] = state["counts"]
+        self._shards: list[dict[str, Any]] = state["shards"]
         num_ends = self.counts["num_documents"]
         self._ends = self._open(f"{split}-documents.bin", num_ends * 8)
         self._shard = self._open_shard()
 
-    def append(
-        self, token_ids: np.ndarray, document_ends: np.ndarray, **counts: int
-    ) -> None:
-        """Append ids and the offsets into them after which a document ends."""
-        ends = document_ends.astype(_END_DTYPE) + self.counts["num_tokens"]
+    def append(self, tokens: Tokens) -> None:
+        """Append the tokens of a task."""
+        token_ids = tokens.token_ids
+        ends = tokens.document_ends.astype(_END_DTYPE) + self.counts["num_tokens"]
         self._ends.write(ends.tobytes())
         while len(token_ids):
             room = self._shard_size - self._num_in_shard
@@ -87,7 +82,7 @@ class SplitWriter:
             if len(written) == room:
                 self._finish_shard()
                 self._shard = self._open_shard()
-        for name, count in counts.items():
+        for name, count in tokens.counts.items():
             self.counts[name] += count
 
     def save(self) -> dict[str, Any]:
@@ -127,23 +122,15 @@ class SplitWriter:
         path = self._directory / name
         path.touch()
         if path.stat().st_size < num_bytes:
-            raise ValueError(
-                f"{path} is shorter than when preparing was interrupted. "
-                "Start afresh with `overwrite=True`."
-            )
+            raise ValueError(f"{path} is shorter than it was. {_PREPARE_AGAIN}")
         os.truncate(path, num_bytes)
         return path.open("ab")
 
     def _finish_shard(self) -> None:
         self._shard.close()
         path = Path(self._shard.name)
-        self._shards.append(
-            {
-                "file": path.name,
-                "num_tokens": self._num_in_shard,
-                "sha256": _sha256(path),
-            }
-        )
+        counts = {"num_tokens": self._num_in_shard}
+        self._shards.append({"file": path.name, **counts, "sha256": _sha256(path)})
 
 
 class TokenDataset:
@@ -180,13 +167,12 @@ class TokenDataset:
             )
         self.dtype = np.dtype(self.metadata["dtype"])
         description = splits[split]
-        self._starts = [0]
-        self._shards = []
-        for shard in description["shards"]:
-            self._shards.append(
-                self._map(shard, self.dtype, shard["num_tokens"], verify)
-            )
-            self._starts.append(self._starts[-1] + shard["num_tokens"])
+        lengths = [shard["num_tokens"] for shard in description["shards"]]
+        self._starts = [0, *accumulate(lengths)]
+        self._shards = [
+            self._map(shard, self.dtype, length, verify)
+            for shard, length in zip(description["shards"], lengths, strict=True)
+        ]
         self.document_ends = self._map(
             description["documents"], _END_DTYPE, description["num_documents"], verify
         )
@@ -198,16 +184,15 @@ class TokenDataset:
         """Give the ids of a slice with step 1, in the type of the files."""
         start, stop, _ = window.indices(len(self))
         index = bisect_right(self._starts, start) - 1
-        if start < stop <= self._starts[index + 1]:
-            offset = self._starts[index]
-            return self._shards[index][start - offset : stop - offset]
-        parts = [np.empty(0, self.dtype)]
+        parts = []
         while start < stop:
             offset = self._starts[index]
             parts.append(self._shards[index][start - offset : stop - offset])
             start += len(parts[-1])
             index += 1
-        return np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.empty(0, self.dtype), *parts])
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Read windows of equal length.
@@ -236,9 +221,9 @@ class TokenDataset:
             raise FileNotFoundError(f"{path} is missing. {_PREPARE_AGAIN}")
         num_bytes = length * dtype.itemsize
         if path.stat().st_size != num_bytes:
+            size = f"{num_bytes} bytes but has {path.stat().st_size}"
             raise ValueError(
-                f"{path} must have {num_bytes} bytes but has {path.stat().st_size}: "
-                f"it is damaged. {_PREPARE_AGAIN}"
+                f"{path} must have {size}: it is damaged. {_PREPARE_AGAIN}"
             )
         if verify and _sha256(path) != file["sha256"]:
             raise ValueError(f"{path} has another checksum. {_PREPARE_AGAIN}")
@@ -263,23 +248,21 @@ def read_metadata(directory: str | Path) -> dict[str, Any]:
         ValueError: `metadata.json` is damaged.
     """
     path = Path(directory) / METADATA_NAME
-    if path.is_file():
-        metadata = read_json(path)
-        is_whole = matches(metadata, _METADATA) and all(
-            matches(split, _SPLIT) for split in metadata["splits"].values()
-        )
-        if not is_whole or metadata["dtype"] not in ("uint16", "uint32"):
-            raise ValueError(f"{path} is damaged. {_PREPARE_AGAIN}")
-        return metadata
-    if (Path(directory) / PROGRESS_NAME).is_file():
-        raise FileNotFoundError(
-            f"{directory} is prepared only in part. Run the same `keras-gpt prepare` "
-            "again: it continues."
-        )
-    raise FileNotFoundError(
-        f"{directory} is not a prepared directory. Run `keras-gpt prepare` or "
-        "`keras_gpt.data.prepare(source, directory, tokenizer)` first."
+    if not path.is_file():
+        reason = "is not a prepared directory. Run `keras-gpt prepare` first."
+        if path.with_name(PROGRESS_NAME).is_file():
+            reason = (
+                "is prepared only in part. Run the same `keras-gpt prepare` again: "
+                "it continues."
+            )
+        raise FileNotFoundError(f"{directory} {reason}")
+    metadata = read_json(path)
+    is_whole = matches(metadata, _METADATA) and all(
+        matches(split, _SPLIT) for split in metadata["splits"].values()
     )
+    if not is_whole or metadata["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"{path} is damaged. {_PREPARE_AGAIN}")
+    return metadata
 
 
 def _sha256(path: Path) -> str:

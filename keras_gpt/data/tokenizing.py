@@ -24,14 +24,12 @@ class Tokens(NamedTuple):
     Attributes:
         token_ids: All ids, in order.
         document_ends: Offsets into `token_ids` after which a document ends.
-        num_characters: Length of the text.
-        num_bytes: Length of the text in UTF-8.
+        counts: Of documents, pieces, characters and bytes in UTF-8, by name.
     """
 
     token_ids: np.ndarray
     document_ends: np.ndarray
-    num_characters: int
-    num_bytes: int
+    counts: dict[str, int]
 
 
 def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
@@ -55,12 +53,14 @@ def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
             f"Received: ids from {token_ids.min()} to {token_ids.max()}. "
             "Its vocab_size must count the special tokens too."
         )
-    return Tokens(
-        token_ids.astype(token_dtype(vocab_size)),
-        ends[[piece.ends_document for piece in pieces]],
-        sum(len(piece.text) for piece in pieces),
-        sum(len(piece.text.encode("utf-8")) for piece in pieces),
-    )
+    ends = ends[[piece.ends_document for piece in pieces]]
+    counts = {
+        "num_documents": len(ends),
+        "num_characters": sum(len(piece.text) for piece in pieces),
+        "num_bytes": sum(len(piece.text.encode("utf-8")) for piece in pieces),
+        "num_pieces": len(pieces),
+    }
+    return Tokens(token_ids.astype(token_dtype(vocab_size)), ends, counts)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

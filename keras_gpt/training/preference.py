@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.data import Example
-from keras_gpt.data.batches import EpochOrder, check_order, load_rows
+from keras_gpt.data.batches import Rows, choose_seed, load_rows
 from keras_gpt.training.lora import has_lora, without_lora
 
 if TYPE_CHECKING:
@@ -193,26 +193,22 @@ def load_preferences(
     >>> inputs["rejected_ids"].tolist(), inputs["rejected_weights"].tolist()
     ([[5, 6, 9, 0, 0, 0]], [[0.0, 1.0, 0.0, 0.0, 0.0]])
     """
-    check_order(order)
+    seed = choose_seed(order, seed)
     _check(pairs, margins, sequence_length)
-    seed = seed if order == "random" else None
     rows = _PairRows(pairs, margins, sequence_length, seed)
     return load_rows(rows, batch_size, start_step)
 
 
-class _PairRows:
+class _PairRows(Rows):
     """Rows of pairs: once in order, or epoch after epoch in random order."""
 
     def __init__(self, pairs, margins, sequence_length, seed):
         self._pairs = pairs
         self._margins = np.asarray(margins, "float32")
         self._length = sequence_length
-        self._order = EpochOrder(len(pairs), seed)
-        self.num_rows = len(pairs) if seed is None else None
+        super().__init__(len(pairs), seed)
 
-    def gather(self, step, batch_size, part):
-        first = step * batch_size
-        rows = self._order.rows(range(first, first + batch_size)[part])
+    def gather(self, rows):
         inputs = {"reference_margin": self._margins[rows, None]}
         for side, name in enumerate(("chosen", "rejected")):
             examples = [self._pairs[row][side] for row in rows]
