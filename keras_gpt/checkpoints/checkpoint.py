@@ -52,22 +52,19 @@ class Checkpoint:
             wanted.add(part.name)
             if part.name not in self.shapes:
                 raise ValueError(
-                    f"The checkpoint lacks {part.name}. Download it again; if that "
-                    "doesn't help, it isn't of the architecture that it claims."
+                    f"The checkpoint lacks {part.name}. Download it again."
                 )
             shape = tuple(self.shapes[part.name])
             if shape != part.shape:
                 raise ValueError(
-                    f"{part.name} has the shape {shape}; the architecture in the "
-                    f"checkpoint's description wants {part.shape}. The files don't "
-                    "belong together."
+                    f"{part.name} has the shape {shape}; the checkpoint's description "
+                    f"wants {part.shape}. The files don't belong together."
                 )
         for name in sorted(self.shapes.keys() - wanted):
             if not self.names.ignores(name):
                 raise ValueError(
                     f"The checkpoint has {name}, for which the architecture has no "
-                    "place, so its outputs would be wrong. keras_gpt doesn't support "
-                    "this model."
+                    "place. keras_gpt doesn't support this model."
                 )
 
     def build_model(self, dtype: str | None = None) -> GPT:
@@ -97,10 +94,9 @@ class Checkpoint:
         """The weight of which these are the parts, some rows at a time."""
         if len(parts) == 1 and not parts[0].is_transposed:
             return self.read_rows(parts[0].name)
-        arrays = [
-            self.read(part.name).T if part.is_transposed else self.read(part.name)
-            for part in parts
-        ]
+        arrays = [self.read(part.name) for part in parts]
+        if parts[0].is_transposed:
+            arrays = [array.T for array in arrays]
         values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
         step = max(1, CHUNK // values[0].nbytes)
         return (values[i : i + step] for i in range(0, len(values), step))

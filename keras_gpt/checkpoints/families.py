@@ -10,6 +10,14 @@ LLAMA = {
     "position_embedding": "rotary",
     "normalization": "rms_norm",
     "activation": "swiglu",
+    "use_bias": False,
+}
+FAMILIES = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": {**LLAMA, "query_key_value_bias": True},
+    "qwen3": {**LLAMA, "qk_norm": True},
 }
 _NONE = (None, False)
 
@@ -59,8 +67,6 @@ def check_family(
     for field, values in (wanted | more).items():
         if getattr(config, field) not in values:
             raise ValueError(
-                f"{program} has no model like this one: as a {family!r} it wants "
-                f"{field}={values[-1]!r}. Received: {field}="
-                f"{getattr(config, field)!r}. Use `save` or `export`, or train with "
-                "that setting."
+                f"{program} wants of a {family!r} model {field}={values[-1]!r}. "
+                f"Received: {field}={getattr(config, field)!r}. Use `save` or `export`."
             )

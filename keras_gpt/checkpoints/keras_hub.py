@@ -6,15 +6,10 @@ from typing import Any
 
 from keras import ops
 
-from keras_gpt.checkpoints import families
+from keras_gpt.checkpoints import names
 from keras_gpt.checkpoints.checkpoint import Checkpoint
-from keras_gpt.checkpoints.gguf.tokenizer import (
-    CONTROL,
-    NORMAL,
-    UNUSED,
-    tokenizer_from_gguf,
-)
-from keras_gpt.checkpoints.names import KERAS_HUB_GPT2, KERAS_HUB_LLAMA
+from keras_gpt.checkpoints.families import FAMILIES
+from keras_gpt.checkpoints.gguf import tokenizer as gguf_tokenizer
 from keras_gpt.config import GPTConfig
 from keras_gpt.tokenizers import Tokenizer
 
@@ -25,21 +20,6 @@ _FAMILIES = {
     "MistralBackbone": "mistral",
     "QwenBackbone": "qwen2",
     "Qwen3Backbone": "qwen3",
-}
-# `{theirs: ours}`
-_FIELDS = {
-    "vocabulary_size": "vocab_size",
-    "hidden_dim": "embedding_dimension",
-    "num_layers": "num_layers",
-    "intermediate_dim": "feed_forward_dimension",
-    "dropout": "dropout_rate",
-}
-_GPT2_FIELDS = {"max_sequence_length": "context_length", "num_heads": "num_heads"}
-_LLAMA_FIELDS = {
-    "num_query_heads": "num_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "rope_max_wavelength": "rotary_base",
-    "layer_norm_epsilon": "norm_epsilon",
 }
 _PIECES = "pieces"  # of SentencePiece, in place of words
 # How the tokenizers cut text into words, as GGUF calls it
@@ -90,7 +70,7 @@ def read_keras_hub(source: Any) -> Checkpoint:
     stop_ids = [getattr(tokenizer, name, None) for name in _END_TOKENS]
     return Checkpoint(
         config=_read_config(family, backbone, preprocessor),
-        names=KERAS_HUB_GPT2 if family == "gpt2" else KERAS_HUB_LLAMA,
+        names=names.KERAS_HUB_GPT2 if family == "gpt2" else names.KERAS_HUB_LLAMA,
         shapes=shapes,
         read_rows=read_rows,
         tokenizer=None if tokenizer is None else _read_tokenizer(preprocessor),
@@ -131,25 +111,23 @@ def _flat_shape(path, shape):
 
 
 def _read_config(family, backbone, preprocessor):
-    renamed = _FIELDS | (_GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS)
-    fields = {ours: getattr(backbone, theirs) for theirs, ours in renamed.items()}
+    is_gpt2 = family == "gpt2"
+    table = names.KERAS_HUB_LLAMA_SETTINGS
+    table = names.KERAS_HUB_GPT2_SETTINGS if is_gpt2 else table
+    fields = {ours: getattr(backbone, theirs) for ours, theirs in table.items()}
+    fields |= FAMILIES[family]
     fields["tie_embeddings"] = backbone.token_embedding.tie_weights
-    if family == "gpt2":
+    if is_gpt2:
         epsilon = backbone.layer_norm.epsilon
-        more = {**families.GPT2, "activation": "gelu_tanh", "norm_epsilon": epsilon}
-        return GPTConfig(**fields, **more)
+        return GPTConfig(**fields, activation="gelu_tanh", norm_epsilon=epsilon)
     length = getattr(preprocessor, "sequence_length", None) or _DEFAULT_CONTEXT_LENGTH
     width = getattr(backbone, "head_dim", None)
     width = width and width * backbone.num_query_heads
     return GPTConfig(
         **fields,
-        **families.LLAMA,
         context_length=length,
         attention_dimension=None if width == backbone.hidden_dim else width,
         rotary_scaling=_read_rotary_scaling(backbone),
-        use_bias=False,
-        query_key_value_bias=True if family == "qwen2" else None,
-        qk_norm=family == "qwen3",
         sliding_window=_read_sliding_window(family, backbone, length),
     )
 
@@ -163,9 +141,8 @@ def _read_rotary_scaling(backbone):
         return None if linear == 1 else {"type": "linear", "factor": linear}
     if linear != 1:
         raise ValueError(
-            "Rotary positions can be scaled in one way only. Received: "
-            f"rope_position_scaling_factor={linear}, "
-            f"rope_frequency_adjustment_factor={factor}."
+            "Rotary positions can be scaled in one way only. Received: rope_position_"
+            f"scaling_factor={linear}, rope_frequency_adjustment_factor={factor}."
         )
     return {
         "type": "llama3",
@@ -196,24 +173,26 @@ def _read_tokenizer(preprocessor) -> Tokenizer:
             f"Received: {type(tokenizer).__name__}."
         )
     describe = _describe_pieces if rule == _PIECES else _describe_merges
-    return tokenizer_from_gguf(
-        {
-            "tokenizer.ggml.bos_token_id": getattr(tokenizer, "start_token_id", None),
-            "tokenizer.ggml.add_bos_token": preprocessor.add_start_token,
-            "tokenizer.ggml.pre": rule,
-            **describe(tokenizer),
-        }
-    )
+    settings = {
+        "tokenizer.ggml.bos_token_id": getattr(tokenizer, "start_token_id", None),
+        "tokenizer.ggml.add_bos_token": preprocessor.add_start_token,
+        "tokenizer.ggml.pre": rule,
+        **describe(tokenizer),
+    }
+    return gguf_tokenizer.tokenizer_from_gguf(settings)
 
 
 def _describe_merges(tokenizer):
     vocabulary = tokenizer.vocabulary
     size = max(vocabulary.values()) + 1
-    tokens, kinds = [f"[UNUSED{i}]" for i in range(size)], [UNUSED] * size
+    tokens, kinds = (
+        [f"[UNUSED{i}]" for i in range(size)],
+        [gguf_tokenizer.UNUSED] * size,
+    )
     for token, i in vocabulary.items():
-        tokens[i], kinds[i] = token, NORMAL
+        tokens[i], kinds[i] = token, gguf_tokenizer.NORMAL
     for token in tokenizer.special_tokens:
-        kinds[vocabulary[token]] = CONTROL
+        kinds[vocabulary[token]] = gguf_tokenizer.CONTROL
     merges = [merge for merge in tokenizer.merges if "#version:" not in merge]
     return {
         "tokenizer.ggml.model": "gpt2",

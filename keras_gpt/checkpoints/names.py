@@ -1,4 +1,4 @@
-"""Which weight is which: what each format calls the weights of a GPT.
+"""Which is which: what each format calls the weights and the settings of a GPT.
 
 A table has our layer on the left and what it is called elsewhere to the right; where
 there are several, as in `{q,k,v}_proj`, our weight is theirs side by side. Reading and
@@ -42,6 +42,31 @@ feed_forward_norm feedforward_layer_norm           feedforward_layernorm
 up_projection     feedforward_intermediate_dense   feedforward_{gate,intermediate}_dense
 down_projection   feedforward_output_dense         feedforward_output_dense
 """
+# The settings of `GPTConfig`, Hugging Face's GPT-2 and Llama, and GGUF
+_SETTINGS = """
+vocab_size             vocab_size          vocab_size              -
+context_length         n_positions         max_position_embeddings context_length
+embedding_dimension    n_embd              hidden_size             embedding_length
+num_layers             n_layer             num_hidden_layers       block_count
+num_heads              n_head              num_attention_heads     attention.head_count
+num_kv_heads           -                   num_key_value_heads     -
+feed_forward_dimension n_inner             intermediate_size       feed_forward_length
+norm_epsilon           layer_norm_epsilon  rms_norm_eps            -
+tie_embeddings         tie_word_embeddings tie_word_embeddings     -
+"""
+# Those of KerasHub's GPT-2 and Llama
+_KERAS_HUB_SETTINGS = """
+vocab_size             vocabulary_size     vocabulary_size
+context_length         max_sequence_length -
+embedding_dimension    hidden_dim          hidden_dim
+num_layers             num_layers          num_layers
+num_heads              num_heads           num_query_heads
+num_kv_heads           -                   num_key_value_heads
+feed_forward_dimension intermediate_dim    intermediate_dim
+rotary_base            -                   rope_max_wavelength
+norm_epsilon           -                   layer_norm_epsilon
+dropout_rate           dropout             dropout
+"""
 _BLOCK = re.compile(r"block_(\d+)/")
 
 
@@ -59,7 +84,7 @@ class Names:
         ignored: Regular expression of tensors that hold no weights, such as masks.
     """
 
-    layers: dict[str, list[str]]
+    layers: dict[str, str]
     block: str
     transposed: tuple[str, ...] = ("kernel", "reverse_embeddings")
     has_our_suffixes: bool = False
@@ -98,13 +123,13 @@ class Names:
         ending = ".bias" if suffix in ("bias", "beta") else ".weight"
         if self.has_our_suffixes:
             ending = f"/{suffix}"
-        return [prefix + name + ending for name in self.layers[layer]]
+        return [prefix + name + ending for name in _spread(self.layers[layer])]
 
 
 def _column(table, number):
     """`{ours: theirs}` of a table's column."""
     rows = [line.split() for line in table.strip().splitlines()]
-    return {row[0]: _spread(row[number]) for row in rows}
+    return {row[0]: row[number] for row in rows if row[number] != "-"}
 
 
 def _spread(name):
@@ -142,3 +167,9 @@ KERAS_HUB_GPT2, KERAS_HUB_LLAMA = (
     )
     for number in (1, 2)
 )
+# `{ours: theirs}` of the settings that are the same thing
+HUGGING_FACE_GPT2_SETTINGS = _column(_SETTINGS, 1)
+HUGGING_FACE_LLAMA_SETTINGS = _column(_SETTINGS, 2)
+GGUF_SETTINGS = _column(_SETTINGS, 3)
+KERAS_HUB_GPT2_SETTINGS = _column(_KERAS_HUB_SETTINGS, 1)
+KERAS_HUB_LLAMA_SETTINGS = _column(_KERAS_HUB_SETTINGS, 2)

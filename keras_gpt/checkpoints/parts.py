@@ -63,16 +63,12 @@ def weight_shapes(
     """
     width, size = config.embedding_dimension, config.vocab_size
     heads = config.num_heads * config.head_dimension
-    kv_heads = config.kv_heads * config.head_dimension
+    query_key_value = (heads, *[config.kv_heads * config.head_dimension] * 2)
     up = (config.hidden_dimension,) * (2 if config.activation == "swiglu" else 1)
     has_bias, has_first_bias = config.use_bias, config.has_query_key_value_bias
     # rows, widths of the parts, whether there is a bias
     matrices = {
-        "attention/query_key_value": (
-            width,
-            (heads, kv_heads, kv_heads),
-            has_first_bias,
-        ),
+        "attention/query_key_value": (width, query_key_value, has_first_bias),
         "attention/output_projection": (heads, (width,), has_bias),
         "feed_forward/up_projection": (width, up, has_bias),
         "feed_forward/down_projection": (up[0], (width,), has_bias),
@@ -110,8 +106,7 @@ def plain_weights(model: GPT) -> dict[str, Any]:
     other = sorted(weights.keys() ^ plain)
     if other or model.quantization is not None:
         raise ValueError(
-            "The model must have the weights of a plain GPT, neither quantized nor "
-            f"with adapters. Received: {', '.join(other[:1]) or model.quantization}. "
-            "Merge adapters with `merge_adapter`, or load the model unquantized."
+            "The model must be neither quantized nor with adapters; merge these first. "
+            f"Received: {', '.join(other[:1]) or model.quantization}."
         )
     return weights

@@ -42,10 +42,8 @@ class StoredTensor:
             ValueError: The type can't be read, or the file was shortened.
         """
         for rows in self._chunks():
-            if self.kind in _PLAIN:
-                rows = rows.view(_PLAIN[self.kind])
-            else:
-                rows = self._dequantize(rows)
+            plain = _PLAIN.get(self.kind)
+            rows = self._dequantize(rows) if plain is None else rows.view(plain)
             yield rows.reshape(-1, *self.shape[1:])
 
     def has_same_bytes(self, other: "StoredTensor") -> bool:
@@ -59,8 +57,9 @@ class StoredTensor:
         """The bytes, `(rows, bytes of a row)`, some rows at a time."""
         *others, width = self.shape
         num_rows = math.prod(others)
-        row_bytes = width * _PLAIN[self.kind].itemsize if self.kind in _PLAIN else None
-        if row_bytes is None:
+        if self.kind in _PLAIN:
+            row_bytes = width * _PLAIN[self.kind].itemsize
+        else:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
             if self.kind not in GGMLQuantizationType.__members__:
@@ -93,6 +92,5 @@ class StoredTensor:
     def _unreadable(self):
         return ValueError(
             f"{self.name} is stored as {self.kind}, which isn't supported. Load the "
-            "original weights, or a GGUF file of another quantization, such as Q8_0 or "
-            "Q4_K."
+            "original weights, or a GGUF file such as Q8_0 or Q4_K."
         )

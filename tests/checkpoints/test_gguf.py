@@ -315,7 +315,7 @@ def test_settings_of_the_older_kind_are_read(llama_file, tmp_path):
         (
             "llama.embedding_length",
             "wide",
-            "llama.embedding_length=wide. It must be an",
+            "llama.embedding_length='wide'. It must be an",
         ),
         ("llama.feed_forward_length", [96, 64], "the same in all blocks"),
         ("llama.feed_forward_length", 128, r"blk.0.ffn_gate.weight has the shape \(96"),
@@ -324,7 +324,7 @@ def test_settings_of_the_older_kind_are_read(llama_file, tmp_path):
         (
             "llama.rope.scaling.type",
             "yarn",
-            "rope.scaling.type=yarn. It must be 'none'",
+            "rope.scaling.type='yarn'. It must be 'none'",
         ),
         ("llama.expert_count", 8, "llama.expert_count=8. It must be 0"),
         ("tokenizer.ggml.model", "rwkv", "Received: tokenizer.ggml.model='rwkv'"),

@@ -6,27 +6,15 @@ from typing import Any
 import numpy as np
 
 from keras_gpt.checkpoints import families
-from keras_gpt.checkpoints.names import GGUF_GPT2, GGUF_LLAMA
+from keras_gpt.checkpoints.names import GGUF_GPT2, GGUF_LLAMA, GGUF_SETTINGS
+from keras_gpt.checkpoints.settings import Settings
 from keras_gpt.checkpoints.stored import StoredTensor
 from keras_gpt.config import GPTConfig, suggest
 from keras_gpt.layers.rotary import rotary_frequencies
 
 # Mistral's models are "llama" too
-NAMES = {
-    "gpt2": GGUF_GPT2,
-    "llama": GGUF_LLAMA,
-    "qwen2": GGUF_LLAMA,
-    "qwen3": GGUF_LLAMA,
-}
+NAMES = {"gpt2": GGUF_GPT2, **dict.fromkeys(("llama", "qwen2", "qwen3"), GGUF_LLAMA)}
 ROTARY_FREQUENCIES = "rope_freqs.weight"
-# `{theirs: ours}`, the settings that are the same thing
-_FIELDS = {
-    "context_length": "context_length",
-    "embedding_length": "embedding_dimension",
-    "block_count": "num_layers",
-    "attention.head_count": "num_heads",
-    "feed_forward_length": "feed_forward_dimension",
-}
 # Widths of a head
 _KEY_WIDTH = "attention.key_length"
 _OTHER_WIDTHS = ("attention.value_length", "rope.dimension_count")
@@ -67,32 +55,26 @@ def read_config(
     """
     architecture = settings.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in NAMES:
-        raise ValueError(
-            "Unsupported architecture. "
-            f"{suggest('general.architecture', architecture, NAMES)}"
-        )
-    section = _Section(settings, architecture)
+        choices = suggest("general.architecture", architecture, NAMES)
+        raise ValueError(f"Unsupported architecture. {choices}")
+    section = Settings(settings, f"{architecture}.")
     for name, values in _NEUTRAL.items():
         section.require(name, *values)
     if "token_embd.weight" not in tensors:
         raise ValueError("It lacks the tensor token_embd.weight. Download it again.")
-    fields = {ours: section.integer(theirs) for theirs, ours in _FIELDS.items()}
+    fields = {ours: section.integer(theirs) for ours, theirs in GGUF_SETTINGS.items()}
     fields["vocab_size"] = tensors["token_embd.weight"].shape[0]
     fields["tie_embeddings"] = _is_tied(tensors)
     if architecture == "gpt2":
-        fields |= {
-            **families.GPT2,
-            "activation": "gelu_tanh",
-            "norm_epsilon": section.number("attention.layer_norm_epsilon"),
-        }
-    else:
-        fields |= families.LLAMA | _read_llama(section, fields, tensors)
-    return GPTConfig(**fields)
+        fields["norm_epsilon"] = section.number("attention.layer_norm_epsilon")
+        return GPTConfig(**families.GPT2, **fields, activation="gelu_tanh")
+    fields |= _read_llama(section, fields, tensors)
+    return GPTConfig(**families.LLAMA, **fields)
 
 
 def write_config(config: GPTConfig, architecture: str) -> dict[str, Any]:
     """Settings from which `read_config` and llama.cpp make the architecture."""
-    settings = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    settings = {theirs: getattr(config, ours) for ours, theirs in GGUF_SETTINGS.items()}
     settings["feed_forward_length"] = config.hidden_dimension
     settings["vocab_size"] = config.vocab_size
     if architecture == "gpt2":
@@ -162,7 +144,6 @@ def _read_llama(section, fields, tensors):
         "rotary_base": base,
         "rotary_scaling": _read_rotary_scaling(section, tensors, head_width, base),
         "norm_epsilon": section.number("attention.layer_norm_rms_epsilon"),
-        "use_bias": False,
         "query_key_value_bias": "blk.0.attn_q.bias" in tensors or None,
         "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
         "sliding_window": window if 0 < window < fields["context_length"] else None,
@@ -182,15 +163,10 @@ def _read_rotary_scaling(section, tensors, head_width, base):
     divisors = divisors.astype("float32")
     if np.all(divisors == 1):
         return linear
-    original = section.integer(
-        "rope.scaling.original_context_length", _LLAMA3_CONTEXT_LENGTH
-    )
-    scaling = {
-        "type": "llama3",
-        "factor": float(divisors.max()),
-        **_LLAMA3,
-        "original_context_length": original,
-    }
+    name = "original_context_length"
+    original = section.integer(f"rope.scaling.{name}", _LLAMA3_CONTEXT_LENGTH)
+    scaling = {"type": "llama3", "factor": float(divisors.max()), **_LLAMA3}
+    scaling[name] = original
     found = linear is None and divisors.shape == (head_width // 2,)
     if found and np.all(divisors > 0):
         ours = rotary_frequencies(head_width, base, scaling)
@@ -198,8 +174,8 @@ def _read_rotary_scaling(section, tensors, head_width, base):
         found = np.allclose(ours, theirs, rtol=1e-3)  # some files store float16
     if not found:
         raise ValueError(
-            f"The tensor {ROTARY_FREQUENCIES} holds rotary frequencies that aren't "
-            "scaled in Llama 3.1's way, which keras_gpt doesn't support."
+            f"Unsupported tensor {ROTARY_FREQUENCIES}: its rotary frequencies aren't "
+            "scaled in Llama 3.1's way."
         )
     return scaling
 
@@ -208,46 +184,3 @@ def _is_tied(tensors):
     """Whether the output is the embedding; GPT-2's files often hold it twice."""
     output = tensors.get("output.weight")
     return output is None or output.has_same_bytes(tensors["token_embd.weight"])
-
-
-class _Section:
-    """The settings of one architecture, checked as they are asked for."""
-
-    def __init__(self, settings, architecture):
-        self._settings = settings
-        self._prefix = f"{architecture}."
-
-    def integer(self, name, default=None):
-        """A whole number, or one for each block if all are the same."""
-        value = self.find(name, default)
-        if isinstance(value, list) and value and value.count(value[0]) == len(value):
-            value = value[0]
-        return self._check(name, value, (int,), "an integer, the same in all blocks")
-
-    def number(self, name, default=None):
-        value = self.find(name, default)
-        return float(self._check(name, value, (int, float), "a number"))
-
-    def find(self, name, default=None):
-        return self._settings.get(self._prefix + name, default)
-
-    def require(self, name, *values):
-        """Refuse the setting unless it is absent or one of the values."""
-        value = self.find(name)
-        if value is not None and value not in values:
-            self._refuse(name, value, " or ".join(map(repr, values)) or "absent")
-
-    def _check(self, name, value, types, wanted):
-        if value is None:
-            raise ValueError(
-                f"It lacks the setting {self._prefix}{name}. Download it again."
-            )
-        if type(value) not in types:
-            self._refuse(name, value, wanted)
-        return value
-
-    def _refuse(self, name, value, wanted):
-        raise ValueError(
-            f"Unsupported setting. Received: {self._prefix}{name}={str(value)[:80]}. "
-            f"It must be {wanted}."
-        )

@@ -6,13 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_gpt.checkpoints.checkpoint import Checkpoint
+from keras_gpt.checkpoints.gguf import tokenizer
 from keras_gpt.checkpoints.gguf.config import NAMES, read_config
 from keras_gpt.checkpoints.gguf.file import read_gguf_file
-from keras_gpt.checkpoints.gguf.tokenizer import (
-    STOP_IDS,
-    chat_template_from_gguf,
-    tokenizer_from_gguf,
-)
 from keras_gpt.checkpoints.gguf.turned import is_turned, turn
 
 _CONTROLS = {
@@ -54,8 +50,8 @@ def read_gguf(path: str | Path) -> Checkpoint:
             names=NAMES[architecture],
             shapes={name: tensor.shape for name, tensor in tensors.items()},
             read_rows=read_rows,
-            tokenizer=tokenizer_from_gguf(settings),
-            chat_template=chat_template_from_gguf(settings),
+            tokenizer=tokenizer.tokenizer_from_gguf(settings),
+            chat_template=tokenizer.chat_template_from_gguf(settings),
             stop_ids=_read_stop_ids(settings, config),
             generation_defaults=_read_generation_defaults(settings),
             source=_describe(path, settings, tensors),
@@ -66,7 +62,7 @@ def read_gguf(path: str | Path) -> Checkpoint:
 
 
 def _read_stop_ids(settings, config):
-    ids = [settings.get(key) for key in STOP_IDS]
+    ids = [settings.get(key) for key in tokenizer.STOP_IDS]
     valid = [i for i in ids if isinstance(i, int) and 0 <= i < config.vocab_size]
     return tuple(dict.fromkeys(valid))
 

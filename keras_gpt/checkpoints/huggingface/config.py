@@ -1,81 +1,27 @@
 """Between a `config.json` of Hugging Face and a `GPTConfig`."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
-from keras_gpt.checkpoints import families
-from keras_gpt.checkpoints.names import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA, Names
+from keras_gpt.checkpoints import names
+from keras_gpt.checkpoints.families import FAMILIES
+from keras_gpt.checkpoints.settings import Settings
 from keras_gpt.config import ROTARY_SCALINGS, GPTConfig, suggest
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """How a kind of `config.json` says what a `GPTConfig` says.
-
-    Args:
-        names: What it calls the weights.
-        ours: What is the same in each `GPTConfig`.
-        fields: `{theirs: ours}`, the settings that are the same thing.
-        defaults: What Transformers takes for those that are left out.
-        fixed: What would change the outputs, and the value at which it doesn't.
-    """
-
-    names: Names
-    ours: dict[str, Any]
-    fields: dict[str, str]
-    defaults: dict[str, Any]
-    fixed: dict[str, Any]
-
-
-_GPT2 = _Kind(
-    names=HUGGING_FACE_GPT2,
-    ours=families.GPT2,
-    fields={
-        "vocab_size": "vocab_size",
-        "n_positions": "context_length",
-        "n_embd": "embedding_dimension",
-        "n_layer": "num_layers",
-        "n_head": "num_heads",
-        "n_inner": "feed_forward_dimension",
-        "layer_norm_epsilon": "norm_epsilon",
-        "tie_word_embeddings": "tie_embeddings",
-    },
-    defaults={"n_inner": None, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-    fixed={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
-)
-_LLAMA = _Kind(
-    names=HUGGING_FACE_LLAMA,
-    ours=families.LLAMA,
-    fields={
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "context_length",
-        "hidden_size": "embedding_dimension",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "num_key_value_heads": "num_kv_heads",
-        "intermediate_size": "feed_forward_dimension",
-        "rms_norm_eps": "norm_epsilon",
-        "tie_word_embeddings": "tie_embeddings",
-    },
-    defaults={
-        "num_key_value_heads": None,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-    },
-    fixed={"hidden_act": "silu", "partial_rotary_factor": 1.0},
-)
-_KINDS = {
-    "gpt2": _GPT2,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+# What Transformers takes for settings that are left out
+_DEFAULTS = {
+    "n_inner": None,
+    "layer_norm_epsilon": 1e-5,
+    "num_key_value_heads": None,
+    "rms_norm_eps": 1e-6,
 }
+# What would change the outputs, and the value at which it doesn't
+_GPT2_FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+_LLAMA_FIXED = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
 # The first that is ours is written
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -92,9 +38,9 @@ _ROTARY_SCALING = {
 }
 
 
-def names_of(family: str) -> Names:
+def names_of(family: str) -> names.Names:
     """What a family calls its weights."""
-    return _KINDS[family].names
+    return names.HUGGING_FACE_GPT2 if family == "gpt2" else names.HUGGING_FACE_LLAMA
 
 
 def read_config(settings: dict[str, Any]) -> GPTConfig:
@@ -107,27 +53,24 @@ def read_config(settings: dict[str, Any]) -> GPTConfig:
         ValueError: The family or a setting isn't supported, or one is missing.
     """
     family = settings.get("model_type")
-    if not isinstance(family, str) or family not in _KINDS:
-        raise ValueError(
-            f"Unsupported architecture. {suggest('model_type', family, _KINDS)}"
-        )
-    kind = _KINDS[family]
+    if not isinstance(family, str) or family not in FAMILIES:
+        choices = suggest("model_type", family, FAMILIES)
+        raise ValueError(f"Unsupported architecture. {choices}")
+    is_gpt2, checked = family == "gpt2", Settings(settings)
     if settings.get("quantization_config"):
-        _refuse(settings, "quantization_config", "load the original weights, or GGUF")
+        checked.refuse("quantization_config", "absent: load the original or a GGUF")
     for name in _FLAGS:
-        if not isinstance(settings.get(name) or False, bool):
-            _refuse(settings, name, "it must be true or false")
-    for name, value in kind.fixed.items():
-        if settings.get(name, value) != value:
-            _refuse(settings, name, f"only {value!r} is supported")
+        checked.require(name, None, False, True)
+    for name, value in (_GPT2_FIXED if is_gpt2 else _LLAMA_FIXED).items():
+        checked.require(name, value)
+    given = {**_DEFAULTS, "tie_word_embeddings": is_gpt2, **settings}
     try:
-        given = kind.defaults | settings
-        fields = {ours: given[theirs] for theirs, ours in kind.fields.items()}
-        if kind is _GPT2:
-            fields |= _read_gpt2(settings)
+        fields = {ours: given[theirs] for ours, theirs in _fields(family).items()}
+        if is_gpt2:
+            fields |= _read_gpt2(checked)
         else:
-            fields |= _read_llama(settings, fields, family)
-        return GPTConfig(**kind.ours, **fields)
+            fields |= _read_llama(checked, fields, family)
+        return GPTConfig(**FAMILIES[family] | fields)
     except KeyError as error:
         raise ValueError(
             f"config.json of a {family!r} model lacks {error}. Download it again."
@@ -141,27 +84,32 @@ def read_config(settings: dict[str, Any]) -> GPTConfig:
 
 def write_config(config: GPTConfig, family: str) -> dict[str, Any]:
     """Settings from which `read_config` and Transformers make the architecture."""
-    kind = _KINDS[family]
-    if kind is _GPT2:
+    if family == "gpt2":
         activation = next(t for t, o in _ACTIVATIONS.items() if o == config.activation)
         more = {"activation_function": activation}
         more |= dict.fromkeys(_DROPOUT_RATES, config.dropout_rate)
     else:
-        config = dataclasses.replace(
-            config,
-            num_kv_heads=config.kv_heads,
-            feed_forward_dimension=config.hidden_dimension,
-        )
+        sizes = {
+            "num_kv_heads": config.kv_heads,
+            "feed_forward_dimension": config.hidden_dimension,
+        }
+        config = dataclasses.replace(config, **sizes)
         more = _write_llama(config)
-    fields = {theirs: getattr(config, ours) for theirs, ours in kind.fields.items()}
+    fields = {theirs: getattr(config, our) for our, theirs in _fields(family).items()}
     return {"model_type": family, **fields, **more}
 
 
+def _fields(family):
+    """`{ours: theirs}` of the settings that are the same thing."""
+    if family == "gpt2":
+        return names.HUGGING_FACE_GPT2_SETTINGS
+    return names.HUGGING_FACE_LLAMA_SETTINGS
+
+
 def _read_gpt2(settings):
-    activation = settings.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
-        _refuse(settings, "activation_function", f"only {', '.join(_ACTIVATIONS)}")
-    rates = {settings.get(name, 0.1) for name in _DROPOUT_RATES}
+    settings.require("activation_function", *_ACTIVATIONS)
+    activation = settings.find("activation_function", "gelu_new")
+    rates = {settings.find(name, 0.1) for name in _DROPOUT_RATES}
     return {
         "activation": _ACTIVATIONS[activation],
         # ours is one rate; where theirs differ the model is read to be used
@@ -171,22 +119,19 @@ def _read_gpt2(settings):
 
 def _read_llama(settings, fields, family):
     # the defaults of Transformers' configuration classes
-    width = settings.get("head_dim") or (128 if family == "qwen3" else None)
+    width = settings.find("head_dim") or (128 if family == "qwen3" else None)
     width = width and width * fields["num_heads"]
-    has_bias = family in ("llama", "qwen3") and bool(settings.get("attention_bias"))
-    if has_bias != bool(settings.get("mlp_bias")):
+    has_bias = family in ("llama", "qwen3") and bool(settings.find("attention_bias"))
+    if has_bias != bool(settings.find("mlp_bias")):
         name = "attention_bias" if has_bias else "mlp_bias"
-        _refuse(settings, name, "attention_bias and mlp_bias must be alike")
+        settings.refuse(name, "like the other of attention_bias and mlp_bias")
+    is_whole = width == fields["embedding_dimension"]
     return {
         "num_kv_heads": fields["num_kv_heads"] or fields["num_heads"],
-        "attention_dimension": None
-        if width == fields["embedding_dimension"]
-        else width,
+        "attention_dimension": None if is_whole else width,
         **_read_rotary(settings),
         "use_bias": has_bias,
-        "query_key_value_bias": True if family == "qwen2" else None,
-        "qk_norm": family == "qwen3",
-        "sliding_window": _read_sliding_window(settings, family),
+        "sliding_window": _read_sliding_window(settings, family, fields["num_layers"]),
     }
 
 
@@ -207,13 +152,12 @@ def _write_llama(config):
 
 def _read_rotary(settings):
     """The base and our `rotary_scaling`, from the old and the new way to write them."""
-    rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    base = rotary.get("rope_theta", settings.get("rope_theta", 10000.0))
+    rotary = settings.find("rope_parameters") or settings.find("rope_scaling") or {}
+    base = rotary.get("rope_theta", settings.find("rope_theta", 10000.0))
     kind = rotary.get("rope_type", rotary.get("type", "default"))
     if kind == "default":
         return {"rotary_base": base, "rotary_scaling": None}
-    if kind not in ROTARY_SCALINGS:
-        _refuse({"rope_type": kind}, "rope_type", "only default, linear and llama3")
+    Settings({"rope_type": kind}).require("rope_type", *ROTARY_SCALINGS, "default")
     scaling = {
         ours: rotary[theirs]
         for theirs, ours in _ROTARY_SCALING.items()
@@ -236,32 +180,20 @@ def _write_rotary(config):
     return {**base, "rope_parameters": {**base, **rotary}, "rope_scaling": rotary}
 
 
-def _read_sliding_window(settings, family):
-    window = settings.get("sliding_window")
+def _read_sliding_window(settings, family, num_layers):
+    window = settings.find("sliding_window")
     if family == "llama" or window is None:
         return None
     if family == "mistral":
         return window
-    if not settings.get("use_sliding_window", False):
+    if not settings.find("use_sliding_window", False):
         return None
-    first = settings.get("max_window_layers", 28)
-    kinds = set(
-        settings.get("layer_types")
-        or [
-            "full_attention" if i < first else "sliding_attention"
-            for i in range(settings["num_hidden_layers"])
-        ]
-    )
+    first = settings.find("max_window_layers", 28)
+    counts = {"full_attention": first, "sliding_attention": num_layers - first}
+    named = settings.find("layer_types") or [k for k, n in counts.items() if n > 0]
+    kinds = set(named)
     if kinds == {"full_attention"}:
         return None
     if kinds != {"sliding_attention"}:
-        reason = "some layers have a window, others none"
-        _refuse(settings, "use_sliding_window", reason)
+        settings.refuse("use_sliding_window", "the same for all layers")
     return window
-
-
-def _refuse(settings, name, reason):
-    raise ValueError(
-        f"The model has a setting that keras_gpt doesn't support. Received: "
-        f"{name}={settings[name]!r:.80} ({reason})."
-    )

@@ -29,23 +29,19 @@ def download(
 
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.*))?", name)
     if found is None:
-        raise ValueError(
-            f"A model on the Hub is named hf://owner/name. Received: {HUB}{name}."
-        )
+        raise ValueError(f"A model is named hf://owner/name. Received: {HUB}{name}.")
     repository, file = found.groups()
     options = {"revision": revision, "token": token}
     try:
         if file:
-            return Path(huggingface_hub.hf_hub_download(repository, file, **options))
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository, allow_patterns=_FILES, **options
-            )
-        )
+            path = huggingface_hub.hf_hub_download(repository, file, **options)
+        else:
+            options["allow_patterns"] = _FILES
+            path = huggingface_hub.snapshot_download(repository, **options)
+        return Path(path)
     except errors.GatedRepoError as error:
         raise ValueError(
-            f"{HUB}{name} is gated: accept its licence on its page, then log in with "
-            "`hf auth login` or give `token`."
+            f"{HUB}{name} is gated: accept its licence, then give `token`."
         ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(

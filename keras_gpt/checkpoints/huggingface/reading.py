@@ -12,7 +12,6 @@ from keras_gpt.tokenizers import (
     BytePairTokenizer,
     ChatTemplate,
     SentencePieceTokenizer,
-    Tokenizer,
 )
 
 # Of generation, by the names that are ours too
@@ -38,10 +37,8 @@ def read_huggingface(folder: str | Path, name: str | None = None) -> Checkpoint:
     tensors = read_tensors(folder)
     if family == "gpt2":
         # some files have the prefix, some don't
-        tensors = {
-            re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key): tensor
-            for key, tensor in tensors.items()
-        }
+        prefix = re.compile(r"^(?!transformer\.|lm_head\.)")
+        tensors = {prefix.sub("transformer.", key): t for key, t in tensors.items()}
     stop_ids, defaults = _read_generation(folder, settings, config.vocab_size)
     source = {
         "format": "Hugging Face",
@@ -79,14 +76,14 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} isn't text ({error.reason}).") from error
 
 
-def _read_tokenizer(folder) -> Tokenizer:
+def _read_tokenizer(folder):
     if (folder / "tokenizer.json").is_file():
         return BytePairTokenizer(_read_text(folder / "tokenizer.json"))
     if (folder / "tokenizer.model").is_file():
         return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
     raise FileNotFoundError(
-        f"There is no tokenizer in {folder}: neither tokenizer.json nor "
-        "tokenizer.model. Save the model's tokenizer there with Transformers."
+        f"There is no tokenizer in {folder}, neither tokenizer.json nor .model. Save "
+        "the model's there with Transformers."
     )
 
 
@@ -95,11 +92,12 @@ def _read_chat_template(folder) -> ChatTemplate | None:
     settings = _read_settings(path)
     # names that a template may use
     tokens = _read_settings(folder / "special_tokens_map.json") | settings
-    tokens = {name: tokens.get(name) for name in SPECIAL_TOKENS}
-    for name, token in tokens.items():
-        if isinstance(token, dict):
-            tokens[name] = token.get("content")
-    tokens = {name: token for name, token in tokens.items() if isinstance(token, str)}
+    special = {}
+    for name in SPECIAL_TOKENS:
+        token = tokens.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            special[name] = token
     template = settings.get("chat_template")
     if isinstance(template, list) and all(isinstance(t, dict) for t in template):
         named = {str(item.get("name")): item.get("template") for item in template}
@@ -110,7 +108,7 @@ def _read_chat_template(folder) -> ChatTemplate | None:
         return None
     if not isinstance(template, str):
         raise ValueError(f"{path} has a 'chat_template' that is no text.")
-    return ChatTemplate(template, tokens)
+    return ChatTemplate(template, special)
 
 
 def _read_generation(folder, settings, vocab_size):

@@ -39,20 +39,16 @@ def _read_shards(folder):
         is_name = isinstance(file, str) and Path(file).name == file
         if not is_name or not file.endswith(".safetensors"):
             raise ValueError(
-                f"{folder / INDEX} names a file outside its folder, {file!r}, which "
-                "isn't read. Don't use this model."
+                f"{folder / INDEX} names a file outside its folder, {file!r}. Don't "
+                "use this model."
             )
-        if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"The shard {folder / file} is missing. Download the model again."
-            )
+        path = folder / file
+        if not path.is_file():
+            raise FileNotFoundError(f"The shard {path} is missing. Download it again.")
         if file not in shards:
-            shards[file] = _read_file(folder / file)
+            shards[file] = _read_file(path)
         if name not in shards[file]:
-            raise ValueError(
-                f"{folder / file} lacks {name}, which its index promises. Download "
-                "both again."
-            )
+            raise ValueError(f"{path} lacks {name} of its index. Download both again.")
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
@@ -69,13 +65,9 @@ def _read_file(path):
             f"{path} isn't a whole safetensors file ({error}). Download it again."
         ) from error
     header.pop("__metadata__", None)
-    return {
-        name: StoredTensor(
-            name,
-            path,
-            8 + size + tensor["data_offsets"][0],
-            tuple(tensor["shape"]),
-            tensor["dtype"],
-        )
-        for name, tensor in header.items()
-    }
+    tensors = {}
+    for name, tensor in header.items():
+        offset = 8 + size + tensor["data_offsets"][0]
+        shape, kind = tuple(tensor["shape"]), tensor["dtype"]
+        tensors[name] = StoredTensor(name, path, offset, shape, kind)
+    return tensors

@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from keras_gpt.tokenizers import (
-    CharacterTokenizer,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from keras_gpt.tokenizers import CharacterTokenizer, SentencePieceTokenizer, Tokenizer
 from keras_gpt.tokenizers.base import SPACE_MARK
 
 _UNKNOWN = "<|unknown|>"  # of a CharacterTokenizer
@@ -67,9 +63,8 @@ def _from_pieces(path):
     ids, scores = {}, {}
     for i in range(processor.vocab_size()):
         piece = processor.id_to_piece(i)
-        if not (
-            processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i)
-        ):
+        kinds = (processor.is_byte, processor.is_control, processor.is_unknown)
+        if not any(is_kind(i) for is_kind in kinds):
             # Plain spaces, so that a "▁" of the text has no piece and becomes bytes
             piece = piece.replace(SPACE_MARK, " ")
             scores[piece] = processor.get_score(i)
@@ -83,6 +78,5 @@ def _from_pieces(path):
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
     ]
-    return HuggingFaceTokenizer(
-        models.BPE(ids, merges, byte_fallback=True, unk_token=processor.id_to_piece(0))
-    )
+    options = {"byte_fallback": True, "unk_token": processor.id_to_piece(0)}
+    return HuggingFaceTokenizer(models.BPE(ids, merges, **options))

@@ -67,9 +67,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
     directory = Path(directory)
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         # what is left of another model would be read as a part of this one
-        raise FileExistsError(
-            f"{directory} isn't an empty folder. Remove it or choose another name."
-        )
+        raise FileExistsError(f"{directory} isn't an empty folder. Choose another.")
     config = lm.model.config
     dtype = dtype or lm.model.final_norm.weights[0].dtype
     if dtype not in DTYPES:
@@ -77,10 +75,10 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
     weights = plain_weights(lm.model)
     family = find_family(config)
     check_family(config, family, {}, "Transformers")
+    class_name = f"{family.title()}ForCausalLM"
     if family == "gpt2":
+        class_name = "GPT2LMHeadModel"
         config = dataclasses.replace(config, use_bias=True, query_key_value_bias=None)
-    is_gpt2 = family == "gpt2"
-    class_name = "GPT2LMHeadModel" if is_gpt2 else f"{family.title()}ForCausalLM"
     settings = {
         "architectures": [class_name],
         **write_config(config, family),
@@ -152,9 +150,8 @@ def _warn_of_words(tokenizer):
     is_byte_pair = isinstance(tokenizer, BytePairTokenizer)
     if not is_byte_pair or json.dumps(QWEN2_WORDS) not in tokenizer.to_json():
         warnings.warn(
-            "This model is written as a Qwen2, and AutoTokenizer of Transformers 5 "
-            "cuts text as Qwen does for each of them. Load its tokenizer with "
-            "PreTrainedTokenizerFast.from_pretrained, or the ids will be others.",
+            "AutoTokenizer of Transformers 5 cuts text as Qwen does for each Qwen2. "
+            "Load the tokenizer of this one with PreTrainedTokenizerFast.",
             stacklevel=4,
         )
 
