@@ -6,10 +6,10 @@ from typing import Any
 
 from keras import ops
 
-from keras_gpt.checkpoints import names
 from keras_gpt.checkpoints.checkpoint import Checkpoint
 from keras_gpt.checkpoints.families import FAMILIES
 from keras_gpt.checkpoints.gguf import tokenizer as gguf_tokenizer
+from keras_gpt.checkpoints.names import KERAS_HUB_GPT2, KERAS_HUB_LLAMA
 from keras_gpt.config import GPTConfig
 from keras_gpt.tokenizers import Tokenizer
 
@@ -60,6 +60,7 @@ def read_keras_hub(source: Any) -> Checkpoint:
             "`source` must be a KerasHub model of GPT-2, Llama, Mistral, Qwen 2 or "
             f"Qwen 3. Received: {type(source).__name__}."
         )
+    names = KERAS_HUB_GPT2 if family == "gpt2" else KERAS_HUB_LLAMA
     weights = {weight.path: weight for weight in backbone.weights}
     shapes = {path: _flat_shape(path, weight.shape) for path, weight in weights.items()}
 
@@ -69,8 +70,8 @@ def read_keras_hub(source: Any) -> Checkpoint:
     tokenizer = getattr(preprocessor, "tokenizer", None)
     stop_ids = [getattr(tokenizer, name, None) for name in _END_TOKENS]
     return Checkpoint(
-        config=_read_config(family, backbone, preprocessor),
-        names=names.KERAS_HUB_GPT2 if family == "gpt2" else names.KERAS_HUB_LLAMA,
+        config=_read_config(family, names, backbone, preprocessor),
+        names=names,
         shapes=shapes,
         read_rows=read_rows,
         tokenizer=None if tokenizer is None else _read_tokenizer(preprocessor),
@@ -110,14 +111,12 @@ def _flat_shape(path, shape):
     return (math.prod(shape),) if path.endswith("/bias") else tuple(shape)
 
 
-def _read_config(family, backbone, preprocessor):
-    is_gpt2 = family == "gpt2"
-    table = names.KERAS_HUB_LLAMA_SETTINGS
-    table = names.KERAS_HUB_GPT2_SETTINGS if is_gpt2 else table
-    fields = {ours: getattr(backbone, theirs) for ours, theirs in table.items()}
+def _read_config(family, names, backbone, preprocessor):
+    settings = names.settings.items()
+    fields = {ours: getattr(backbone, theirs) for ours, theirs in settings}
     fields |= FAMILIES[family]
     fields["tie_embeddings"] = backbone.token_embedding.tie_weights
-    if is_gpt2:
+    if family == "gpt2":
         epsilon = backbone.layer_norm.epsilon
         return GPTConfig(**fields, activation="gelu_tanh", norm_epsilon=epsilon)
     length = getattr(preprocessor, "sequence_length", None) or _DEFAULT_CONTEXT_LENGTH
@@ -134,8 +133,8 @@ def _read_config(family, backbone, preprocessor):
 
 def _read_rotary_scaling(backbone):
     # KerasHub 0.32 has Llama's factor, but doesn't use it
-    names = ("rope_position_scaling_factor", "rope_scaling_factor")
-    linear = next(getattr(backbone, n) for n in names if hasattr(backbone, n))
+    linear = getattr(backbone, "rope_position_scaling_factor", None)
+    linear = backbone.rope_scaling_factor if linear is None else linear
     factor = getattr(backbone, "rope_frequency_adjustment_factor", None)
     if factor is None:
         return None if linear == 1 else {"type": "linear", "factor": linear}

@@ -72,11 +72,12 @@ _BLOCK = re.compile(r"block_(\d+)/")
 
 @dataclass(frozen=True)
 class Names:
-    """What one format calls the weights.
+    """What one format calls the weights and the settings.
 
     Args:
         layers: `{ours: theirs}`; `output` is an output projection that isn't the token
             embedding.
+        settings: `{ours: theirs}` of the settings that are the same thing.
         block: What a block is called, with `{i}` for its number.
         transposed: Suffixes of our weights that are transposed to theirs.
         has_our_suffixes: Whether `/kernel`, `/gamma` and so on, as ours are, not
@@ -85,6 +86,7 @@ class Names:
     """
 
     layers: dict[str, str]
+    settings: dict[str, str]
     block: str
     transposed: tuple[str, ...] = ("kernel", "reverse_embeddings")
     has_our_suffixes: bool = False
@@ -141,18 +143,21 @@ def _spread(name):
 
 HUGGING_FACE_GPT2 = Names(
     _column(_TABLE, 1),
+    _column(_SETTINGS, 1),
     block="transformer.h.{i}.",
     transposed=("reverse_embeddings",),
     ignored=r"\.attn\.(masked_)?bias$|^lm_head\.weight$",
 )
 HUGGING_FACE_LLAMA = Names(
     _column(_TABLE, 2),
+    _column(_SETTINGS, 2),
     block="model.layers.{i}.",
     ignored=r"rotary_emb\.inv_freq$|^lm_head\.weight$",
 )
 GGUF_GPT2, GGUF_LLAMA = (
     Names(
         _column(_TABLE, number),
+        _column(_SETTINGS, 3),
         block="blk.{i}.",
         ignored=r"^(output|rope_freqs)\.weight$",
     )
@@ -161,15 +166,10 @@ GGUF_GPT2, GGUF_LLAMA = (
 KERAS_HUB_GPT2, KERAS_HUB_LLAMA = (
     Names(
         _column(_KERAS_HUB_TABLE, number),
+        _column(_KERAS_HUB_SETTINGS, number),
         block="transformer_layer_{i}/",
         transposed=(),
         has_our_suffixes=True,
     )
     for number in (1, 2)
 )
-# `{ours: theirs}` of the settings that are the same thing
-HUGGING_FACE_GPT2_SETTINGS = _column(_SETTINGS, 1)
-HUGGING_FACE_LLAMA_SETTINGS = _column(_SETTINGS, 2)
-GGUF_SETTINGS = _column(_SETTINGS, 3)
-KERAS_HUB_GPT2_SETTINGS = _column(_KERAS_HUB_SETTINGS, 1)
-KERAS_HUB_LLAMA_SETTINGS = _column(_KERAS_HUB_SETTINGS, 2)

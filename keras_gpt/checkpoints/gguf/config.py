@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from keras_gpt.checkpoints import families
-from keras_gpt.checkpoints.names import GGUF_GPT2, GGUF_LLAMA, GGUF_SETTINGS
+from keras_gpt.checkpoints.names import GGUF_GPT2, GGUF_LLAMA
 from keras_gpt.checkpoints.settings import Settings
 from keras_gpt.checkpoints.stored import StoredTensor
-from keras_gpt.config import GPTConfig, suggest
+from keras_gpt.config import GPTConfig, check_choice
 from keras_gpt.layers.rotary import rotary_frequencies
 
 # Mistral's models are "llama" too
@@ -54,15 +54,14 @@ def read_config(
         ValueError: The architecture or a setting isn't supported, or one is missing.
     """
     architecture = settings.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in NAMES:
-        choices = suggest("general.architecture", architecture, NAMES)
-        raise ValueError(f"Unsupported architecture. {choices}")
+    check_choice("general.architecture", architecture, tuple(NAMES))
     section = Settings(settings, f"{architecture}.")
     for name, values in _NEUTRAL.items():
         section.require(name, *values)
     if "token_embd.weight" not in tensors:
         raise ValueError("It lacks the tensor token_embd.weight. Download it again.")
-    fields = {ours: section.integer(theirs) for ours, theirs in GGUF_SETTINGS.items()}
+    names = NAMES[architecture].settings
+    fields = {ours: section.integer(theirs) for ours, theirs in names.items()}
     fields["vocab_size"] = tensors["token_embd.weight"].shape[0]
     fields["tie_embeddings"] = _is_tied(tensors)
     if architecture == "gpt2":
@@ -74,7 +73,8 @@ def read_config(
 
 def write_config(config: GPTConfig, architecture: str) -> dict[str, Any]:
     """Settings from which `read_config` and llama.cpp make the architecture."""
-    settings = {theirs: getattr(config, ours) for ours, theirs in GGUF_SETTINGS.items()}
+    names = NAMES[architecture].settings
+    settings = {theirs: getattr(config, ours) for ours, theirs in names.items()}
     settings["feed_forward_length"] = config.hidden_dimension
     settings["vocab_size"] = config.vocab_size
     if architecture == "gpt2":
@@ -163,10 +163,9 @@ def _read_rotary_scaling(section, tensors, head_width, base):
     divisors = divisors.astype("float32")
     if np.all(divisors == 1):
         return linear
-    name = "original_context_length"
-    original = section.integer(f"rope.scaling.{name}", _LLAMA3_CONTEXT_LENGTH)
     scaling = {"type": "llama3", "factor": float(divisors.max()), **_LLAMA3}
-    scaling[name] = original
+    name = "original_context_length"
+    scaling[name] = section.integer(f"rope.scaling.{name}", _LLAMA3_CONTEXT_LENGTH)
     found = linear is None and divisors.shape == (head_width // 2,)
     if found and np.all(divisors > 0):
         ours = rotary_frequencies(head_width, base, scaling)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from keras_gpt.config import suggest
+from keras_gpt.config import check_choice
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, Tokenizer
 from keras_gpt.tokenizers.base import SPACE_MARK
 from keras_gpt.tokenizers.rules import PRE_TOKENIZERS, WHOLE_WORDS, byte_level
@@ -60,9 +60,7 @@ def tokenizer_content(settings: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: As of `tokenizer_from_gguf`.
     """
     model = settings.get("tokenizer.ggml.model")
-    if model not in ("gpt2", "llama"):
-        choices = suggest("tokenizer.ggml.model", model, ("gpt2", "llama"))
-        raise ValueError(f"Unsupported tokenizer. {choices}")
+    check_choice("tokenizer.ggml.model", model, ("gpt2", "llama"))
     tokens = _strings(settings, "tokenizer.ggml.tokens")
     types = settings.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -103,9 +101,7 @@ def _byte_level_parts(settings, tokens, types):
     rule = settings.get("tokenizer.ggml.pre")
     if rule is None and settings.get("general.architecture") == "gpt2":
         rule = "gpt-2"  # files from before May 2024 don't say
-    if not isinstance(rule, str) or rule not in PRE_TOKENIZERS:
-        choices = suggest("tokenizer.ggml.pre", rule, PRE_TOKENIZERS)
-        raise ValueError(f"Unsupported rule for cutting text into words. {choices}")
+    check_choice("tokenizer.ggml.pre", rule, tuple(PRE_TOKENIZERS))
     is_whole = rule in WHOLE_WORDS
     return {
         "normalizer": normalizer_of(rule),

@@ -9,7 +9,7 @@ from keras_gpt.checkpoints.gguf import config as gguf_config
 from keras_gpt.checkpoints.gguf.tokenizer_settings import tokenizer_settings
 from keras_gpt.checkpoints.gguf.turned import is_turned, turn
 from keras_gpt.checkpoints.parts import DTYPES, plain_weights
-from keras_gpt.config import suggest
+from keras_gpt.config import check_choice
 from keras_gpt.files import atomic_path
 
 # What GGUF calls matrices of a dtype
@@ -45,8 +45,7 @@ def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
     """
     from gguf import GGUFValueType, GGUFWriter, LlamaFileType
 
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, DTYPES)}")
+    check_choice("dtype", dtype, DTYPES)
     config = lm.model.config
     architecture = gguf_config.find_architecture(config)
     file_type = f"{'ALL' if dtype == 'float32' else 'MOSTLY'}_{_TYPES[dtype]}"

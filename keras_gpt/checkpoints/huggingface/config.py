@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-from keras_gpt.checkpoints import names
 from keras_gpt.checkpoints.families import FAMILIES
+from keras_gpt.checkpoints.names import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA, Names
 from keras_gpt.checkpoints.settings import Settings
-from keras_gpt.config import ROTARY_SCALINGS, GPTConfig, suggest
+from keras_gpt.config import ROTARY_SCALINGS, GPTConfig, check_choice
 
 # What Transformers takes for settings that are left out
 _DEFAULTS = {
@@ -38,9 +38,9 @@ _ROTARY_SCALING = {
 }
 
 
-def names_of(family: str) -> names.Names:
-    """What a family calls its weights."""
-    return names.HUGGING_FACE_GPT2 if family == "gpt2" else names.HUGGING_FACE_LLAMA
+def names_of(family: str) -> Names:
+    """What a family calls its weights and settings."""
+    return HUGGING_FACE_GPT2 if family == "gpt2" else HUGGING_FACE_LLAMA
 
 
 def read_config(settings: dict[str, Any]) -> GPTConfig:
@@ -53,9 +53,7 @@ def read_config(settings: dict[str, Any]) -> GPTConfig:
         ValueError: The family or a setting isn't supported, or one is missing.
     """
     family = settings.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        choices = suggest("model_type", family, FAMILIES)
-        raise ValueError(f"Unsupported architecture. {choices}")
+    check_choice("model_type", family, tuple(FAMILIES))
     is_gpt2, checked = family == "gpt2", Settings(settings)
     if settings.get("quantization_config"):
         checked.refuse("quantization_config", "absent: load the original or a GGUF")
@@ -65,7 +63,8 @@ def read_config(settings: dict[str, Any]) -> GPTConfig:
         checked.require(name, value)
     given = {**_DEFAULTS, "tie_word_embeddings": is_gpt2, **settings}
     try:
-        fields = {ours: given[theirs] for ours, theirs in _fields(family).items()}
+        names = names_of(family).settings
+        fields = {ours: given[theirs] for ours, theirs in names.items()}
         if is_gpt2:
             fields |= _read_gpt2(checked)
         else:
@@ -95,15 +94,9 @@ def write_config(config: GPTConfig, family: str) -> dict[str, Any]:
         }
         config = dataclasses.replace(config, **sizes)
         more = _write_llama(config)
-    fields = {theirs: getattr(config, our) for our, theirs in _fields(family).items()}
+    names = names_of(family).settings
+    fields = {theirs: getattr(config, ours) for ours, theirs in names.items()}
     return {"model_type": family, **fields, **more}
-
-
-def _fields(family):
-    """`{ours: theirs}` of the settings that are the same thing."""
-    if family == "gpt2":
-        return names.HUGGING_FACE_GPT2_SETTINGS
-    return names.HUGGING_FACE_LLAMA_SETTINGS
 
 
 def _read_gpt2(settings):

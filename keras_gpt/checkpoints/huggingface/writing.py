@@ -17,7 +17,7 @@ from keras_gpt.checkpoints.huggingface.reading import CONTROLS
 from keras_gpt.checkpoints.huggingface.safetensors import INDEX
 from keras_gpt.checkpoints.huggingface.tokenizer import write_tokenizer
 from keras_gpt.checkpoints.parts import DTYPES, plain_weights
-from keras_gpt.config import suggest
+from keras_gpt.config import check_choice
 from keras_gpt.files import atomic_update, write_json, write_safetensors
 from keras_gpt.tokenizers import BytePairTokenizer
 from keras_gpt.tokenizers.rules import QWEN2_WORDS
@@ -70,8 +70,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
         raise FileExistsError(f"{directory} isn't an empty folder. Choose another.")
     config = lm.model.config
     dtype = dtype or lm.model.final_norm.weights[0].dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown `dtype`. {suggest('dtype', dtype, DTYPES)}")
+    check_choice("dtype", dtype, DTYPES)
     weights = plain_weights(lm.model)
     family = find_family(config)
     check_family(config, family, {}, "Transformers")
