@@ -54,11 +54,13 @@ def read_config(settings: dict[str, Any]) -> GPTConfig:
     """
     family = settings.get("model_type")
     check_choice("model_type", family, tuple(FAMILIES))
-    is_gpt2, checked = family == "gpt2", Settings(settings)
+    is_gpt2 = family == "gpt2"
+    checked = Settings(settings)
     if settings.get("quantization_config"):
         checked.refuse("quantization_config", "absent: load the original or a GGUF")
     for name in _FLAGS:
-        checked.require(name, None, False, True)
+        if not isinstance(settings.get(name) or False, bool):
+            checked.refuse(name, "true or false")
     for name, value in (_GPT2_FIXED if is_gpt2 else _LLAMA_FIXED).items():
         checked.require(name, value)
     given = {**_DEFAULTS, "tie_word_embeddings": is_gpt2, **settings}
