@@ -149,8 +149,9 @@ def _warn_of_words(tokenizer):
     is_byte_pair = isinstance(tokenizer, BytePairTokenizer)
     if not is_byte_pair or json.dumps(QWEN2_WORDS) not in tokenizer.to_json():
         warnings.warn(
-            "AutoTokenizer of Transformers 5 cuts text as Qwen does for each Qwen2. "
-            "Load the tokenizer of this one with PreTrainedTokenizerFast.",
+            "This model is written as a Qwen2, and AutoTokenizer of Transformers 5 "
+            "cuts text as Qwen does for each of them. Load its tokenizer with "
+            "PreTrainedTokenizerFast.from_pretrained, or the ids will be others.",
             stacklevel=4,
         )
 
