@@ -48,7 +48,7 @@ def _read_shards(folder):
         if file not in shards:
             shards[file] = _read_file(path)
         if name not in shards[file]:
-            raise ValueError(f"{path} lacks {name} of its index. Download both again.")
+            raise ValueError(f"{path} lacks {name}, which its index names.")
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
