@@ -41,9 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        raise FileExistsError(
-            f"{path} is an existing folder. Remove it or choose another name."
-        )
+        raise FileExistsError(f"{path} is an existing folder. Choose another name.")
     with _temporary(path.parent, f".{path.name}", path) as temporary:
         yield temporary
         if temporary.is_file():
@@ -88,22 +86,18 @@ def _temporary(folder, ending, target):
         yield temporary
     except OSError as error:
         # NumPy's and HDF5's have no number
-        is_full = error.errno in _NO_ROOM or (
-            type(error) is OSError and not error.errno
-        )
-        reason = error.strerror or error
-        if is_full:
+        number = error.errno or (type(error) is OSError and errno.ENOSPC)
+        if number in _NO_ROOM:
             # not what a file in a folder said, whose name goes
-            reason = os.strerror(error.errno) if error.errno else error
+            reason = os.strerror(number) if error.errno else error
             way_out = "Make room and try again; what was there before is unchanged."
         elif temporary.name in str(error.filename):
+            reason = error.strerror
             way_out = f"Look at {folder}, or choose another place."
         else:
             raise
-        raise OSError(
-            error.errno or errno.ENOSPC,
-            f"{target} can't be written: {reason}. {way_out}",
-        ) from error
+        message = f"{target} can't be written: {reason}. {way_out}"
+        raise OSError(number, message) from error
     finally:
         _remove(temporary)
 
@@ -134,11 +128,9 @@ def remove_leftovers(directory: str | Path, older_than: float = 0.0) -> None:
 
 
 def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # there is none, often
-            path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # there is none, or it was a folder
+        path.unlink()
 
 
 @contextmanager
@@ -158,19 +150,16 @@ def locked(directory: str | Path) -> Iterator[None]:
 
     directory = Path(directory)
     _make_folder(directory)
-    lock = FileLock(directory / LOCK_NAME, blocking=False)
     try:
-        lock.acquire()
+        lock = FileLock(directory / LOCK_NAME, blocking=False).acquire()
     except Timeout as error:
         raise BlockingIOError(
             f"{directory} is being written by another process. Wait until it ends, "
             "or choose another folder."
         ) from error
-    try:
+    with lock:
         remove_leftovers(directory)
         yield
-    finally:
-        lock.release()
 
 
 def checksum(path: str | Path, num_bytes: int | None = None) -> str:
@@ -217,10 +206,9 @@ def matches(value: Any, shape: Any) -> bool:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_safetensors(

@@ -25,11 +25,8 @@ __all__ = [
     "load",
 ]
 
-CLASSES = {
-    "BytePairTokenizer": BytePairTokenizer,
-    "CharacterTokenizer": CharacterTokenizer,
-    "SentencePieceTokenizer": SentencePieceTokenizer,
-}
+_CLASSES = (BytePairTokenizer, CharacterTokenizer, SentencePieceTokenizer)
+CLASSES = {tokenizer.__name__: tokenizer for tokenizer in _CLASSES}
 
 
 def load(directory: str | Path) -> Tokenizer:

@@ -214,18 +214,15 @@ class Tokenizer(ABC):
             directory: The folder, made if need be. It gets `tokenizer_config.json`
                 and the file that holds the vocabulary.
         """
-        directory = Path(directory)
-        with atomic_path(directory / self.file_name) as path:
+        with atomic_path(Path(directory) / self.file_name) as path:
             path.write_bytes(self._content)
-        write_json(
-            directory / CONFIG_FILE,
-            {
-                "class": type(self).__name__,
-                "fingerprint": self.fingerprint,
-                "vocab_size": self.vocab_size,
-                "special_tokens": self._special_tokens,
-            },
-        )
+        config = {
+            "class": type(self).__name__,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "special_tokens": self._special_tokens,
+        }
+        write_json(Path(directory) / CONFIG_FILE, config)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -250,15 +247,11 @@ class Tokenizer(ABC):
             )
         path = Path(directory) / cls.file_name
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing. Save the tokenizer again, or copy the whole "
-                "folder."
-            )
+            raise FileNotFoundError(f"{path} is missing. Copy the whole folder again.")
         content = path.read_bytes()
         if _fingerprint(cls, content) != config.get("fingerprint"):
             raise ValueError(
-                f"{path} is not the file that was saved: it is truncated or was "
-                "edited. Save the tokenizer again, or copy the whole folder again."
+                f"{path} is truncated or was edited. Copy the whole folder again."
             )
         return cls._from_content(content)
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
+from keras_gpt.config import check_choice
 from keras_gpt.tokenizers.base import Tokenizer
 from keras_gpt.tokenizers.inputs import (
     check_special_tokens,
@@ -105,9 +106,7 @@ class CharacterTokenizer(Tokenizer):
         with read_corpus(texts, progress) as corpus:
             for text in corpus:
                 counts.update(text)
-        characters = sorted(
-            counts, key=lambda character: (-counts[character], character)
-        )
+        characters = sorted(counts, key=lambda c: (-counts[c], c))
         if vocab_size is not None:
             characters = characters[: vocab_size - num_special]
         return cls(characters, special_tokens, unknown)
@@ -132,9 +131,6 @@ class CharacterTokenizer(Tokenizer):
 
 
 def _special_names(special_tokens, unknown):
-    if unknown not in ("error", "symbol"):
-        raise ValueError(
-            f"`unknown` must be 'error' or 'symbol'. Received: unknown={unknown!r}."
-        )
+    check_choice("unknown", unknown, ("error", "symbol"))
     names = check_special_tokens(special_tokens)
     return [*names, UNKNOWN] if unknown == "symbol" and UNKNOWN not in names else names

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
+from keras_gpt.config import check_choice
 from keras_gpt.tokenizers.base import END_OF_TEXT, SPACE_MARK, Tokenizer
 from keras_gpt.tokenizers.inputs import (
     check_special_tokens,
@@ -143,11 +144,7 @@ class SentencePieceTokenizer(Tokenizer):
         """
         from sentencepiece import SentencePieceTrainer
 
-        if model_type not in ("bpe", "unigram"):
-            raise ValueError(
-                "`model_type` must be 'bpe' or 'unigram'. Received: "
-                f"model_type={model_type!r}."
-            )
+        check_choice("model_type", model_type, ("bpe", "unigram"))
         names = check_special_tokens(special_tokens)
         reason = f"<unk>, {len(names)} special tokens, 256 bytes and the space"
         check_vocab_size(vocab_size, len(names) + 258, reason)
