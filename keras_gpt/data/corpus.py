@@ -3,7 +3,6 @@
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,24 +103,20 @@ class Corpus:
         """
         if not self._is_list:
             return None
-        described, texts = [], hashlib.sha256()
-        num_texts = 0
+        described: list[dict[str, Any]] = []
+        num_texts, digest = 0, hashlib.sha256()
         for item in self._items:
             if isinstance(item, Path):
                 status = item.stat()
-                described.append(
-                    {
-                        "path": str(item.resolve()),
-                        "num_bytes": status.st_size,
-                        "modified_ns": status.st_mtime_ns,
-                    }
-                )
+                size, modified = status.st_size, status.st_mtime_ns
+                file = {"path": str(item.resolve()), "num_bytes": size}
+                described.append({**file, "modified_ns": modified})
             else:
                 encoded = item.encode("utf-8", "surrogatepass")
-                texts.update(len(encoded).to_bytes(8, "little") + encoded)
+                digest.update(len(encoded).to_bytes(8, "little") + encoded)
                 num_texts += 1
         if num_texts:
-            described.append({"num_texts": num_texts, "sha256": texts.hexdigest()})
+            described.append({"num_texts": num_texts, "sha256": digest.hexdigest()})
         return described
 
     def pieces(self) -> Iterator[Piece]:
@@ -290,11 +285,10 @@ def _refuse_binary(path: Path, block: bytes) -> None:
 
 
 def _document_pieces(document: str, num_source_bytes: int) -> Iterator[Piece]:
-    blocks = range(0, len(document), _BLOCK_BYTES)
-    sizes = chain([num_source_bytes], repeat(0))
+    starts = range(0, len(document), _BLOCK_BYTES)
     return _split(
-        (document[start : start + _BLOCK_BYTES], size)
-        for start, size in zip(blocks, sizes, strict=False)
+        (document[start : start + _BLOCK_BYTES], 0 if start else num_source_bytes)
+        for start in starts
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from keras_gpt.tokenizers.base import Tokenizer
 _LONGEST = 10_000_000  # characters of a rendered conversation, and rounds of its loops
 
 
+@dataclass
 class ChatTemplate:
     """A chat model's own template, a Jinja program that came with its weights.
 
@@ -39,13 +41,15 @@ class ChatTemplate:
     '[user]Hi</s>[assistant]'
     """
 
-    def __init__(self, template: str, special_tokens: dict[str, str] | None = None):
+    template: str
+    special_tokens: dict[str, str] | None = None
+
+    def __post_init__(self):
         import jinja2
 
-        self.template = template
-        self.special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(self.special_tokens or {})
         try:
-            self._program = _environment().from_string(template)
+            self._program = _environment().from_string(self.template)
         # the last two: what is nested too deep, for Jinja or for Python
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise ValueError(
@@ -97,14 +101,6 @@ class ChatTemplate:
     def to_dict(self) -> dict[str, Any]:
         """The constructor's arguments by name, ready for JSON."""
         return {"template": self.template, "special_tokens": self.special_tokens}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ChatTemplate) and (
-            (self.template, self.special_tokens)
-            == (other.template, other.special_tokens)
-        )
-
-    __hash__ = None
 
 
 def check_messages(messages: Sequence[dict[str, Any]]) -> None:
