@@ -89,6 +89,15 @@ SWAPS = {
 }
 
 
+# whose first two arguments may change places
+SYMMETRIC = ("equal", "logical_and", "logical_or", "max", "maximum", "min", "minimum")
+
+
+def is_symmetric(call):
+    """Whether a call means the same with its first two arguments swapped."""
+    return ast.unparse(call.func).split(".")[-1] in SYMMETRIC
+
+
 def faults(node):
     """Yield functions, each of which plants one fault in a copy of the node."""
     if type(getattr(node, "op", None)) in SWAPS:
@@ -100,7 +109,7 @@ def faults(node):
         yield lambda n: setattr(n, "value", not n.value if is_flag else n.value + 1)
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
-    if isinstance(node, ast.Call) and len(node.args) > 1:
+    if isinstance(node, ast.Call) and len(node.args) > 1 and not is_symmetric(node):
         yield lambda n: n.args.insert(0, n.args.pop(1))
     if isinstance(getattr(node, "body", None), list):
         for i, statement in enumerate(node.body):

@@ -169,3 +169,8 @@ def test_prompts_are_padded_on_the_right_within_the_context():
     assert lengths[:3].tolist() == [3, 1, 16]
     assert token_ids[0].tolist() == [1, 2, 3] + [0] * 13
     assert np.all(lengths >= 1)
+
+
+def test_a_limit_that_int32_has_no_room_for_is_no_limit():
+    rows = make_rows(CONFIG, [[1], [2]], top_k=[2**40, 1000])
+    assert control_arrays(rows)["top_k"].tolist() == [2**30, 1000]

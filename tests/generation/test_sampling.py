@@ -119,6 +119,15 @@ def test_truncation_keeps_what_the_definitions_say():
 
 
 @pytest.mark.every_backend
+def test_top_p_keeps_no_more_than_have_its_probability():
+    halves = ops.convert_to_tensor([[0.5, 0.25, 0.125, 0.125]])  # exact sums
+    for top_p, kept in ((0.5, 1), (0.75, 2), (0.8, 4)):
+        top_k = ops.full((1,), 4, dtype="int32")
+        mask = truncation_mask(halves, top_k, ops.full((1,), top_p), ops.zeros(1))
+        assert ops.convert_to_numpy(mask).sum() == kept
+
+
+@pytest.mark.every_backend
 def test_what_is_as_likely_as_the_last_kept_is_kept():
     logits = np.log([0.3, 0.1, 0.3, 0.3])
     ids = sample(logits, GRID[::100], top_k=1)

@@ -181,6 +181,14 @@ def test_dropout_takes_whole_weights_and_output_values():
     assert np.mean(np.all(output == 0, axis=-1)) == pytest.approx(5 / 8, abs=0.035)
 
 
+def test_queries_and_keys_are_not_normalized_unless_asked():
+    plain, normalized = CausalSelfAttention(4), CausalSelfAttention(4, qk_norm=True)
+    for layer in (plain, normalized):
+        layer.build((None, None, 8))
+    assert [w.shape for w in plain.weights] == [(8, 24), (24,), (8, 8), (8,)]
+    assert len(normalized.weights) == len(plain.weights) + 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
