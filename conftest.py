@@ -50,7 +50,7 @@ hypothesis.settings.load_profile("keras_gpt")
 
 # whose examples compute on the backend
 EVERY_BACKEND = re.compile(
-    r"keras_gpt/(layers|generation)/|keras_gpt/model\.py|docs/generation\.md|README\.md"
+    r"keras_gpt/(layers|generation)/|keras_gpt/model\.py|docs/generation\.md"
 )
 
 

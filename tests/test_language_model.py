@@ -133,7 +133,6 @@ def test_the_folder_holds_weights_tokenizer_and_configuration(lm, folder):
     assert description["model"] == dataclasses.asdict(lm.model.config)
 
 
-@pytest.mark.every_backend
 def test_a_trained_model_is_saved_without_its_optimizer(characters, tmp_path):
     trained = make(characters.tokenizer)
     trained.model.compile(jit_compile=False)

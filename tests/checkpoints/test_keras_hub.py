@@ -90,7 +90,6 @@ def make(hub, randomize):
     return build
 
 
-@pytest.mark.every_backend
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_those_of_keras_hub(case, make, token_ids, logits_of):
     reference = make(case)

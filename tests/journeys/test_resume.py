@@ -83,7 +83,6 @@ def assert_same(resumed, whole):
     assert {**result, "seconds": 0} == {**other, "seconds": 0}
 
 
-@pytest.mark.every_backend
 def test_a_killed_run_goes_on_as_if_it_never_was(corpus, whole, tmp_path):
     output = tmp_path / "run"
     config = CONFIG.replaced(corpus=str(corpus), output=str(output))

@@ -78,7 +78,6 @@ def run(config, **kwargs):
     return finetune(config, console=console, **kwargs), console.file.getvalue()
 
 
-@pytest.mark.every_backend
 def test_an_adapter_learns_a_task_and_is_loaded_with_its_base(base, examples, tmp_path):
     config = make_config(
         base, examples, tmp_path / "run", steps=60, evaluate_every=30, sample_tokens=4

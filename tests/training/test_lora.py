@@ -305,7 +305,6 @@ def test_a_merged_model_is_saved_whole_and_trains_whole(
     assert losses[1] < losses[0]
 
 
-@pytest.mark.every_backend
 def test_the_loss_falls_over_rounded_bases_as_in_float32(
     make_model, compile_model, batch
 ):
@@ -376,7 +375,6 @@ def test_dropout_acts_in_training_alone_and_repeats_with_its_seed(make_tuned, ba
     np.testing.assert_array_equal(logits(models[0], batch), plain)
 
 
-@pytest.mark.every_backend
 def test_fit_drops_and_repeats_with_its_seed(make_tuned, batch):
     ends = []
     for rate in (0.5, 0.5, 0.0):
@@ -620,7 +618,6 @@ def test_what_needs_adapters_or_none_says_so(make_model, make_tuned, tmp_path):
         pass
 
 
-@pytest.mark.every_backend
 def test_a_resumed_run_equals_one_never_stopped_bit_for_bit(
     make_model, compile_model, batch, tmp_path
 ):

@@ -226,7 +226,6 @@ def test_half_precision_keeps_margins_exact(make_model):
     np.testing.assert_allclose(moved, 0.1, atol=1e-4)  # float32
 
 
-@pytest.mark.every_backend
 def test_a_run_resumes_bit_for_bit(make_base, compile_model, tmp_path):
     margins = np.zeros(4)
 

@@ -221,7 +221,6 @@ def assert_same_gradients(left, right):
         np.testing.assert_allclose(right[path], gradient, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.every_backend
 def test_two_half_batches_equal_the_whole(make_model, compile_model, batch):
     token_ids, targets = batch
     results = []
