@@ -8,7 +8,7 @@ import pytest
 
 import keras_gpt
 from keras_gpt import GPT, GPTConfig
-from keras_gpt.generation import Generation
+from keras_gpt.generation import Generation, programs
 from keras_gpt.generation.programs import trace_counts
 from keras_gpt.generation.sampling import draw_uniforms
 
@@ -358,3 +358,21 @@ def test_programs_go_with_the_variables_that_they_read():
     keras_gpt.generate(model, [[1, 2]], max_new_tokens=3)
     gc.collect()
     assert kernel() is None
+
+
+def test_the_programs_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(programs, "_MOST_PROGRAMS", 2)
+
+    def program(model, length):
+        return lambda state, inputs: (state, inputs, length)
+
+    def find(length):
+        return programs.compiled(model, program, length=length)
+
+    model = make_small()
+    one, two = find(1), find(2)
+    assert find(1) is one
+    three = find(3)
+    assert find(1) is one
+    assert find(3) is three
+    assert find(2) is not two
