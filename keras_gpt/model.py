@@ -146,9 +146,7 @@ class GPT(keras.Model):
             **kwargs: Other arguments of `keras.Model.compile`.
         """
         optimizer = optimizer or keras.optimizers.AdamW(1e-3)
-        loss = loss or TokenCrossentropy(
-            from_logits=True, reduction="mean_with_sample_weight"
-        )
+        loss = loss or TokenCrossentropy()
         if jit_compile is None:
             jit_compile = backend.default_jit_compile(self.compute_dtype)
         super().compile(optimizer, loss, jit_compile=jit_compile, **kwargs)

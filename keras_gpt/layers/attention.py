@@ -256,9 +256,8 @@ class CausalSelfAttention(BaseLayer):
         scores = ops.ones_like(scores) if is_single else ops.softmax(scores, axis=-1)
         attention_scores = ops.reshape(ops.cast(scores, value.dtype), (-1, n, t, s))
         weights = self.scores_dropout(attention_scores, training=training)
-        weights = ops.reshape(weights, (-1, k, g * t, s))
-        context_weights = ops.reshape(ops.matmul(weights, value), (-1, n, t, h))
-        return context_weights, attention_scores
+        context_weights = ops.matmul(ops.reshape(weights, (-1, k, g * t, s)), value)
+        return ops.reshape(context_weights, (-1, n, t, h)), attention_scores
 
     def _combine(self, context, training=False):
         """From the heads' `(b, n, t, h)` to the output `(b, t, e)`."""
