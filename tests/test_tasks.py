@@ -3,7 +3,7 @@ import json
 import pytest
 
 from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, tasks
-from keras_gpt.tasks import answering
+from keras_gpt.tasks.cutting import cut
 from keras_gpt.tokenizers import ChatTemplate
 
 TEMPLATE = (
@@ -190,18 +190,45 @@ def test_an_answer_that_cannot_end_is_refused(model):
         tasks.encode_record(lm, {"prompt": "a", "completion": "b"}, 64)
 
 
-def test_texts_are_cut_where_they_may_be_and_join_to_what_they_were():
-    def fits(text):
-        return len(text) <= 30
+def count(texts):
+    return list(map(len, texts))
 
-    for text in (TEXT, "x" * 99, "one two\nthree four five six " * 5, "a. " * 30, ""):
-        parts = answering._split(text, fits)
-        assert "".join(parts) == text
-        assert all(map(fits, parts))
-    assert answering._split(TEXT, fits)[0] == "The module reads a file."
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", [""]),
+        ("fits whole", ["fits whole"]),
+        # an empty line before a line's end, a sentence's and a word's
+        ("a b.\n\nc d. e\nf g h i", ["a b.", "\n\nc d. e", "\nf g h i"]),
+        ("a b.\nc d. e f g h", ["a b.", "\nc d.", " e f g h"]),
+        ("aa! bb cc dd ee ff", ["aa!", " bb cc dd", " ee ff"]),
+        ("aaa bbb ccc ddd", ["aaa bbb", " ccc ddd"]),
+        # the latest of the same kind, with the white space before what follows
+        ("a. b. c. d e f g  h", ["a. b. c.", " d e f g", "  h"]),
+        ("\u4f60\u597d\u3002" * 4, ["\u4f60\u597d\u3002" * 3, "\u4f60\u597d\u3002"]),
+        ("a" * 25, ["a" * 10, "a" * 10, "a" * 5]),
+        # what is too long for a part goes on from where its line began
+        ("a b\n" + "c" * 12, ["a b", "\n" + "c" * 9, "ccc"]),
+    ],
+)
+def test_texts_are_cut_at_the_best_boundary_and_join_to_what_they_were(text, parts):
+    found = cut(text, count, 10)
+    assert "".join(found) == text
+    assert all(len(part) <= 10 for part in found)
+    assert found == parts
+
+
+def test_a_text_of_which_no_character_fits_is_refused():
+    for most, text in ((0, ""), (-3, "a"), (1, "ab")):
+        with pytest.raises(
+            ValueError, match=r"Not even one character fits.*Lower max_"
+        ):
+            cut(text, lambda texts: [2 * len(text) for text in texts], most)
 
 
 def test_long_texts_are_summarized_in_parts(chat, plain):
+    chat.tasks = {"summarize": {}}
     long = TEXT * 9
     asked = []
     generate = chat.generate_from_ids
@@ -236,6 +263,7 @@ def test_an_answer_ends_at_the_stop_ids_that_are_given(chat):
 
 
 def test_translations_keep_the_lines_of_the_text(chat):
+    chat.tasks = {"translate": {}}
     chat.generate_from_ids = lambda ids, *args, **kwargs: ["x"] * len(ids)
     text = "Good morning.\n\nThe module reads.\n" * 4
     translated = chat.translate(text, 16, source="en", target="de")
@@ -251,3 +279,70 @@ def test_languages_that_were_not_tuned_for_are_refused(chat, plain):
         chat.translate("Hi", source="en", target="xx")
     with pytest.raises(ValueError, match="can't translate"):
         plain.translate("Hi", source="en", target="fr")
+
+
+def test_a_model_that_was_never_tuned_for_a_task_says_so_once(chat):
+    chat.tasks = {"chat": {}}
+    with pytest.warns(UserWarning, match=r"never tuned to summarize.*keras-gpt fine"):
+        summary = chat.summarize(TEXT, 4)
+    with pytest.warns(UserWarning, match="never tuned to translate") as caught:
+        chat.translate("Hi", 4, source="en", target="de")
+    assert caught[0].filename == __file__
+    # filters make errors of warnings
+    assert chat.summarize(TEXT, 4) == summary
+
+
+GREEDY = {"temperature": 0, "max_new_tokens": 6}
+
+
+def test_a_model_answers_in_the_form_that_it_was_tuned_for(chat, plain):
+    prompts = [TEXT, "One?"]
+
+    def ask(text):
+        return chat.chat([{"role": "user", "content": text}], **GREEDY)
+
+    translated = {"languages": [["en", "de"]]}
+    for tuned, task, expected in (
+        ({}, "chat", ask),
+        ({"complete": {}}, "chat", ask),
+        ({"summarize": {}, "translate": translated}, "chat", ask),
+        ({"summarize": {}}, "summarize", lambda t: chat.summarize(t, 6)),
+        (
+            {"translate": translated},
+            "translate",
+            lambda t: chat.translate(t, 6, source="en", target="de"),
+        ),
+    ):
+        chat.tasks = tuned
+        assert chat.task == task
+        options = GREEDY if task == "chat" else {"max_new_tokens": 6}
+        answers = [expected(text) for text in prompts]
+        assert chat.answer(prompts, **options) == answers
+        assert chat.answer(TEXT, **options) == answers[0]
+        assert "".join(tasks.stream_answer(chat, TEXT, **options)) == answers[0]
+    assert plain.task == "generate"
+    assert plain.answer(prompts, seed=3) == plain.generate(prompts, seed=3)
+    assert plain.answer(prompts, batch_size=1) == plain.generate(prompts)
+    plain.tasks = {"summarize": {}}
+    assert plain.answer(prompts) == plain.summarize(prompts)
+
+
+def test_a_question_is_asked_as_it_was_taught(chat):
+    chat.tasks = {"complete": {"instruction": "Count."}}
+    example, _ = tasks.encode_record(chat, {"prompt": "a b", "completion": "c"}, 96)
+    asked = []
+    chat.generate_from_ids = lambda ids, *args, **options: asked.extend(ids) or ["c"]
+    assert chat.answer("a b") == "c"
+    assert asked == [example.token_ids[: example.is_answer.index(True)]]
+    with pytest.raises(ValueError, match=r"last message is too long.*room for 48"):
+        chat.answer(TEXT * 9)
+
+
+def test_a_translator_takes_the_one_pair_that_it_knows(chat):
+    chat.tasks = {"translate": {"languages": [["en", "de"], ["de", "en"]]}}
+    with pytest.raises(ValueError, match=r"`source` and `target`.* en to de, de to en"):
+        chat.answer("Hi")
+    with pytest.raises(ValueError, match="`source` and `target`"):
+        chat.answer("Hi", source="en")
+    given = {"source": "de", "target": "en"}
+    assert chat.answer("Hi", 4, **given) == chat.translate("Hi", 4, **given)

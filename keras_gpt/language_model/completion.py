@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_gpt.generation import TextAssembler, start
+from keras_gpt.tokenizers import encode_chat
 
 _STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
 
@@ -44,6 +45,16 @@ def encode_prompts(tokenizer, prompts: str | Sequence[str]) -> list[list[int]]:
                 "token to start from. Give at least one character."
             )
     return [begin + ids if ids else empty for ids in rows]
+
+
+def encode_messages(lm, messages, max_new_tokens: int) -> list[int]:
+    """The token ids of a conversation, with room for an answer of so many.
+
+    A short context is shared by both. `encode_chat` says what it leaves out and raises.
+    """
+    context_length = lm.model.config.context_length
+    room = context_length - min(max_new_tokens, context_length // 2)
+    return encode_chat(lm.chat_template, lm.tokenizer, messages, room)
 
 
 def complete(lm, ids, *, stop=(), **controls: Any) -> list[Completion]:

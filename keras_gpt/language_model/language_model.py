@@ -9,9 +9,13 @@ import numpy as np
 from keras_gpt import checkpoints, training
 from keras_gpt.generation import Evaluation, evaluate_ids, score
 from keras_gpt.language_model import completion, storage
-from keras_gpt.language_model.completion import Completion, encode_prompts
+from keras_gpt.language_model.completion import (
+    Completion,
+    encode_messages,
+    encode_prompts,
+)
 from keras_gpt.model import GPT
-from keras_gpt.tokenizers import ChatTemplate, Tokenizer, encode_chat
+from keras_gpt.tokenizers import ChatTemplate, Tokenizer
 
 _ABOUT_ADAPTER = ("base", "tokenizer_fingerprint", "tasks")
 
@@ -448,12 +452,66 @@ class LanguageModel:
         Yields:
             Pieces that together are what `chat` returns.
         """
-        context_length = self.model.config.context_length
-        room = context_length - min(max_new_tokens, context_length // 2)
-        ids = encode_chat(self.chat_template, self.tokenizer, messages, room)
+        ids = encode_messages(self, messages, max_new_tokens)
         yield from completion.stream(
             self, ids, max_new_tokens=max_new_tokens, **controls
         )
+
+    @property
+    def task(self) -> str:
+        """The form in which the model answers.
+
+        `"summarize"` or `"translate"` where that is the one task that it was tuned
+        for, else `"chat"` where it has a chat template, else `"generate"`: it continues
+        the prompt.
+        """
+        [*names] = self.tasks
+        if names in (["summarize"], ["translate"]):
+            return names[0]
+        return "generate" if self.chat_template is None else "chat"
+
+    def answer(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int | None = None,
+        **options,
+    ) -> str | list[str]:
+        """Answer prompts in the form that the model was tuned for, which `task` names.
+
+        A prompt is what the model shall summarize or translate, or one message, or
+        the beginning of a text: what `summarize`, `translate`, `chat` and `generate`
+        make of it.
+
+        Args:
+            prompts: One prompt or several.
+            max_new_tokens: Most tokens of an answer. Defaults to that method's.
+            **options: Of that method: controls as of `generate`; `source` and `target`
+                of a translation, which default to the one pair of languages that the
+                model was tuned for; `batch_size`, prompts at once, by default 8; and
+                `on_progress`, called with the number of prompts that are done.
+
+        Returns:
+            A string for one prompt, else a list.
+
+        Raises:
+            ValueError: A prompt is too long for a message, or an option is out of its
+                range or missing.
+
+        Example:
+
+        >>> import keras_gpt
+        >>> tokenizer = keras_gpt.CharacterTokenizer.train(["hello world"])
+        >>> config = keras_gpt.GPTConfig(vocab_size=8, context_length=16, num_heads=2,
+        ...                              embedding_dimension=32, num_layers=1)
+        >>> lm = keras_gpt.LanguageModel(keras_gpt.GPT(config), tokenizer)
+        >>> lm.task
+        'generate'
+        >>> lm.answer("hell", seed=1) == lm.generate("hell", seed=1)
+        True
+        """
+        from keras_gpt import tasks
+
+        return tasks.answer(self, prompts, max_new_tokens, **options)
 
     def summarize(
         self, texts: str | Sequence[str], max_new_tokens: int = 64, **options

@@ -1,6 +1,11 @@
 """Tasks: how a model is asked for a summary or a translation, and taught to give it."""
 
-from keras_gpt.tasks.answering import summarize, translate
+from keras_gpt.tasks.answering import (
+    answer,
+    stream_answer,
+    summarize,
+    translate,
+)
 from keras_gpt.tasks.examples import (
     encode_preference,
     encode_record,
@@ -13,11 +18,13 @@ __all__ = [
     "LANGUAGES",
     "TASKS",
     "Task",
+    "answer",
     "encode_preference",
     "encode_record",
     "find_task",
     "read_examples",
     "read_preferences",
+    "stream_answer",
     "summarize",
     "translate",
 ]

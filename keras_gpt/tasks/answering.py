@@ -1,13 +1,62 @@
-"""Summaries and translations, of long texts in parts."""
+"""Answers of a model in the form that it was tuned for; long texts in parts."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakKeyDictionary
 
+from keras_gpt.controls import spread_control
 from keras_gpt.generation.rows import check_count
-from keras_gpt.tasks.prompts import encode_prompt, find_languages
+from keras_gpt.language_model.completion import encode_messages, encode_prompts
+from keras_gpt.tasks.cutting import cut
+from keras_gpt.tasks.prompts import ask, encode_prompt, find_languages
 
-# where a long text is cut, the best place first
-_BOUNDARIES = (r"(?<=\n\n)", r"(?<=\n)", r"(?<=[.!?])(?=\s)", r"(?<=\s)", r"")
+# by model the tasks that it was said not to be tuned for
+_WARNED = WeakKeyDictionary()
+
+
+def answer(
+    lm, prompts: str | Sequence[str], max_new_tokens: int | None = None, **options
+) -> str | list[str]:
+    """Answer prompts in the form of `lm.task`; see `LanguageModel.answer`."""
+    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    if lm.task == "summarize":
+        return lm.summarize(prompts, **limit, **options)
+    if lm.task == "translate":
+        return lm.translate(prompts, **limit, **_choose_languages(lm, options))
+    rows = [prompts] if isinstance(prompts, str) else list(prompts)
+    if lm.task == "chat":
+        limit = limit or {"max_new_tokens": 256}  # as of `LanguageModel.chat`
+        ids = [
+            encode_messages(lm, ask(lm, "complete", row, {}), **limit) for row in rows
+        ]
+    else:
+        ids = encode_prompts(lm.tokenizer, rows)
+    texts = _generate_each(lm, ids, **limit, **options)
+    return texts[0] if isinstance(prompts, str) else texts
+
+
+def stream_answer(
+    lm, prompt: str, max_new_tokens: int | None = None, **options
+) -> Iterator[str]:
+    """Answer a prompt as `LanguageModel.answer` does, giving text as it comes.
+
+    Args:
+        lm: A `LanguageModel`.
+        prompt: One prompt.
+        max_new_tokens: As of `LanguageModel.answer`, as are the others.
+        **options: As of `LanguageModel.answer`, but for beams.
+
+    Yields:
+        Pieces that together are the answer; a summary or translation in one.
+    """
+    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    if lm.task == "chat":
+        yield from lm.stream_chat(ask(lm, "complete", prompt, {}), **limit, **options)
+    elif lm.task == "generate":
+        yield from lm.stream(prompt, **limit, **options)
+    else:
+        yield answer(lm, prompt, **limit, **options)
 
 
 def summarize(
@@ -16,22 +65,21 @@ def summarize(
     """Summarize texts; see `LanguageModel.summarize`."""
     _check_task(lm, "summarize")
     rows = [texts] if isinstance(texts, str) else list(texts)
-    room = _room(lm, max_new_tokens)
-
-    def build(text):
-        return encode_prompt(lm, "summarize", text, {})
-
+    most = _room(lm, max_new_tokens) - len(encode_prompt(lm, "summarize", "", {}))
     pending = range(len(rows))
     while pending:
-        parts = [
-            _split(rows[i], lambda part: len(build(part)) <= room) for i in pending
+        parts = [cut(rows[i], _counter(lm), most) for i in pending]
+        prompts = [
+            encode_prompt(lm, "summarize", part, {})
+            for split in parts
+            for part in split
         ]
-        answers = _answer_parts(lm, build, parts, max_new_tokens, **options)
+        found = iter(_answer_each(lm, prompts, max_new_tokens, **options))
         again = []
-        for i, found in zip(pending, answers, strict=True):
-            joined = "\n".join(found)
+        for i, split in zip(pending, parts, strict=True):
+            joined = "\n".join(next(found) for _ in split)
             # what was too long for one prompt: the summary of its parts' summaries
-            if len(found) > 1 and len(joined) < len(rows[i]):
+            if len(split) > 1 and len(joined) < len(rows[i]):
                 again.append(i)
             rows[i] = joined
         pending = again
@@ -48,105 +96,112 @@ def translate(
     **options,
 ) -> str | list[str]:
     """Translate texts; see `LanguageModel.translate`."""
-    _check_task(lm, "translate")
     pairs = lm.tasks.get("translate", {}).get("languages")
     if pairs is not None and [source, target] not in pairs:
-        known = ", ".join(f"{a} to {b}" for a, b in pairs)
         raise ValueError(
             f"The model wasn't tuned to translate {source} to {target}. It knows: "
-            f"{known}."
+            f"{_describe_pairs(pairs)}."
         )
     languages = find_languages({"source_language": source, "target_language": target})
+    _check_task(lm, "translate")
     rows = [texts] if isinstance(texts, str) else list(texts)
     room = _room(lm, max_new_tokens)
-
-    def build(text):
-        return encode_prompt(lm, "translate", text.strip(), languages)
-
-    def fits(text):
-        # a translation is about as long as its source
-        short = len(lm.tokenizer.encode(text)) <= max_new_tokens * 2 // 3
-        return short and len(build(text)) <= room
-
-    parts = [_split(text, fits) for text in rows]
-    answers = _answer_parts(lm, build, parts, max_new_tokens, **options)
+    most = min(
+        room - len(encode_prompt(lm, "translate", "", languages)),
+        max_new_tokens * 2 // 3,  # a translation is about as long as its source
+    )
+    parts = [cut(text, _counter(lm), most) for text in rows]
+    prompts = [
+        encode_prompt(lm, "translate", part.strip(), languages)
+        for split in parts
+        for part in split
+    ]
+    found = iter(_answer_each(lm, prompts, max_new_tokens, **options))
     translations = []
-    for split, found in zip(parts, answers, strict=True):
+    for split in parts:
         # each part keeps the spaces and line ends around it
         pieces = []
-        for part, answer in zip(split, found, strict=True):
+        for part, answer in zip(split, found, strict=False):
             before, after = re.match(r"(\s*).*?(\s*)\Z", part, re.DOTALL).groups()
             pieces.append(before + answer + after if part.strip() else part)
         translations.append("".join(pieces))
     return translations[0] if isinstance(texts, str) else translations
 
 
-def _answer_parts(
+def _answer_each(lm, prompts, max_new_tokens, **options):
+    """The answer to each prompt of token ids, greedy unless asked otherwise."""
+    options = {"temperature": 0.0, **options}
+    texts = _generate_each(lm, prompts, max_new_tokens=max_new_tokens, **options)
+    return [text.strip() for text in texts]
+
+
+def _generate_each(
     lm,
-    build: Callable[[str], list[int]],
-    parts: list[list[str]],
-    max_new_tokens: int,
+    prompts: list[list[int]],
     *,
     batch_size: int = 8,
     on_progress: Callable[[int], None] | None = None,
+    seed: int | Sequence[int] = 0,
     **controls,
-) -> list[list[str]]:
-    """For each text the answers to its parts, in batches of prompts of like length."""
+) -> list[str]:
+    """What follows each prompt of token ids, in batches of those of like length."""
     check_count("batch_size", batch_size)
-    controls = {"temperature": 0.0, **controls}
-    prompts = [build(part) for split in parts for part in split]
-    answers = [""] * len(prompts)
+    seeds = spread_control("seed", seed, len(prompts))
+    if not hasattr(seed, "__len__"):  # counted up from one
+        seeds = [seed + i for i, seed in enumerate(seeds)]
+    texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        texts = lm.generate_from_ids(
-            [prompts[i] for i in chosen], max_new_tokens, **controls
+        found = lm.generate_from_ids(
+            [prompts[i] for i in chosen], seed=[seeds[i] for i in chosen], **controls
         )
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.strip()
+        for i, text in zip(chosen, found, strict=True):
+            texts[i] = text
         if on_progress is not None:
             on_progress(len(chosen))
-    remaining = iter(answers)
-    return [[next(remaining) for _ in split] for split in parts]
+    return texts
 
 
-def _split(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut a text into parts that fit; joined they are the text."""
-    if fits(text):
-        return [text]
-    for boundary in _BOUNDARIES:
-        units = [unit for unit in re.split(boundary, text) if unit]
-        if len(units) > 1:
-            return list(_join_while(units, fits))
-    raise ValueError(
-        "Not even one character fits beside the instruction and the answer. Lower "
-        "max_new_tokens."
-    )
+def _counter(lm) -> Callable[[list[str]], list[int]]:
+    """What counts the tokens of texts."""
+    return lambda texts: [len(ids) for ids in lm.tokenizer.encode_batch(texts)]
 
 
-def _join_while(units: list[str], fits: Callable[[str], bool]) -> Iterator[str]:
-    """Join neighbours as long as they fit; cut those that don't alone."""
-    part = ""
-    for unit in units:
-        if part and fits(part + unit):
-            part += unit
-            continue
-        if part:
-            yield part
-        if fits(unit):
-            part = unit
-        else:
-            *whole, part = _split(unit, fits)
-            yield from whole
-    if part:
-        yield part
+def _choose_languages(lm, options):
+    """The options with the pair of languages, which may be the only one."""
+    pairs = lm.tasks["translate"].get("languages", [])
+    if not {"source", "target"} & options.keys() and len(pairs) == 1:
+        [[source, target]] = pairs
+        return {"source": source, "target": target, **options}
+    if not {"source", "target"} <= options.keys():
+        raise ValueError(
+            "The model needs the languages: give `source` and `target`. It translates "
+            f"{_describe_pairs(pairs)}."
+        )
+    return options
+
+
+def _describe_pairs(pairs):
+    return ", ".join(f"{source} to {target}" for source, target in pairs)
 
 
 def _check_task(lm, name):
-    if lm.chat_template is None and name not in lm.tasks:
+    """Raise where a model can't do a task; say once where it wasn't tuned for it."""
+    if name in lm.tasks:
+        return
+    if lm.chat_template is None:
         raise ValueError(
             f"The model can't {name}: it was neither tuned for it nor to follow "
             "instructions. Tune it with `keras-gpt finetune`."
+        )
+    warned = _WARNED.setdefault(lm, set())
+    if name not in warned:
+        warned.add(name)
+        warnings.warn(
+            f"The model was never tuned to {name}, and is asked as any chat model is: "
+            "if what it writes is poor, tune it with `keras-gpt finetune`.",
+            stacklevel=4,  # who called the method
         )
 
 
