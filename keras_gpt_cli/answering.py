@@ -1,7 +1,9 @@
 """Commands that have a model answer, and measure how well."""
 
+import contextlib
 import dataclasses
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +40,7 @@ def summarize(
     lm = load(model, dtype, weights)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
-    with progress("summarizing", len(texts)) as on_progress:
+    with _warnings_as_notes(), progress("summarizing", len(texts)) as on_progress:
         summaries = lm.summarize(
             texts,
             max_new_tokens,
@@ -66,7 +68,7 @@ def translate(
     texts = _read_texts(text, file, "source")
     import_quietly()
     lm = load(model, dtype, weights)
-    with progress("translating", len(texts)) as on_progress:
+    with _warnings_as_notes(), progress("translating", len(texts)) as on_progress:
         translations = lm.translate(
             texts,
             max_new_tokens,
@@ -243,7 +245,7 @@ def _evaluate_task(lm, task, output, **controls):
     from keras_gpt import evaluation
     from keras_gpt.files import write_json
 
-    with progress("answering", controls["limit"]) as on_progress:
+    with _warnings_as_notes(), progress("answering", controls["limit"]) as on_progress:
         result = evaluation.evaluate_task(lm, task, on_progress=on_progress, **controls)
     rows = {
         "task": f"{result.task}, {result.num_examples:,} examples",
@@ -290,6 +292,15 @@ def _evaluate_harness(lm, task, limit, batch_size, output):
     if output is not None:
         write_json(output, results["results"])
         note(f"Wrote the results to {output}.")
+
+
+@contextlib.contextmanager
+def _warnings_as_notes():
+    """Show what the package warns of as lines on standard error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="keras_gpt")
+        warnings.showwarning = lambda message, *_: note(f"Note: {message}")
+        yield
 
 
 def _read_texts(text, file, field):

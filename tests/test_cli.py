@@ -590,6 +590,8 @@ def test_an_adapter_is_tuned_and_works_with_every_command(
         "translate", tuned, "nine", "--target", "de", "--max-new-tokens", 4
     )
     assert status == 0
+    [line] = errors.strip().splitlines()
+    assert line.startswith("Note: The model was never tuned to translate")
     # as a whole model
     status, _, _ = run("import", tuned, tmp_path / "whole")
     assert status == 0
