@@ -1,5 +1,13 @@
 """keras_gpt: from text to a trained, generating, served GPT in Keras 3."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from keras_gpt.quiet import quiet_tensorflow
+
+with quiet_tensorflow():
+    import keras  # noqa: F401
+
 from keras_gpt import data, generation, layers, tokenizers, training
 from keras_gpt.config import PRESETS, GPTConfig
 from keras_gpt.generation import generate
@@ -10,6 +18,9 @@ from keras_gpt.tokenizers import (
     CharacterTokenizer,
     SentencePieceTokenizer,
 )
+
+if TYPE_CHECKING:  # for editors
+    from keras_gpt import checkpoints, evaluation, export, runs, serving, tasks
 
 __version__ = "0.1.0"
 
@@ -22,10 +33,27 @@ __all__ = [
     "LanguageModel",
     "SentencePieceTokenizer",
     "__version__",
+    "checkpoints",
     "data",
+    "evaluation",
+    "export",
     "generate",
     "generation",
     "layers",
+    "runs",
+    "serving",
+    "tasks",
     "tokenizers",
     "training",
 ]
+
+
+def __dir__():
+    return __all__
+
+
+def __getattr__(name):
+    """Import a folder of the package when it is first used."""
+    if name in __all__:
+        return import_module(f"keras_gpt.{name}")
+    raise AttributeError(f"module 'keras_gpt' has no attribute {name!r}")

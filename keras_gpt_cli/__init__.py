@@ -1,12 +1,13 @@
 """The `keras-gpt` command: each subcommand calls one public function.
 
 It stands beside the package keras_gpt, because to import that is to import Keras and
-its backend: `--help` needn't wait for them, and what TensorFlow prints meanwhile can be
-hidden.
+its backend: `--help` needn't wait for them.
 """
 
+import importlib.metadata
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -16,10 +17,6 @@ INTERRUPTED = 130  # how Typer exits after Ctrl-C
 
 app = typer.Typer(
     name="keras-gpt",
-    help=(
-        "From a text file to a trained, generating GPT, on TensorFlow, JAX or PyTorch: "
-        "choose with the environment variable KERAS_BACKEND."
-    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,10 +41,32 @@ for command in (
     app.command(command.__name__.rstrip("_"))(command)
 
 
+def _show_version(is_wanted: bool):
+    if is_wanted:
+        print(f"keras-gpt {importlib.metadata.version('keras-gpt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def keras_gpt(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version.",
+            is_eager=True,
+            callback=_show_version,
+        ),
+    ] = False,
+) -> None:
+    """From a text file to a trained, generating GPT.
+
+    On TensorFlow, JAX or PyTorch: choose with the environment variable KERAS_BACKEND.
+    """
+
+
 def main() -> None:
     """Run the command; show what a user can mend as one line and exit with 2."""
-    # read by TensorFlow when it is imported
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app()
     except (ValueError, OSError, ImportError) as error:

@@ -1,32 +1,13 @@
 """Importing keras_gpt and loading models, as all commands do it."""
 
-import os
-import sys
-import tempfile
 from pathlib import Path
 
 from keras_gpt_cli.options import Weights
 
 
 def import_quietly():
-    """Import the package and its backend without what TensorFlow's C++ code prints.
-
-    It says on every start that it found no GPU, by a route that no setting reaches.
-    Other output to standard error is put back if the import fails.
-    """
-    with tempfile.TemporaryFile() as hidden:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        os.dup2(hidden.fileno(), 2)
-        try:
-            import keras_gpt  # noqa: F401
-        except BaseException:
-            hidden.seek(0)
-            os.write(kept, hidden.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    """Import the package and its backend."""
+    import keras_gpt  # noqa: F401
 
 
 def is_ours(model):

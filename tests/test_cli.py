@@ -10,6 +10,7 @@ import time
 import keras
 import pytest
 
+import keras_gpt
 import keras_gpt_cli
 from keras_gpt import (
     GPT,
@@ -108,6 +109,10 @@ def test_every_command_explains_itself(run, command):
     status, output, _ = run(command, "--help")
     assert status == 0
     assert "Usage" in output
+
+
+def test_the_version_is_printed(run):
+    assert run("--version")[1] == f"keras-gpt {keras_gpt.__version__}\n"
 
 
 def test_help_says_defaults_that_depend_on_the_model(run):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import keras_gpt
+from keras_gpt.quiet import quiet_tensorflow
 
 PACKAGE = Path(keras_gpt.__file__).parent
 
@@ -18,14 +19,30 @@ PACKAGE = Path(keras_gpt.__file__).parent
 # prints the top-level names in `sys.modules` after each import
 PROGRAM = """
 import json, sys
-for name in ("keras", "keras_gpt"):
+for name in sys.argv[1:]:
     __import__(name)
     print(json.dumps(sorted({module.split(".")[0] for module in sys.modules})))
 """
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_import_loads_no_heavy_library_that_keras_does_not(backend):
+def import_in_a_process(backend, *names):
+    """What is loaded after each import, and what the imports say."""
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *names],
+        env=environment,
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    loaded = [set(json.loads(line)) for line in process.stdout.splitlines()]
+    return loaded, process.stderr
+
+
+def test_import_loads_no_heavy_library_that_keras_does_not():
     heavy = {
         "fastapi",
         "grain",
@@ -41,29 +58,42 @@ def test_import_loads_no_heavy_library_that_keras_does_not(backend):
         "typer",
         "yaml",
     }
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "KERAS_BACKEND": backend},
-        cwd=PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    keras_loads, keras_gpt_loads = (
-        set(json.loads(line)) for line in process.stdout.splitlines()
-    )
-    assert "tensorflow" not in keras_loads
+    loaded, _ = import_in_a_process("jax", "keras", "keras_gpt", "keras_gpt.serving")
+    keras_loads, keras_gpt_loads, serving_loads = loaded
     assert not heavy & (keras_gpt_loads - keras_loads)
+    assert "tensorflow" not in serving_loads
+
+
+def test_tensorflow_starts_in_silence():
+    _, errors = import_in_a_process("tensorflow", "keras_gpt")
+    assert errors == ""
+
+
+@pytest.mark.parametrize(("level", "shown"), [("2", 1), ("0", 4)])
+def test_what_else_is_said_meanwhile_is_shown(capfd, monkeypatch, level, shown):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written",
+        "I0000 00:00:1795861861.1   23 port.cc:153] oneDNN custom operations are on.",
+        "normalizer.cc(51) LOG(INFO) precompiled_charsmap is empty.",
+        "E0000 00:00:1795861861.2   23 cuda.cc:52] no device",
+    ]
+    with quiet_tensorflow():
+        os.write(2, "".join(f"{line}\n" for line in lines).encode())
+    assert capfd.readouterr().err.splitlines() == lines[-shown:]
 
 
 def test_version_is_that_of_the_installed_package():
     assert keras_gpt.__version__ == importlib.metadata.version("keras-gpt")
 
 
-def test_public_names_exist():
+def test_public_names_are_there_and_all_that_is_listed():
     for name in keras_gpt.__all__:
         assert hasattr(keras_gpt, name), name
+    assert {"LanguageModel", "evaluation", "runs", "serving"} < set(dir(keras_gpt))
+    assert dir(keras_gpt) == sorted(keras_gpt.__all__)
+    with pytest.raises(AttributeError, match="'keras_gpt' has no attribute 'servin'"):
+        keras_gpt.servin  # noqa: B018
 
 
 def test_type_checkers_find_py_typed():

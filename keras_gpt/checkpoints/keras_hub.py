@@ -11,6 +11,7 @@ from keras_gpt.checkpoints.families import FAMILIES
 from keras_gpt.checkpoints.gguf import tokenizer as gguf_tokenizer
 from keras_gpt.checkpoints.names import KERAS_HUB_GPT2, KERAS_HUB_LLAMA
 from keras_gpt.config import GPTConfig
+from keras_gpt.quiet import quiet_tensorflow
 from keras_gpt.tokenizers import Tokenizer
 
 # The class of the backbone, and the name of its mathematics
@@ -81,7 +82,8 @@ def read_keras_hub(source: Any) -> Checkpoint:
 
 
 def _download(preset):
-    import keras_hub
+    with quiet_tensorflow():
+        import keras_hub
 
     try:
         return keras_hub.models.CausalLM.from_preset(preset)

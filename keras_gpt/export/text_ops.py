@@ -15,6 +15,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from keras_gpt.export.byte_pair_ops import BytePairEncoder
+from keras_gpt.quiet import quiet_tensorflow
 from keras_gpt.tokenizers import (
     BytePairTokenizer,
     CharacterTokenizer,
@@ -190,7 +191,7 @@ class SentencePieceEncoder(tf.Module):
     def __init__(self, tokenizer: SentencePieceTokenizer):
         super().__init__()
         self.mark_ids = tokenizer.encode(SPACE_MARK)
-        with tf.device("CPU:0"):
+        with quiet_tensorflow(), tf.device("CPU:0"):
             self.pieces = tf_text.SentencepieceTokenizer(_model_of(tokenizer))
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gpt.quiet import quiet_tensorflow
 from keras_gpt.serving.connection import (
     Connection,
     ServingError,
@@ -31,8 +32,9 @@ class GrpcConnection(Connection):
     def __init__(self, *arguments, credentials=None):
         super().__init__(*arguments)
         try:
+            with quiet_tensorflow():
+                import tensorflow as tf  # which the last of the next imports too
             import grpc
-            import tensorflow as tf  # which the next imports too
             from google.protobuf.json_format import MessageToDict
             from tensorflow_serving.apis import (
                 get_model_metadata_pb2,
