@@ -13,6 +13,12 @@ from keras_gpt_cli import options
 from keras_gpt_cli.loading import import_quietly, load
 from keras_gpt_cli.output import note, print_table, progress, stream
 
+FORMS = {
+    "chat": "a message to a chat model",
+    "summarize": "a text to summarize",
+    "translate": "a text to translate",
+}
+
 
 def summarize(
     model: options.Model,
@@ -85,9 +91,17 @@ def generate(
     model: options.Model,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="Text to continue; read from standard input if -"),
+        typer.Argument(help="Prompt, or text to continue; from standard input if -"),
     ] = None,
-    max_new_tokens: options.MaxNewTokens = 200,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="JSON Lines with the field prompt: an answer a line."),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Continue plain text, whatever it was tuned for."),
+    ] = False,
+    max_new_tokens: options.MaxNewTokensOfAnswer = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -98,22 +112,44 @@ def generate(
         list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
     ] = None,
     seed: options.Seed = 0,
+    batch_size: options.BatchSize = 8,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
 ) -> None:
-    """Continue a text."""
+    """Answer a prompt in the form that the model was tuned for, or continue a text."""
+    has_prompt = prompt is not None or file is not None
+    prompts = _read_texts(prompt, file, "prompt") if has_prompt else [""]
     import_quietly()
-    if prompt == "-":
-        prompt = sys.stdin.read()
     lm = load(model, dtype, weights)
-    prompt = prompt or ""
-    controls = {"max_new_tokens": max_new_tokens, "stop": stop or ()}
-    if num_beams > 1:
+    if raw:
+        lm.tasks, lm.chat_template = {}, None
+    is_plain = lm.task == "generate"
+    if is_plain and max_new_tokens is None:
+        max_new_tokens = 200
+    if not is_plain:
+        note(f"The prompt is taken as {FORMS[lm.task]}; --raw continues plain text.")
+        if not has_prompt:
+            raise ValueError("Give a prompt, or - for standard input, or --file.")
+        if prompt == "-":
+            prompts = [prompts[0].removesuffix("\n")]
+    controls = {"stop": stop or (), "seed": seed}
+    controls |= options.given(max_new_tokens=max_new_tokens)
+    if num_beams == 1:
+        controls |= options.sampling(
+            temperature, top_k, top_p, min_p, repetition_penalty
+        )
+        if file is None:
+            stream(lm, *prompts, **controls)
+            return
+    else:
         controls |= options.given(repetition_penalty=repetition_penalty)
-        print(prompt + lm.generate(prompt, num_beams=num_beams, **controls))
-        return
-    controls |= options.sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    stream(lm, prompt, seed=seed, **controls)
+        controls["num_beams"] = num_beams
+    with progress("answering", len(prompts)) as on_progress:
+        answers = lm.answer(
+            prompts, batch_size=batch_size, on_progress=on_progress, **controls
+        )
+    begin = prompts[0] if is_plain and file is None else ""
+    print(begin + "\n".join(answers))
 
 
 def chat(

@@ -35,6 +35,10 @@ def _sampling_control(name, help=""):  # noqa: A002
 
 MaxNewTokens = _control("max_new_tokens")
 MaxNewTokensOfPart = _control("max_new_tokens", "Most tokens of a part.")
+MaxNewTokensOfAnswer = _control(
+    "max_new_tokens",
+    "Most tokens to add. \\[default: 200 to plain text, else the form's]",
+)
 Seed = _control("seed")
 Temperature = _sampling_control("temperature")
 TopK = _sampling_control("top_k", "0 is no limit. ")

@@ -17,9 +17,11 @@ def print_table(rows):
 
 
 def stream(lm, prompt, **controls):
-    """A prompt and how a model goes on, piece by piece."""
-    print(prompt, end="", flush=True)
-    for piece in lm.stream(prompt, **controls):
+    """How a model answers a prompt, piece by piece, behind one that it continues."""
+    from keras_gpt import tasks
+
+    print(prompt if lm.task == "generate" else "", end="", flush=True)
+    for piece in tasks.stream_answer(lm, prompt, **controls):
         print(piece, end="", flush=True)
     print()
 

@@ -25,6 +25,7 @@ from keras_gpt.tokenizers import ChatTemplate
 # each command calls functions that are tested on every backend
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
+COLD = {"temperature": 0}
 TINY = ("embedding_dimension=16", "num_layers=1", "num_heads=2", "context_length=16")
 
 
@@ -348,11 +349,21 @@ def test_info_reads_no_weights_of_other_libraries_models(run, foreign, monkeypat
 def test_a_model_of_another_library_works_with_every_command(run, foreign, corpus):
     lm, folder = foreign
     greedy = ("--temperature", 0, "--max-new-tokens", 5)
-    _, generated, _ = run("generate", folder, "12 bottles", *greedy)
+    _, generated, notes = run("generate", folder, "12 bottles", "--raw", *greedy)
     expected = lm.generate("12 bottles", 5, temperature=0)
     assert generated == f"12 bottles{expected}\n"
+    assert notes == ""
     _, answered, _ = run("chat", folder, "--prompt", "12 bottles", *greedy)
     assert answered == lm.generate("12 bottles\n", 5, temperature=0) + "\n"
+    # without --raw a chat model is asked by a message
+    _, generated, notes = run("generate", folder, "12 bottles", *greedy)
+    assert generated == answered
+    assert re.fullmatch(r"The prompt is taken as a message .*--raw .*\n", notes)
+    prompts = corpus.with_suffix(".jsonl")
+    prompts.write_text('{"prompt": "12 bottles"}\n{"prompt": "1 wall"}\n')
+    _, generated, _ = run("generate", folder, "--file", prompts, *greedy)
+    assert generated == "\n".join([*lm.answer(["12 bottles", "1 wall"], 5, **COLD), ""])
+    assert_one_line_error(run("generate", folder), "Give a prompt, or -")
     status, evaluated, _ = run("evaluate", folder, "--file", corpus)
     assert status == 0
     loss = lm.evaluate([TEXT]).loss

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, tasks
+from keras_gpt import GPT, BytePairTokenizer, GPTConfig, LanguageModel, tasks, training
 from keras_gpt.tasks.cutting import cut
 from keras_gpt.tokenizers import ChatTemplate
 
@@ -292,6 +292,26 @@ def test_a_model_that_was_never_tuned_for_a_task_says_so_once(chat):
     assert chat.summarize(TEXT, 4) == summary
 
 
+def test_an_adapter_brings_the_form_in_which_it_was_tuned(plain, chat, tmp_path):
+    plain.save(tmp_path / "base")
+    lm = LanguageModel.load(tmp_path / "base")
+    training.enable_lora(lm.model, 2)
+    lm.chat_template, lm.stop_ids = chat.chat_template, chat.stop_ids
+    lm.tasks = {"complete": {"instruction": "Count."}}
+    lm.save_adapter(tmp_path / "adapter", base=str(tmp_path / "base"))
+    loaded = LanguageModel.load(tmp_path / "adapter")
+    assert (loaded.chat_template, loaded.stop_ids) == (lm.chat_template, lm.stop_ids)
+    assert (loaded.tasks, loaded.task) == (lm.tasks, "chat")
+    # one of an earlier version takes the base's
+    path = tmp_path / "adapter" / "adapter.json"
+    about = json.loads(path.read_text())
+    del about["chat_template"], about["stop_ids"]
+    path.write_text(json.dumps(about))
+    loaded = LanguageModel.load(tmp_path / "adapter")
+    assert (loaded.chat_template, loaded.stop_ids) == (None, plain.stop_ids)
+    assert loaded.task == "generate"
+
+
 GREEDY = {"temperature": 0, "max_new_tokens": 6}
 
 
@@ -340,7 +360,9 @@ def test_a_question_is_asked_as_it_was_taught(chat):
 
 def test_a_translator_takes_the_one_pair_that_it_knows(chat):
     chat.tasks = {"translate": {"languages": [["en", "de"], ["de", "en"]]}}
-    with pytest.raises(ValueError, match=r"`source` and `target`.* en to de, de to en"):
+    with pytest.raises(
+        ValueError, match=r"en to de, de to en: give `source` and `target`"
+    ):
         chat.answer("Hi")
     with pytest.raises(ValueError, match="`source` and `target`"):
         chat.answer("Hi", source="en")

@@ -160,6 +160,8 @@ class LanguageModel:
     def save_adapter(self, directory: str | Path, *, base: str) -> None:
         """Write what LoRA trained alone, a few MB; see `training.enable_lora`.
 
+        With it go `tasks`, the chat template and the stop ids, with which it was tuned.
+
         Args:
             directory: Made if there is none. `load` reads it, together with the base.
             base: What `from_pretrained` reads the base from.
@@ -172,12 +174,15 @@ class LanguageModel:
         about = {
             "base": base,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "tasks": self.tasks,
+            **storage.describe_use(self),
         }
         training.save_adapter(self.model, directory, about=about)
 
     def load_adapter(self, directory: str | Path) -> None:
         """Put what `save_adapter` wrote into this model, in place of another adapter.
+
+        The model is then asked as the adapter was tuned: its `tasks`, chat template and
+        stop ids are the adapter's.
 
         Args:
             directory: The folder.
@@ -193,7 +198,8 @@ class LanguageModel:
                 f"tokenizer is another. Load {about['base']} first."
             )
         training.load_adapter(self.model, directory)
-        self.tasks = dict(about["tasks"])
+        for name, value in storage.read_use(about).items():
+            setattr(self, name, value)
 
     def merge_adapter(self) -> None:
         """Add the adapter to the weights, to save or export a model that is whole.

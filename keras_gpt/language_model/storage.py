@@ -25,13 +25,10 @@ def save(lm, directory: str | Path) -> None:
         "dtype": lm.model.dtype_policy.name,
         "quantization": lm.model.quantization,
         "tokenizer_fingerprint": lm.tokenizer.fingerprint,
-        "stop_ids": lm.stop_ids,
         "generation_defaults": lm.generation_defaults,
         "source": lm.source,
-        "tasks": lm.tasks,
+        **describe_use(lm),
     }
-    if lm.chat_template is not None:
-        description["chat_template"] = lm.chat_template.to_dict()
     with atomic_update(directory) as temporary:
         lm.tokenizer.save(temporary / TOKENIZER_FOLDER)
         save_weights(lm.model, temporary / WEIGHTS_FILE)
@@ -57,13 +54,36 @@ def load_parts(directory: Path, dtype: str | None) -> dict[str, Any]:
     if description.get("quantization") is not None:
         model.quantize(description["quantization"])
     load_weights(model, directory / WEIGHTS_FILE)
-    template = description.get("chat_template")
-    optional = ("stop_ids", "generation_defaults", "source", "tasks")
     return {
         "model": model,
         "tokenizer": tokenizer,
-        "chat_template": None if template is None else ChatTemplate(**template),
-        **{name: description.get(name) for name in optional},
+        "generation_defaults": description.get("generation_defaults"),
+        "source": description.get("source"),
+        **read_use(description),
+    }
+
+
+def describe_use(lm) -> dict[str, Any]:
+    """How a model is asked and ends its text, ready for JSON."""
+    template = lm.chat_template
+    return {
+        "chat_template": None if template is None else template.to_dict(),
+        "stop_ids": lm.stop_ids,
+        "tasks": lm.tasks,
+    }
+
+
+def read_use(description: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of `LanguageModel` that `describe_use` wrote; old files lack some."""
+    kinds = {
+        "chat_template": lambda template: template and ChatTemplate(**template),
+        "stop_ids": tuple,
+        "tasks": dict,
+    }
+    return {
+        name: kind(description[name])
+        for name, kind in kinds.items()
+        if name in description
     }
 
 

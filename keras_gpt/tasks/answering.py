@@ -176,8 +176,8 @@ def _choose_languages(lm, options):
         return {"source": source, "target": target, **options}
     if not {"source", "target"} <= options.keys():
         raise ValueError(
-            "The model needs the languages: give `source` and `target`. It translates "
-            f"{_describe_pairs(pairs)}."
+            f"The model translates {_describe_pairs(pairs)}: give `source` and "
+            "`target`, as `keras-gpt translate` does."
         )
     return options
 
