@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig
+from keras_gpt.fit_inputs import checked, count_steps, repeated
 from keras_gpt.layers import (
     CausalSelfAttention,
     DocumentPositions,
@@ -21,8 +22,8 @@ from keras_gpt.layers import (
 from keras_gpt.layers.adapter import Adapters
 from keras_gpt.layers.base import Normal, Zeros, make_normalization
 from keras_gpt.layers.logits import Logits
-from keras_gpt.loss import TokenCrossentropy
-from keras_gpt.token_ids import check_token_ids
+from keras_gpt.loss import TokenCrossentropy, check_takes_logits
+from keras_gpt.token_ids import as_array, check_length, check_token_ids
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -144,7 +145,11 @@ class GPT(keras.Model):
                 sample weight isn't 0.
             jit_compile: Defaults to what is fastest on the backend and device.
             **kwargs: Other arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: The loss would take the model's logits for probabilities.
         """
+        check_takes_logits(loss)
         optimizer = optimizer or keras.optimizers.AdamW(1e-3)
         loss = loss or TokenCrossentropy()
         if jit_compile is None:
@@ -154,9 +159,114 @@ class GPT(keras.Model):
     def compile_from_config(self, config):
         """Compile as the saved model was, but as this backend does it best."""
         config = keras.saving.deserialize_keras_object(config)
-        config.pop("jit_compile", None)
-        self.compile(**config)
+        config["jit_compile"] = backend.default_jit_compile(self.compute_dtype)
+        super().compile(**config)
         self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
+        """Train, as `keras.Model.fit`, on data that is checked first.
+
+        Args:
+            x: Token ids, integers `(batch, sequence)`, or a dataset of batches. An
+                epoch of those of `keras_gpt.data` is one pass over them.
+            y: For each id the one that follows, of the same shape. Defaults to `x`
+                one ahead, so that `fit(ids)` trains; the batches of a dataset may
+                leave them out too.
+            *args: Others of `keras.Model.fit`.
+            validation_data: As of `keras.Model.fit`, with targets or without.
+            **kwargs: Others of `keras.Model.fit`.
+
+        Returns:
+            The `History` of `keras.Model.fit`.
+
+        Raises:
+            ValueError: Ids are out of range, or shapes don't fit: in arrays at once,
+                in grain datasets and generators in the batch that is drawn, in other
+                datasets if the first batch shows it.
+        """
+        x, y = self._checked(repeated(x, kwargs), y, kwargs.get("sample_weight"))
+        if isinstance(validation_data, tuple):
+            self._checked(*validation_data)
+        elif validation_data is not None:
+            steps = count_steps(validation_data, kwargs.get("validation_steps"))
+            kwargs["validation_steps"] = steps
+            validation_data, _ = self._checked(validation_data)
+        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """Measure the loss, as `keras.Model.evaluate`; data as of `fit`."""
+        # in `fit`, Keras holds the data of validations, which was checked there
+        if not kwargs.get("_use_cached_eval_dataset"):
+            kwargs["steps"] = count_steps(x, kwargs.get("steps"))
+            x, y = self._checked(x, y, kwargs.get("sample_weight"))
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """Logits, as `keras.Model.predict`, of ids that are checked."""
+        kwargs["steps"] = count_steps(x, kwargs.get("steps"))
+        x, _ = self._checked(x)
+        return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Train on a batch, as `keras.Model.train_on_batch`; data as of `fit`."""
+        x, y = self._checked(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """The loss of a batch, as `keras.Model.test_on_batch`; data as of `fit`."""
+        x, y = self._checked(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, **kwargs)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        if y is None:
+            y, y_pred = x[:, 1:], y_pred[:, :-1]
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if y is None:
+            y, y_pred = x[:, 1:], y_pred[:, :-1]
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _checked(self, x, y=None, sample_weight=None):
+        """What to give Keras for inputs and targets, or for a dataset, checked."""
+        if isinstance(x, list | tuple):
+            x, y = as_array(x, "x"), None if y is None else as_array(y, "y")
+        if not hasattr(x, "shape"):
+            return checked(self._check_batch, x), y
+        self._check_batch(x, y, sample_weight)
+        return x, y
+
+    def _check_batch(self, x, y=None, sample_weight=None):
+        """Raise `ValueError` unless a batch, or a whole array, can be learned from."""
+        if isinstance(x, dict):  # by name, as Keras takes inputs too
+            return
+        x = check_token_ids(x, self.config.vocab_size, "x")
+        if x.ndim != 2:
+            raise ValueError(
+                "`x` must be token ids `(batch, sequence)`. Received: "
+                f"shape={x.shape}. One sequence is a batch of one: x[None]."
+            )
+        check_length(x.shape[1], self.config.context_length)
+        if y is None and sample_weight is not None:
+            raise ValueError("`sample_weight` needs `y`: give the targets too.")
+        loss = getattr(self, "loss", None)  # none before `compile`
+        is_of_ids = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+        if y is None or not is_of_ids:
+            return
+        y = check_token_ids(y, self.config.vocab_size, "y")
+        if y.shape not in (x.shape, (*x.shape, 1)):
+            raise ValueError(
+                "`y` must have the shape of `x`: for each id the one that follows. "
+                f"Received: x {x.shape}, y {y.shape}."
+            )
+        shape = x.shape if sample_weight is None else np.shape(sample_weight)
+        if shape not in (x.shape, x.shape[:1], (x.shape[0], 1)):
+            raise ValueError(
+                "`sample_weight` must have a number for each target or each row. "
+                f"Received: x {x.shape}, sample_weight {shape}."
+            )
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Keep the weights of matrices in fewer bits, to generate with less memory.

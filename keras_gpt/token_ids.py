@@ -1,27 +1,51 @@
 """Token ids, checked."""
 
+import keras
 import numpy as np
 
 
-def check_token_ids(token_ids, vocab_size, name="token_ids"):
-    """Return integer NumPy ids, or raise `ValueError` naming the first out of range."""
+def as_array(token_ids, name="token_ids"):
+    """Return NumPy's array of another library's, of lists, or the same."""
+    if keras.ops.is_tensor(token_ids):  # perhaps not in the memory of the host
+        return keras.ops.convert_to_numpy(token_ids)
     try:
-        token_ids = np.asarray(token_ids)
+        return np.asarray(token_ids)
     except ValueError as error:
         raise ValueError(
             f"`{name}` must be a rectangle `(batch, sequence)`; pad shorter rows on "
             f"the right. {error}"
         ) from error
+
+
+def check_token_ids(token_ids, vocab_size, name="token_ids"):
+    """Return integer NumPy ids, or raise `ValueError` naming the first out of range."""
+    token_ids = as_array(token_ids, name)
     if not np.issubdtype(token_ids.dtype, np.integer):
+        hint = ""
+        if token_ids.dtype.kind in "OSTU":
+            hint = (
+                " Texts become ids by a tokenizer's `encode`, and batches to train on "
+                "by keras_gpt.data.load_texts(texts, tokenizer, ...)."
+            )
         raise ValueError(
-            f"`{name}` must be integers. Received: dtype={token_ids.dtype}."
+            f"`{name}` must be integers. Received: dtype={token_ids.dtype}.{hint}"
         )
     highest = vocab_size - 1
-    outside = (token_ids < 0) | (token_ids >= vocab_size)
-    if outside.any():
+    if token_ids.size and (token_ids.min() < 0 or token_ids.max() > highest):
+        outside = (token_ids < 0) | (token_ids > highest)
         raise ValueError(
             f"`{name}` must be from 0 to {highest} (vocab_size={vocab_size}). "
             f"Received: {int(token_ids[outside][0])}. Was the text encoded with "
             "another tokenizer?"
         )
     return token_ids
+
+
+def check_length(length, context_length):
+    """Raise `ValueError` for more tokens than a model sees at once."""
+    if length > context_length:
+        raise ValueError(
+            "The sequence is longer than the model's context. Received: "
+            f"{length} tokens, context_length={context_length}. Shorten "
+            "the input or build the model with a larger context_length."
+        )

@@ -2,6 +2,7 @@ import itertools
 import math
 import warnings
 
+import grain
 import keras
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from keras import ops
 
 import keras_gpt
 from keras_gpt import GPT, GPTConfig
+from keras_gpt.loss import TokenCrossentropy
 
 SIZES = {
     "vocab_size": 11,
@@ -488,6 +490,96 @@ def test_flops_per_token_are_those_counted_by_hand():
 def test_ids_that_do_not_fit_are_named(ids, message):
     with pytest.raises(ValueError, match=message):
         make_model()(ids)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        "SparseCategoricalCrossentropy",
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.losses.CategoricalCrossentropy(),
+        TokenCrossentropy(from_logits=False),
+    ],
+)
+def test_a_loss_that_takes_logits_for_probabilities_is_refused(compiled, loss):
+    with pytest.raises(ValueError, match=r"`loss` must take.*from_logits=True"):
+        compiled.compile("adam", loss)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    model = make_model()
+    model.compile(keras.optimizers.SGD(0.0), metrics=["accuracy"])
+    return model
+
+
+def test_targets_may_be_left_out(compiled):
+    x, y = IDS[:, :-1], IDS[:, 1:]
+    expected = compiled.test_on_batch(x, y)
+    for found in (
+        compiled.evaluate(IDS, verbose=0),
+        compiled.test_on_batch(IDS.tolist()),
+        compiled.train_on_batch(IDS),
+        compiled.evaluate((ids for ids in [(IDS,)]), steps=1, verbose=0),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)  # float32 sums
+    history = compiled.fit(IDS, validation_data=(IDS,), verbose=0).history
+    assert history["val_loss"] == pytest.approx([expected[0]], rel=1e-5)
+
+
+ABOVE = np.where(IDS == 10, 11, IDS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((ABOVE, IDS), "`x` must be from 0 to 10.*Received: 11.*tokenizer"),
+        ((IDS, ABOVE), "`y` must be from 0 to 10.*Received: 11.*tokenizer"),
+        ((IDS, IDS[:, 1:]), r"`y` must have the shape of `x`.*x \(2, 9\), y \(2, 8\)"),
+        ((IDS[0], IDS[0]), r"`x` must be .*shape=\(9,\).*x\[None\]"),
+        ((IDS / 1, IDS), "`x` must be integers.*float64"),
+        ((["to be", "or not"],), r"`x` must be integers.*keras_gpt\.data\.load_texts"),
+        ((np.tile(IDS, 2),), "Received: 18 tokens, context_length=12"),
+        ((IDS, IDS, np.ones((2, 5))), r"`sample_weight` must.*\(2, 5\)"),
+        ((IDS, None, np.ones(2)), "`sample_weight` needs `y`"),
+    ],
+)
+def test_data_that_does_not_fit_is_named_before_it_is_used(compiled, data, message):
+    x, y, weight = (*data, None, None)[:3]
+    for use in (
+        lambda: compiled.fit(x, y, sample_weight=weight),
+        lambda: compiled.fit(IDS, IDS, validation_data=data),
+        lambda: compiled.evaluate(x, y, sample_weight=weight),
+        lambda: compiled.train_on_batch(x, y, weight),
+        lambda: compiled.test_on_batch(x, y, weight),
+        lambda: compiled.fit((batch for batch in [data]), shuffle=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert compiled.optimizer.iterations <= 2  # of the test before
+
+
+def test_datasets_are_checked_batch_by_batch_or_by_their_first(compiled):
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return IDS, ABOVE
+
+    batches = [(IDS, IDS), (IDS, IDS), (IDS, ABOVE)]
+    for dataset, steps in (
+        (Batches(), None),
+        (grain.MapDataset.source(batches), 3),
+        (grain.MapDataset.source(batches).to_iter_dataset(), 3),
+    ):
+        # TensorFlow has an error of its own for those that come from Python
+        with pytest.raises(Exception, match=r"`y` must be from 0 to 10.*Received: 11"):
+            compiled.evaluate(dataset, steps=steps, verbose=0)
+    with pytest.raises(ValueError, match="`x` must be from 0 to 10"):
+        compiled.predict(ABOVE)
 
 
 @pytest.mark.every_backend

@@ -1,6 +1,6 @@
 """From documents to token files to training batches."""
 
-from keras_gpt.data.batches import load_batches
+from keras_gpt.data.batches import load_batches, load_texts
 from keras_gpt.data.corpus import Corpus, read_documents
 from keras_gpt.data.embedded import embedded_corpus, embedded_sample
 from keras_gpt.data.examples import Example, count_rows, load_examples
@@ -17,6 +17,7 @@ __all__ = [
     "embedded_sample",
     "load_batches",
     "load_examples",
+    "load_texts",
     "prepare",
     "read_documents",
     "read_metadata",

@@ -6,17 +6,18 @@ take its rows, without reading what came before.
 """
 
 import functools
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_gpt.config import check_choice
+from keras_gpt.data.corpus import Corpus
 from keras_gpt.data.packing import RowPart, fill_rows, plan_packing
 from keras_gpt.data.shards import TokenDataset
+from keras_gpt.data.tokenizing import tokenize
 
 if TYPE_CHECKING:
     import grain
@@ -41,8 +42,9 @@ def load_batches(
 ) -> "grain.IterDataset":
     """Load batches of token ids as a grain dataset that `fit` takes as it is.
 
-    Pass `fit` the number of steps, and `shuffle=False`, or Keras warns: batches at
-    random have no end.
+    It has one pass over the split. In random order each epoch of `GPT.fit` is another
+    pass, with other windows; the `fit` of another Keras model needs
+    `batches.repeat()`, which has no end, and `steps_per_epoch=len(batches)`.
 
     Args:
         directory: A directory that `keras_gpt.data.prepare` wrote.
@@ -51,8 +53,8 @@ def load_batches(
         sequence_length: Tokens in a row.
         seed: Chooses the random order.
         start_step: The step to start at, as if the steps before had been taken.
-        num_steps: How many steps the dataset has. None for no end in random order,
-            and to the end of the split in sequential order.
+        num_steps: How many steps the dataset has. Defaults to those of one pass over
+            the split, in sequential order to its end.
         order: `"random"`, or `"sequential"` for one pass from start to end, whose
             last batch may be smaller.
         packing: `"windows"`: rows are cut from the stream of tokens, in random
@@ -72,10 +74,11 @@ def load_batches(
             checksums, a second for each GB.
 
     Returns:
-        A `grain.IterDataset` with `len`. Its items are `(token_ids, targets)`, int32
-        of shape `(batch_size, sequence_length)`, the targets one token ahead; with
-        `packing="documents"` float32 `sample_weight`s of the same shape come third,
-        0 on padding and where the next token is another document's.
+        A `grain.IterDataset` with `len`, and `repeat()` for one without end. Its items
+        are `(token_ids, targets)`, int32 of shape `(batch_size, sequence_length)`, the
+        targets one token ahead; with `packing="documents"` float32 `sample_weight`s of
+        the same shape come third, 0 on padding and where the next token is another
+        document's.
 
     Raises:
         FileNotFoundError: The directory is not prepared.
@@ -88,14 +91,12 @@ def load_batches(
     batches = keras_gpt.data.load_batches("data/docs", "train", 12, 64)
     validation = keras_gpt.data.load_batches("data/docs", "val", 12, 64,
                                              order="sequential")
-    model.fit(batches, steps_per_epoch=100, epochs=20, shuffle=False,
-              validation_data=validation, validation_steps=len(validation))
+    model.fit(batches, epochs=20, validation_data=validation)
     ```
     """
     check_at_least(
         1,
         sequence_length=sequence_length,
-        num_steps=num_steps,
         process_count=process_count,
     )
     check_at_least(0, seed=seed)
@@ -125,6 +126,63 @@ def load_batches(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def load_texts(
+    source: str | Path | Iterable[str | Path],
+    tokenizer: Any,
+    batch_size: int,
+    sequence_length: int,
+    seed: int = 0,
+    *,
+    order: str = "random",
+) -> "grain.IterDataset":
+    """Load batches of texts that fit into memory, without files: for `fit` in a line.
+
+    Args:
+        source: As of `prepare`: a list of texts, for example.
+        tokenizer: The model's. The ids of all texts are one stream, an end of text
+            behind each, if there is one.
+        batch_size: Rows in a batch.
+        sequence_length: Tokens in a row.
+        seed: As of `load_batches`.
+        order: As of `load_batches`.
+
+    Returns:
+        A `grain.IterDataset` as of `load_batches` with `packing="windows"`.
+
+    Raises:
+        FileNotFoundError: The source does not exist.
+        ValueError: As of `prepare` and `load_batches`.
+
+    Example:
+
+    >>> import keras_gpt
+    >>> texts = ["To be, or not to be", "that is the question"]
+    >>> tokenizer = keras_gpt.CharacterTokenizer.train(texts)
+    >>> batches = keras_gpt.data.load_texts(texts, tokenizer, 2, 8)
+    >>> len(batches), next(iter(batches))[0].shape
+    (2, (2, 8))
+    """
+    check_at_least(1, sequence_length=sequence_length)
+    check_at_least(0, seed=seed)
+    seed = choose_seed(order, seed)
+    tokens = tokenize(tokenizer, list(Corpus(source).pieces()))
+    rows = _Windows(_TokensInMemory(tokens.token_ids), sequence_length, seed)
+    return load_rows(rows, batch_size, 0)
+
+
+class _TokensInMemory:
+    """Ids that are read as those of a `TokenDataset` are."""
+
+    def __init__(self, token_ids: np.ndarray):
+        self._token_ids = token_ids.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._token_ids)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return np.lib.stride_tricks.sliding_window_view(self._token_ids, length)[starts]
 
 
 def choose_seed(order: str, seed: int) -> int | None:
@@ -197,34 +255,39 @@ def load_rows(
     """
     from keras_gpt.data.step_dataset import StepDataset
 
-    check_at_least(1, batch_size=batch_size)
+    check_at_least(1, batch_size=batch_size, num_steps=num_steps)
     check_at_least(0, start_step=start_step)
-    stop_step = sys.maxsize
-    if rows.seed is None:
-        extra = 0 if drop_remainder else batch_size - 1
-        stop_step = (rows.num_rows + extra) // batch_size
-    if not stop_step:
+    is_random = rows.seed is not None  # then no batch is smaller than others
+    extra = 0 if drop_remainder and not is_random else batch_size - 1
+    one_pass = (rows.num_rows + extra) // batch_size
+    if not one_pass:
         raise ValueError(
             f"`batch_size` must be at most {rows.num_rows}, the number of rows, where "
             f"a smaller batch is left out. Received: batch_size={batch_size}."
         )
-    if start_step >= stop_step:
+    if start_step >= one_pass and not is_random:
         raise ValueError(
-            f"`start_step` must be below the {stop_step} batches that there are. "
+            f"`start_step` must be below the {one_pass} batches that there are. "
             f"Received: start_step={start_step}, batch_size={batch_size}."
         )
-    if num_steps is not None:
-        stop_step = min(stop_step, start_step + num_steps)
+    stop_step = start_step + (num_steps or one_pass)
+    if not is_random:
+        stop_step = min(stop_step, one_pass)
     size = batch_size // process_count
     part = slice(process_index * size, (process_index + 1) * size)
     read = functools.partial(rows.read, batch_size=batch_size, part=part)
-    return StepDataset(read, start_step, stop_step)
+    return StepDataset(read, start_step, stop_step, goes_on=is_random)
 
 
 class _Windows(Rows):
     """Windows at random places, with replacement, or all that do not overlap, once."""
 
-    def __init__(self, tokens: TokenDataset, sequence_length: int, seed: int | None):
+    def __init__(
+        self,
+        tokens: TokenDataset | _TokensInMemory,
+        sequence_length: int,
+        seed: int | None,
+    ):
         if len(tokens) <= sequence_length:
             raise ValueError(
                 "`sequence_length` must be below the number of tokens in the split, "

@@ -53,14 +53,15 @@ def load_examples(
             this id behind each; a GPT whose `document_separator_id` it is keeps them
             from seeing each other. Defaults to `None`: a row for each, padded on the
             right.
-        order: `"random"`: epoch after epoch without end, or `"sequential"`: once,
-            the last batch perhaps smaller.
+        order: `"random"`, which each epoch of `GPT.fit` has anew, or `"sequential"`,
+            whose last batch may be smaller.
         start_step: The step to start at, as if the steps before had been taken.
 
     Returns:
-        A `grain.IterDataset` with `len`. Its items are `(token_ids, targets,
-        sample_weight)`, `(batch_size, sequence_length)`: int32, int32 and float32,
-        the targets one token ahead and the weights 1 where they are an answer's.
+        A `grain.IterDataset` of one pass, with `len`, and `repeat()` for one without
+        end. Its items are `(token_ids, targets, sample_weight)`, `(batch_size,
+        sequence_length)`: int32, int32 and float32, the targets one token ahead and
+        the weights 1 where they are an answer's.
 
     Raises:
         ValueError: There is no example, one is too long or has a separator inside,

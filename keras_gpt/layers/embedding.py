@@ -10,6 +10,7 @@ from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS, check_choice
 from keras_gpt.layers.base import BaseLayer, get_initializer
 from keras_gpt.layers.linear import project_int8
+from keras_gpt.token_ids import check_length
 
 
 def sinusoidal_positions(positions, embedding_dimension):
@@ -134,12 +135,8 @@ class TokenAndPositionEmbedding(BaseLayer):
     def call(self, token_ids, positions=None, training=None):
         length = token_ids.shape[1]
         # while exporting, a length may be a symbol
-        if isinstance(length, int) and length > self.context_length:
-            raise ValueError(
-                "The sequence is longer than the model's context. Received: "
-                f"{length} tokens, context_length={self.context_length}. Shorten "
-                "the input or build the model with a larger context_length."
-            )
+        if isinstance(length, int):
+            check_length(length, self.context_length)
         x = _look_up(self.tokens, token_ids, training)  # (b, t, e)
         if self.position_embedding in ("learned", "sinusoidal"):
             if positions is None:

@@ -13,6 +13,7 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.data import Example
 from keras_gpt.data.batches import Rows, choose_seed, load_rows
+from keras_gpt.fit_inputs import repeated
 from keras_gpt.training.lora import has_lora, without_lora
 
 if TYPE_CHECKING:
@@ -119,6 +120,10 @@ class PreferenceModel(keras.Model):
             **{"metrics": [accuracy], **kwargs},
         )
 
+    def fit(self, x=None, *args, **kwargs):
+        """Train, as `keras.Model.fit`; an epoch of batches is one pass over them."""
+        return super().fit(repeated(x, kwargs), *args, **kwargs)
+
 
 def reference_margins(
     model,
@@ -170,13 +175,14 @@ def load_preferences(
         batch_size: Pairs in a batch.
         sequence_length: Tokens in a row; rows are padded on the right.
         seed: Chooses the random order.
-        order: `"random"`: epoch after epoch without end, or `"sequential"`: once,
-            the last batch perhaps smaller.
+        order: `"random"`, which each epoch of `PreferenceModel.fit` has anew, or
+            `"sequential"`, whose last batch may be smaller.
         start_step: The step to start at, as if the steps before had been taken.
 
     Returns:
-        A `grain.IterDataset` with `len`. Its items are the inputs of `PreferenceModel`
-        and targets, float32 ones `(batch_size, 1)`.
+        A `grain.IterDataset` of one pass, with `len`, and `repeat()` for one without
+        end. Its items are the inputs of `PreferenceModel` and targets, float32 ones
+        `(batch_size, 1)`.
 
     Raises:
         ValueError: There is no pair, one has two prompts, no answer, or is too long,

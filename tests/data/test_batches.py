@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_gpt.data import TokenDataset, load_batches, prepare
+import keras_gpt
+from keras_gpt.data import TokenDataset, load_batches, load_texts, prepare
 from keras_gpt.tokenizers import CharacterTokenizer
 
 END = "<|endoftext|>"
@@ -104,7 +105,7 @@ def test_random_windows_depend_on_seed_and_step_alone(data, seed, step):
 
 
 def test_random_windows_start_everywhere_equally_often_and_steps_are_independent(data):
-    batches = take(load_batches(data / "stream", "val", 50, 20, seed=1), 200)
+    batches = take(load_batches(data / "stream", "val", 50, 20, seed=1).repeat(), 200)
     firsts = np.stack([x[:, 0] for x, _ in batches])
     # 26 tokens and windows of 21: starts 0 to 5, 10000 draws; 5 sigma is 186.
     counts = np.bincount(firsts.ravel(), minlength=26)
@@ -165,11 +166,56 @@ def test_each_epoch_of_packed_documents_has_every_row_once_in_new_order(data):
         path, "train", 1, 16, order="sequential", packing="documents"
     )
     rows = [x.tobytes() for x, _, _ in in_order]
-    random = load_batches(path, "train", 1, 16, packing="documents")
+    random = load_batches(path, "train", 1, 16, packing="documents").repeat()
     taken = [x.tobytes() for x, _, _ in take(random, 2 * len(rows))]
     first, second = taken[: len(rows)], taken[len(rows) :]
     assert sorted(first) == sorted(second) == sorted(rows)
     assert first != second
+
+
+@pytest.mark.parametrize(("name", "options"), MODES)
+def test_a_dataset_is_one_pass_and_ends_unless_it_is_repeated(data, name, options):
+    tokens = TokenDataset(data / name, "train")
+    batches = load_batches(data / name, "train", 2, 8, **options)
+    one_pass = list(batches)
+    assert len(batches) == len(one_pass)
+    if "packing" not in options:  # as many windows as fit, none more
+        assert len(one_pass) == -(-((len(tokens) - 1) // 8) // 2)
+    two = take(batches.repeat(), 2 * len(one_pass))
+    assert_equal(two[: len(one_pass)], one_pass)
+    if "order" in options:
+        assert_equal(two[len(one_pass) :], one_pass)
+    else:  # goes on with others, as from a later step
+        later = load_batches(
+            data / name, "train", 2, 8, start_step=len(one_pass), **options
+        )
+        assert_equal(two[len(one_pass) :], list(later))
+        assert (two[len(one_pass)][0] != one_pass[0][0]).any()
+
+
+def test_an_epoch_of_fit_is_one_pass_with_other_windows_each_time(data):
+    tokenizer = CharacterTokenizer(ALPHABET)
+    config = keras_gpt.GPTConfig(
+        vocab_size=26,
+        context_length=8,
+        embedding_dimension=8,
+        num_layers=1,
+        num_heads=1,
+    )
+    model = keras_gpt.GPT(config)
+    model.compile(keras.optimizers.SGD(0.0))
+    texts = [ALPHABET * 2, ALPHABET]
+    batches = load_texts(texts, tokenizer, 2, 8)
+    assert len(batches) == 5  # 9 windows
+    validation = load_texts(texts, tokenizer, 2, 8, order="sequential")
+    history = model.fit(batches, epochs=2, validation_data=validation, verbose=0)
+    # nothing was learned: what differs is what was seen
+    assert len(set(history.history["loss"])) == 2
+    assert len(set(history.history["val_loss"])) == 1
+    assert model.optimizer.iterations == 2 * 5
+    x, y = (np.concatenate(parts) for parts in zip(*validation, strict=True))
+    np.testing.assert_array_equal(x.ravel(), np.arange(72) % 26)
+    np.testing.assert_array_equal(y.ravel(), np.arange(1, 73) % 26)
 
 
 def test_tokens_pickle_by_name_and_read_the_same(data):
@@ -262,7 +308,7 @@ def test_fit_learns_from_batches_and_validates_in_full(data):
     validation = load_batches(path, "val", 2, 8, order="sequential")
     model = make_model()
     history = model.fit(
-        load_batches(path, "train", 4, 8),
+        load_batches(path, "train", 4, 8).repeat(),
         steps_per_epoch=30,
         epochs=3,
         shuffle=False,
@@ -281,6 +327,7 @@ def test_fit_learns_from_batches_and_validates_in_full(data):
 @pytest.mark.every_backend
 def test_fit_takes_packed_documents_with_weights(data):
     batches = load_batches(data / "documents", "train", 4, 8, packing="documents")
+    batches = batches.repeat()
     history = (
         make_model()
         .fit(batches, steps_per_epoch=30, epochs=2, shuffle=False, verbose=0)

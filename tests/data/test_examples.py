@@ -141,7 +141,8 @@ def test_the_loss_of_packed_examples_equals_that_of_each_alone(position_embeddin
 def test_every_epoch_has_all_examples_in_another_order_and_starts_at_any_step():
     examples = make_examples(12)
     batches = load_examples(examples, 3, 12, seed=3)
-    iterator = iter(batches)
+    assert len(batches) == 4
+    iterator = iter(batches.repeat())
     steps = [next(iterator) for _ in range(12)]
     epochs = [np.concatenate([s[0] for s in steps[i : i + 4]]) for i in (0, 4, 8)]
     assert not np.array_equal(epochs[0], epochs[1])

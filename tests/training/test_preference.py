@@ -253,7 +253,7 @@ def test_a_run_resumes_bit_for_bit(make_base, compile_model, tmp_path):
 
 def test_random_order_visits_every_pair_once_an_epoch():
     batches = load(np.arange(4.0), order="random", batch_size=2, seed=3)
-    iterator = iter(batches)
+    iterator = iter(batches.repeat())
     for _ in range(3):
         rows = [next(iterator)[0]["reference_margin"][:, 0] for _ in range(2)]
         assert sorted(np.concatenate(rows)) == [0, 1, 2, 3]

@@ -1,0 +1,64 @@
+"""What `fit` and its kin are given: checked before it is computed with, and counted."""
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+
+def is_grain(data: Any) -> bool:
+    """Whether it is a grain dataset; grain isn't imported where nobody else has."""
+    grain = sys.modules.get("grain")
+    return grain is not None and isinstance(data, grain.IterDataset | grain.MapDataset)
+
+
+def count_steps(data: Any, steps: int | None) -> int | None:
+    """The steps given, or a grain dataset's length, for which Keras doesn't ask."""
+    if steps is None and is_grain(data) and hasattr(data, "__len__"):
+        return len(data)
+    return steps
+
+
+def repeated(data: Any, options: dict[str, Any]) -> Any:
+    """A dataset of ours without end, of which an epoch is one pass; others as given.
+
+    Args:
+        data: What `fit` is given.
+        options: The other arguments of `fit`: `steps_per_epoch` and `shuffle` are set.
+    """
+    if is_grain(data):
+        options.setdefault("shuffle", False)  # or Keras warns that it can't
+        if hasattr(data, "__len__") and hasattr(data, "repeat"):
+            steps = count_steps(data, options.get("steps_per_epoch"))
+            options["steps_per_epoch"] = steps
+            return data.repeat()
+    return data
+
+
+def checked(check: Callable, data: Any) -> Any:
+    """A dataset whose batches are checked, as far as that costs nothing.
+
+    Those of grain datasets and generators are checked as they are drawn, of other
+    datasets the first one: what they do is compiled, or done by other processes.
+
+    Args:
+        check: Takes inputs, targets and sample weights, and raises `ValueError`.
+        data: As of `fit`.
+
+    Returns:
+        What to give Keras in its place.
+    """
+
+    def check_batch(batch):
+        check(*keras.utils.unpack_x_y_sample_weight(batch))
+        return batch
+
+    if is_grain(data):
+        return data.map(check_batch)
+    if isinstance(data, types.GeneratorType):
+        return (check_batch(batch) for batch in data)
+    if not isinstance(data, dict | Iterator):
+        check_batch(next(iter(data)))
+    return data
