@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from keras_gpt_cli import answering, models, training
+from keras_gpt_cli import answering, models, pictures, training
 
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
 
@@ -33,6 +33,7 @@ for command in (
     answering.generate,
     answering.chat,
     answering.evaluate,
+    pictures.attention,
     models.info,
     models.import_,
     models.write,

@@ -103,7 +103,7 @@ def assert_one_line_error(result, *parts):
     [
         *("quickstart", "tokenize", "prepare", "train", "generate", "chat"),
         *("evaluate", "info", "import", "write", "export"),
-        *("preview", "finetune", "summarize", "translate"),
+        *("preview", "finetune", "summarize", "translate", "attention"),
     ],
 )
 def test_every_command_explains_itself(run, command):
@@ -187,6 +187,17 @@ def test_quickstart_trains_and_says_what_comes_next(run, tmp_path, corpus):
         assert part in errors
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((output / "events").iterdir())
+
+
+def test_the_attention_of_a_model_is_drawn(run, model, tmp_path):
+    picture = tmp_path / "of" / "model.png"
+    status, _, errors = run("attention", model, "12 bottles", "-o", picture)
+    assert status == 0
+    assert f"Drew 1 layers of 2 heads, 10 tokens, in {picture}." in errors
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    other = ("attention", model, "12", "--layer")
+    assert_one_line_error(run(*other, 1), "`layers` must be some from 0 to 0", "[1]")
+    assert_one_line_error(run(*other, 0, "-o", "a.jpg"), "ends in .png", "a.jpg")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`LanguageModel`: a GPT with its tokenizer, on disk and in use."""
 
 from keras_gpt.generation import Evaluation
+from keras_gpt.language_model.attention import Attention, read_attention
 from keras_gpt.language_model.completion import Completion
 from keras_gpt.language_model.language_model import LanguageModel
 from keras_gpt.language_model.storage import CONFIG_FILE, TOKENIZER_FOLDER, is_saved
@@ -8,8 +9,10 @@ from keras_gpt.language_model.storage import CONFIG_FILE, TOKENIZER_FOLDER, is_s
 __all__ = [
     "CONFIG_FILE",
     "TOKENIZER_FOLDER",
+    "Attention",
     "Completion",
     "Evaluation",
     "LanguageModel",
     "is_saved",
+    "read_attention",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from keras_gpt import checkpoints, training
 from keras_gpt.generation import Evaluation, evaluate_ids, score
 from keras_gpt.language_model import completion, storage
+from keras_gpt.language_model.attention import Attention, read_attention
 from keras_gpt.language_model.completion import (
     Completion,
     encode_messages,
@@ -577,6 +578,21 @@ class LanguageModel:
         return tasks.translate(
             self, texts, max_new_tokens, source=source, target=target, **options
         )
+
+    def attention(self, text: str) -> Attention:
+        """What each head of each layer attends to in a text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            An `Attention`, whose `save` writes a picture.
+
+        Raises:
+            ValueError: It is empty, or too long for the model's context.
+        """
+        [ids] = encode_prompts(self.tokenizer, text)
+        return read_attention(self, ids)
 
     def score(self, text: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Log-probability in nats of each token given those before it.

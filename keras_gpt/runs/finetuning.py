@@ -14,6 +14,7 @@ from keras_gpt.model import GPT
 from keras_gpt.runs.config import FinetuneConfig
 from keras_gpt.runs.fitting import fit
 from keras_gpt.runs.folder import claimed
+from keras_gpt.runs.report import draw_attention
 
 _LONGEST_ROW = 512
 
@@ -85,6 +86,7 @@ def finetune(
             sequence_length=length,
             save=save,
             sample=sample,
+            picture=lambda: draw_attention(trained, example.token_ids),
         )
         return LanguageModel.load(config.output, dtype=config.dtype)
 

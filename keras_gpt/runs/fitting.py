@@ -14,6 +14,10 @@ from keras_gpt.runs.folder import write_config
 from keras_gpt.runs.interrupts import noticed_interrupts
 from keras_gpt.training import callbacks
 
+# no hyperparameters
+_ABOUT_TEXTS = {"output", "text_field", "encoding", "sample_prompt", "sample_tokens"}
+_POINTS = 500  # of the curve of training losses, in the middle of 200 to 1,000
+
 
 def fit(
     plan: Plan,
@@ -26,6 +30,8 @@ def fit(
     sequence_length: int,
     save: Callable[[], None],
     sample: Callable[[], str],
+    picture: Callable[[], bytes],
+    start_loss: float | None = None,
     tokens_per_byte: float | None = None,
 ) -> None:
     """Compile and `fit` a model as its run says; draw the losses, note the result.
@@ -45,6 +51,8 @@ def fit(
         sequence_length: Tokens in a row.
         save: Called whenever the validation loss is the lowest so far.
         sample: Returns a text to note after each validation, if the run wants any.
+        picture: Returns a PNG to note then.
+        start_loss: Of a model that knows nothing, or `None`.
         tokens_per_byte: Of the validation data, for bits per byte, or `None`.
 
     Raises:
@@ -71,14 +79,14 @@ def fit(
     batches = load("train", start_step=first_batch)
     validation = load("val", order="sequential")
     start = time.perf_counter()
+    gpt = getattr(model, "gpt", model)  # the one inside a PreferenceModel
     epoch = step // plan.evaluate_every
     losses = report.read_log(log_path, epoch)["val_loss"] if epoch else ()
     best = callbacks.SaveBest(save, patience=plan.early_stopping, losses=losses)
     write_config(plan)
     if step < plan.steps and not best.is_over:
         report.cut_log(log_path, epoch)
-        sample = sample if plan.sample_tokens else None
-        gpt = getattr(model, "gpt", model)  # the one inside a PreferenceModel
+        report.cut_step_losses(output / report.STEPS_FILE, step)
         throughput = callbacks.Throughput(
             plan.batch_size * sequence_length * (1 if gpt is model else 2),
             gpt.count_flops_per_token(sequence_length),
@@ -87,8 +95,29 @@ def fit(
         others = [throughput, best]
         if tokens_per_byte is not None:
             others.append(callbacks.BitsPerByte(tokens_per_byte))
+        events = callbacks.EventLog(
+            output / report.EVENTS_FOLDER / output.absolute().name,
+            sample=sample if plan.sample_tokens else None,
+            picture=picture if plan.sample_tokens else None,
+            hyperparameters={
+                "parameters": gpt.count_params(),
+                **_flat(plan.model_dump(exclude=_ABOUT_TEXTS)),
+            },
+        )
+
+        def tell(step, loss):
+            report.note_loss(output / report.STEPS_FILE, step, loss)
+            events.write_loss(step, loss)
+
         reporting = [
-            callbacks.EventLog(output / report.EVENTS_FOLDER, sample=sample),
+            callbacks.StepLosses(
+                tell,
+                max(1, plan.steps // _POINTS),
+                plan.evaluate_every,
+                first_step=step,
+                accumulation_steps=plan.accumulation_steps,
+            ),
+            events,
             report.LogFile(log_path, append=True),
             callbacks.ProgressBar(
                 plan.steps * plan.accumulation_steps,
@@ -100,7 +129,13 @@ def fit(
         _fit(plan, model, batches, validation, others, reporting, step, console)
     elif (output / report.RESULT_FILE).is_file():
         return
-    report.plot_losses(log_path, output / report.PLOT_FILE)
+    report.plot_losses(
+        output,
+        about=f"{gpt.count_params():,} parameters · {plan.steps:,} steps of "
+        f"{plan.batch_size} x {sequence_length} tokens",
+        start=start_loss,
+        tokens_per_byte=tokens_per_byte,
+    )
     report.write_result(output, time.perf_counter() - start)
 
 
@@ -149,3 +184,16 @@ def _fit(plan, model, batches, validation, others, reporting, step, console):
             "The loss became infinite or NaN. The last good checkpoint is kept in "
             f"{plan.output}. Lower learning_rate, or use dtype=float32."
         )
+
+
+def _flat(fields, prefix=""):
+    """What is set among nested fields, by names such as `model.num_layers`."""
+    found = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[prefix + name] = (
+                value if isinstance(value, int | float) else str(value)
+            )
+    return found

@@ -1,7 +1,9 @@
 """What a run's folder says of it: names of its files, log, loss curve, result."""
 
+import contextlib
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,19 @@ import keras
 import numpy as np
 
 from keras_gpt.files import atomic_path, read_json, write_json
+from keras_gpt.language_model import LanguageModel, read_attention
 
 CONFIG_FILE = "run.yaml"
 STATE_FILE = "last.npz"
 LOG_FILE = "log.csv"
+STEPS_FILE = "steps.csv"
 PLOT_FILE = "loss.png"
 RESULT_FILE = "result.json"
 EVENTS_FOLDER = "events"
 DATA_FOLDER = "data"
+
+# of a text whose attention is drawn at each validation, and of the model
+_PICTURE_TOKENS, _PICTURE_LAYERS = 20, 6
 
 
 def read_log(path: str | Path, num_rows: int | None = None) -> dict[str, np.ndarray]:
@@ -99,28 +106,113 @@ def read_result(output: str | Path) -> dict[str, Any]:
     return result
 
 
-def plot_losses(log_path: str | Path, path: str | Path) -> None:
-    """Draw training and validation loss over the steps of a run as a PNG."""
+def note_loss(path: Path, step: int, loss: float) -> None:
+    """Add a row to a run's `steps.csv`: the mean training loss of a few steps."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{step},{loss}\n")
+
+
+def read_step_losses(path: Path) -> np.ndarray:
+    """What a run's `steps.csv` holds: float64 `(points, 2)`, steps and training losses.
+
+    Older runs have no such file, and nothing depends on it: a line that was cut off
+    when the machine failed is left out.
+    """
+    points = []
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    for line in text.splitlines()[1:]:
+        with contextlib.suppress(ValueError):
+            step, loss = map(float, line.split(","))
+            points.append((step, loss))
+    return np.array(points).reshape(-1, 2)
+
+
+def cut_step_losses(path: Path, step: int) -> None:
+    """Drop what a run noted behind the step from which it goes on."""
+    kept = [(int(done), loss) for done, loss in read_step_losses(path) if done <= step]
+    with atomic_path(path) as temporary:
+        lines = ["step,loss", *(f"{done},{loss}" for done, loss in kept)]
+        temporary.write_text("\n".join([*lines, ""]), "utf-8")
+
+
+def draw_attention(lm: LanguageModel, token_ids: Sequence[int]) -> bytes:
+    """A PNG of what a model attends to in the first tokens of a text, in some layers.
+
+    Args:
+        lm: The model.
+        token_ids: Of the text.
+    """
+    most = min(_PICTURE_TOKENS, lm.model.config.context_length)
+    last = lm.model.config.num_layers - 1
+    layers = {round(i * last / (_PICTURE_LAYERS - 1)) for i in range(_PICTURE_LAYERS)}
+    return read_attention(lm, token_ids[:most]).draw(sorted(layers))
+
+
+def plot_losses(
+    output: Path,
+    *,
+    about: str,
+    start: float | None = None,
+    tokens_per_byte: float | None = None,
+) -> None:
+    """Draw training and validation loss over the steps of a run as a PNG.
+
+    Args:
+        output: The run's folder, whose name is the title.
+        about: What to write below it, before the speed.
+        start: The loss of a model that knows nothing, or `None`.
+        tokens_per_byte: For a second axis with bits per byte, or `None`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    log = read_log(log_path)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    log = read_log(output / LOG_FILE)
+    means = np.stack([log["step"], log["loss"]], axis=-1)
+    points = read_step_losses(output / STEPS_FILE)
+    if len(points):  # a run of an older version has its means alone, before it went on
+        means = means[means[:, 0] < points[0, 0]]
+    points = np.concatenate([means, points])
+    if "tokens_per_second" in log:
+        about += f" · {np.nanmedian(log['tokens_per_second']):,.0f} tokens/s"
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps = log["step"]
-    axes.plot(steps, log["loss"], marker=".", label="training")
-    axes.plot(steps, log["val_loss"], marker=".", label="validation")
-    best = int(np.argmin(log["val_loss"]))
-    axes.annotate(
-        f"best {log['val_loss'][best]:.3f}",
-        (steps[best], log["val_loss"][best]),
-        textcoords="offset points",
-        xytext=(0, 10),
-        ha="right",
-    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_path(path) as temporary:
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.plot(*points.T, color="#5b9bd5", linewidth=1, label="training")
+    steps, losses = log["step"], log["val_loss"]
+    best = int(np.argmin(losses))
+    reached = f"validation, best {losses[best]:.3f}"
+    if start is not None:
+        axes.axhline(start, color="0.4", linewidth=1, linestyle=":")
+        knows_nothing = f"knows nothing: {start:.3f}, ln(vocab_size)"
+        place = {"xy": (0.99, start), "xycoords": axes.get_yaxis_transform()}
+        offset = {"xytext": (0, -5), "textcoords": "offset points"}
+        axes.annotate(
+            knows_nothing, **place, **offset, ha="right", va="top", color="0.4"
+        )
+    if tokens_per_byte is not None:
+        bits = tokens_per_byte / math.log(2)  # per byte, of a nat per token
+        reached += f" ({losses[best] * bits:.3f} bits per byte)"
+        second = axes.secondary_yaxis(
+            "right", functions=(lambda nats: nats * bits, lambda found: found / bits)
+        )
+        second.set_ylabel("bits per byte")
+        second.spines["right"].set_visible(False)
+    axes.plot(steps, losses, "o-", color="#c2410c", markersize=4, label=reached)
+    axes.set_title(output.name, loc="left", fontweight="bold", pad=22)
+    axes.annotate(
+        about,
+        (0, 1),
+        xytext=(0, 8),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color="0.35",
+        fontsize=9,
+    )
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.92))
+    with atomic_path(output / PLOT_FILE) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -1,5 +1,6 @@
 """Doing a training run: tokenizer, data, `model.fit`, checkpoints, logs."""
 
+import math
 from pathlib import Path
 
 import keras
@@ -11,7 +12,7 @@ from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
 from keras_gpt.runs.fitting import fit
 from keras_gpt.runs.folder import claimed, write_config
-from keras_gpt.runs.report import CONFIG_FILE, DATA_FOLDER
+from keras_gpt.runs.report import CONFIG_FILE, DATA_FOLDER, draw_attention
 
 TOKENIZERS = {
     "characters": tokenizers.CharacterTokenizer,
@@ -69,6 +70,10 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
                 prompt = first_words(lm, directory)
             return prompt + lm.generate(prompt, config.sample_tokens, seed=config.seed)
 
+        def picture():
+            start = data.TokenDataset(directory, "val")[0:length].tolist()
+            return draw_attention(lm, start)
+
         counts = data.read_metadata(directory)["splits"]["val"]
         fit(
             config,
@@ -81,6 +86,8 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
             sequence_length=length,
             save=lambda: lm.save(config.output),
             sample=sample,
+            picture=picture,
+            start_loss=math.log(tokenizer.vocab_size),
             tokens_per_byte=counts["num_tokens"] / counts["num_bytes"],
         )
         return LanguageModel.load(config.output, dtype=config.dtype)

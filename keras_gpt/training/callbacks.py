@@ -1,6 +1,7 @@
 """What `fit` shows and notes: throughput, progress, TensorBoard events."""
 
 import socket
+import struct
 import time
 from pathlib import Path
 
@@ -324,11 +325,57 @@ class ProgressBar(keras.callbacks.Callback):
         )
 
 
+class StepLosses(keras.callbacks.Callback):
+    """Tell the mean loss of every few steps; Keras's own mean is over the epoch.
+
+    A run that goes on amid an epoch tells a mean of the steps that remain of those few.
+
+    Args:
+        tell: A function of a step and the mean loss of the steps up to it that it
+            hasn't been told of.
+        every: Steps between two calls; the end of an epoch is told as well.
+        steps_per_epoch: Optimizer steps in an epoch.
+        first_step: The step that `load_state` returned.
+        accumulation_steps: Batches for one optimizer step.
+    """
+
+    def __init__(
+        self, tell, every, steps_per_epoch, *, first_step=0, accumulation_steps=1
+    ):
+        super().__init__()
+        self.tell = tell
+        self.every = every
+        self.steps_per_epoch = steps_per_epoch
+        self.accumulation_steps = accumulation_steps
+        self._batch = first_step * accumulation_steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # what the mean is of, and the part of it that has been told
+        self._start = epoch * self.steps_per_epoch * self.accumulation_steps
+        self._told = self._told_sum = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._told is None:
+            self._batch = max(self._batch, self._start)
+            self._told = self._batch - self._start
+            # `SaveState` puts the mean back when a run goes on amid an epoch
+            mean = self.model.get_metrics_result()["loss"] if self._told else 0.0
+            self._told_sum = float(mean) * self._told
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batch += 1
+        step, rest = divmod(self._batch, self.accumulation_steps)
+        if rest or (step % self.every and step % self.steps_per_epoch):
+            return
+        done = self._batch - self._start
+        total = logs["loss"] * done
+        self.tell(step, (total - self._told_sum) / (done - self._told))
+        self._told, self._told_sum = done, total
+
+
+# beside others in TensorBoard, where what is before the slash is a group
 _TAGS = {
-    "loss": "loss/train",
-    "val_loss": "loss/validation",
-    "val_bits_per_byte": "bits_per_byte/validation",
-    "bits_per_byte": "bits_per_byte/train",
+    "bits_per_byte": "loss/bits_per_byte",
     "learning_rate": "optimizer/learning_rate",
     "tokens_per_second": "speed/tokens_per_second",
     "utilisation": "speed/utilisation",
@@ -336,54 +383,102 @@ _TAGS = {
 
 
 class EventLog(keras.callbacks.Callback):
-    """Write each epoch's logs, and sample texts, for TensorBoard.
+    """Write logs, sample texts and pictures for TensorBoard.
 
-    Put it behind `Throughput`, whose `step` it counts by.
+    As with Keras's own callback, what is measured in training is a run `train` and what
+    is measured in validation a run `validation`, so that both are in one chart. They
+    are named by the step: put it behind `Throughput`, which counts.
 
-    Keras's own TensorBoard callback loads TensorFlow; this one doesn't, and so
-    serves all backends alike.
+    Keras's own callback loads TensorFlow; this one doesn't, and so serves all backends
+    alike.
 
     Args:
-        directory: Folder of the events.
+        directory: Folder of the events, whose name is the run's in TensorBoard.
         sample: A function without arguments that returns a text to note after each
             epoch, or `None`.
+        picture: One that returns a PNG, or `None`.
+        hyperparameters: By their names, or `None`.
     """
 
-    def __init__(self, directory, *, sample=None):
+    def __init__(self, directory, *, sample=None, picture=None, hyperparameters=None):
         super().__init__()
         self.directory = Path(directory)
         self.sample = sample
-        self._writer = None
+        self.picture = picture
+        self.hyperparameters = hyperparameters
+        self._writers = {}
+        self._last_loss = 0
 
     def on_train_begin(self, logs=None):
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        if self.hyperparameters:
+            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-        self.directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._writer = RecordWriter((self.directory / name).open("wb"))
-        self._write(file_version="brain.Event:2")
+            name = self.directory.name
+            self._write("", 0, hparams_pb(self.hyperparameters, trial_id=name))
+
+    def write_loss(self, step, loss):
+        """Note a training loss within an epoch, whose mean then is left out."""
+        self._last_loss = step
+        self._write_scalar("train", step, "loss", loss)
+        self._writers["train"].flush()
 
     def on_epoch_end(self, epoch, logs=None):
-        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-        from tensorboard.plugins.text.summary_v2 import text_pb
-
         logs = dict(logs or {})
         step = int(logs.pop("step", epoch + 1))
+        if self._last_loss == step:
+            logs.pop("loss", None)
         for name, value in logs.items():
-            summary = scalar_pb(_TAGS.get(name, name), float(value))
-            self._write(step=step, summary=summary)
+            run = "validation" if name.startswith("val_") else "train"
+            self._write_scalar(run, step, name.removeprefix("val_"), value)
         if self.sample is not None:
-            # TensorBoard renders Markdown: a code block keeps the text as it is
-            text = "\n".join(f"    {line}" for line in self.sample().splitlines())
-            self._write(step=step, summary=text_pb("sample", text))
-        self._writer.flush()
+            self._write("", step, _text_summary("sample", self.sample()))
+        if self.picture is not None:
+            self._write("", step, _picture_summary("attention", self.picture()))
+        for writer in self._writers.values():
+            writer.flush()
 
     def on_train_end(self, logs=None):
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
 
-    def _write(self, **fields):
+    def _write_scalar(self, run, step, name, value):
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+        self._write(run, step, scalar_pb(_TAGS.get(name, name), float(value)))
+
+    def _write(self, run, step, summary):
         from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        event = Event(wall_time=time.time(), **fields)
-        self._writer.write(event.SerializeToString())
+        def write(**fields):
+            event = Event(wall_time=time.time(), **fields)
+            self._writers[run].write(event.SerializeToString())
+
+        if run not in self._writers:
+            folder = self.directory / run
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            self._writers[run] = RecordWriter((folder / name).open("wb"))
+            write(file_version="brain.Event:2")
+        write(step=step, summary=summary)
+
+
+def _text_summary(tag, text):
+    from tensorboard.plugins.text.summary_v2 import text_pb
+
+    # TensorBoard renders Markdown: a code block keeps the text as it is
+    return text_pb(tag, "\n".join(f"    {line}" for line in text.splitlines()))
+
+
+def _picture_summary(tag, png):
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.image import metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    # a PNG has its width and height behind its signature and the header's own
+    width, height = struct.unpack(">II", png[16:24])
+    tensor = make_tensor_proto([b"%d" % width, b"%d" % height, png])
+    about = metadata.create_summary_metadata(None, None)
+    value = Summary.Value(tag=tag, tensor=tensor, metadata=about)
+    return Summary(value=[value])

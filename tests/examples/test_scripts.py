@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import keras
-import matplotlib.image
 import nbclient
 import nbformat
 import pytest
@@ -39,12 +38,6 @@ def run_example(folder, name, *arguments):
     return process.stdout
 
 
-def picture_ink(path):
-    """The part of a PNG's pixels that isn't white."""
-    pixels = matplotlib.image.imread(path)[..., :3]
-    return float((pixels < 1).any(axis=-1).mean())
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder where `train_from_scratch.py` ran, and what it printed."""
@@ -73,24 +66,6 @@ def test_train_from_scratch_learns_saves_and_continues_the_prompt(trained):
     assert loss < float(keras.ops.log(lm.tokenizer.vocab_size)) - 0.1
     continuation = printed[printed.rindex("bits per byte") :].split("Line 7", 1)[1]
     assert continuation.strip()
-
-
-def test_attention_maps_draws_the_heads_of_a_trained_model(trained):
-    folder, _ = trained
-    printed = run_example(
-        folder,
-        "attention_maps.py",
-        *("model", "--text", "Line 7 costs $8,\nsays $x$", "--output", "maps/of.png"),
-    )
-    assert "4 layers" in printed
-    # maps are lower triangles that fill most of the picture
-    assert 0.2 < picture_ink(folder / "maps" / "of.png") < 0.8
-
-
-def test_attention_maps_trains_a_model_when_given_none(tmp_path):
-    printed = run_example(tmp_path, "attention_maps.py", "--steps", "2")
-    assert "2 layers" in printed
-    assert 0.2 < picture_ink(tmp_path / "attention_maps.png") < 0.8
 
 
 @pytest.mark.usefixtures("smollm2_file")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from keras_gpt import LanguageModel
 from keras_gpt.runs import RunConfig, read_log, read_result, train
+from keras_gpt.runs.report import read_step_losses
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 
@@ -79,6 +80,10 @@ def assert_same(resumed, whole):
     log, other = read_log(whole / "log.csv"), read_log(resumed / "log.csv")
     for name in ("epoch", "step", "learning_rate", "loss", "val_loss"):
         np.testing.assert_array_equal(log[name], other[name])
+    losses, other = (read_step_losses(run / "steps.csv") for run in (whole, resumed))
+    assert losses[:, 0].tolist() == list(range(1, CONFIG.steps + 1))
+    # what is between two of Keras's means, which are float32
+    np.testing.assert_allclose(losses, other, rtol=1e-4)
     result, other = read_result(whole), read_result(resumed)
     assert {**result, "seconds": 0} == {**other, "seconds": 0}
 

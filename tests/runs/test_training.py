@@ -18,6 +18,7 @@ from keras_gpt.runs import (
     train,
     train_tokenizer,
 )
+from keras_gpt.runs.report import read_step_losses
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 MODEL = {
@@ -74,8 +75,12 @@ def test_a_run_leaves_all_it_needs_to_be_repeated_and_looked_at(finished):
         "model.weights.h5",
         "result.json",
         "run.yaml",
+        "steps.csv",
         "tokenizer",
     }
+    parts = {path.parent for path in (output / "events").rglob("events.*")}
+    events = output / "events" / "run"
+    assert parts == {events, events / "train", events / "validation"}
     assert not [name for name in names if "partial" in name]
     again = RunConfig.from_yaml(output / "run.yaml", [])
     assert (again.steps, again.model) == (6, MODEL)
@@ -92,6 +97,15 @@ def test_the_log_has_a_row_for_each_validation_with_its_step(finished):
     np.testing.assert_allclose(
         log["val_bits_per_byte"], log["val_loss"] / math.log(2), rtol=1e-6
     )
+
+
+def test_the_loss_of_each_step_of_a_short_run_is_kept(finished):
+    steps, losses = read_step_losses(finished[0] / "steps.csv").T
+    assert steps.tolist() == [1, 2, 3, 4, 5, 6]
+    means = losses.reshape(3, 2).mean(axis=1)
+    # Keras's means are float32
+    np.testing.assert_allclose(means, read_log(finished[0] / "log.csv")["loss"], 1e-5)
+    assert losses[0] == pytest.approx(math.log(finished[1].tokenizer.vocab_size), 0.02)
 
 
 @pytest.mark.every_backend
@@ -190,15 +204,17 @@ def test_a_result_that_is_none_is_named(tmp_path):
 
 
 def test_a_run_of_an_older_version_goes_on(finished, tmp_path):
-    # its state held no means of an epoch, its folder no lock
+    # its state held no means of an epoch, its folder no losses of steps
     output = tmp_path / "run"
     shutil.copytree(finished[0], output)
     with np.load(output / "last.npz") as state:
         arrays = {name: state[name] for name in state if "metric" not in name}
     np.savez(output / "last.npz", **arrays)
+    (output / "steps.csv").unlink()
     config = RunConfig(output=str(output), steps=8)
     train(config, resume=True, console=Console(file=io.StringIO()))
     assert read_log(output / "log.csv")["step"].tolist() == [2, 4, 6, 8]
+    assert read_step_losses(output / "steps.csv")[:, 0].tolist() == [7, 8]
 
 
 def test_a_folder_is_for_one_run_at_a_time(corpus, finished, tmp_path):

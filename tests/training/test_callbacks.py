@@ -189,52 +189,113 @@ def test_validations_in_vain_are_counted_over_a_stop(model):
             assert best.is_over
 
 
+def test_the_loss_of_a_few_steps_is_the_mean_since_it_was_told_last(model):
+    # of two batches a step and five steps an epoch
+    losses = np.random.default_rng(0).uniform(1, 9, size=(2, 10))
+    told = {}
+    callback = training.callbacks.StepLosses(
+        told.__setitem__, 2, 5, accumulation_steps=2
+    )
+    callback.set_model(model)
+    for epoch in range(2):
+        callback.on_epoch_begin(epoch)
+        for batch in range(10):
+            callback.on_train_batch_begin(batch)
+            mean = losses[epoch, : batch + 1].mean()  # as Keras has it
+            callback.on_train_batch_end(batch, {"loss": mean})
+    steps = {2: losses[0, :4], 4: losses[0, 4:8], 5: losses[0, 8:]}
+    steps |= {6: losses[1, :2], 8: losses[1, 2:6], 10: losses[1, 6:]}
+    assert told == pytest.approx({step: part.mean() for step, part in steps.items()})
+
+
 def read_events(directory):
-    """(step, tag, value) of all events, by TensorBoard's own reader."""
+    """{run: [(step, tag, value), ...]} of all events, by TensorBoard's own reader."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util import tensor_util
 
-    [path] = directory.iterdir()
-    events = list(EventFileLoader(str(path)).Load())
-    assert events[0].file_version == "brain.Event:2"
-    assert all(abs(event.wall_time - time.time()) < 600 for event in events)
-    return [
-        (event.step, value.tag, tensor_util.make_ndarray(value.tensor))
-        for event in events
-        for value in event.summary.value
-    ]
+    found = {}
+    for path in directory.rglob("events.*"):
+        events = list(EventFileLoader(str(path)).Load())
+        assert events[0].file_version == "brain.Event:2"
+        assert all(abs(event.wall_time - time.time()) < 600 for event in events)
+        found[path.parent.relative_to(directory).as_posix()] = [
+            (event.step, value.tag, tensor_util.make_ndarray(value.tensor))
+            for event in events
+            for value in event.summary.value
+        ]
+    return found
 
 
 @pytest.mark.every_backend
 def test_tensorboard_reads_the_events(model, batch, tmp_path):
     samples = iter(["once upon", "two\nlines"])
+    picture = (
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x02\x00\x00\x00\x03\x08..."
+    )
+    events = training.callbacks.EventLog(
+        tmp_path / "events" / "mine",
+        sample=lambda: next(samples),
+        picture=lambda: picture,
+        hyperparameters={"learning_rate": 1e-2, "model.num_layers": 1},
+    )
     callbacks = [
         training.callbacks.Throughput(
             TOKENS_PER_BATCH, flops_per_token=10, peak_flops=1e9
         ),
         training.callbacks.BitsPerByte(0.5),
-        training.callbacks.EventLog(tmp_path / "events", sample=lambda: next(samples)),
+        training.callbacks.StepLosses(events.write_loss, 1, 2),
+        events,
     ]
     history = fit(model, batch, callbacks).history
     found = read_events(tmp_path / "events")
+    assert found.keys() == {"mine", "mine/train", "mine/validation"}
     tags = {
-        "loss/train": "loss",
-        "loss/validation": "val_loss",
-        "bits_per_byte/train": "bits_per_byte",
-        "bits_per_byte/validation": "val_bits_per_byte",
-        "optimizer/learning_rate": "learning_rate",
-        "speed/tokens_per_second": "tokens_per_second",
-        "speed/utilisation": "utilisation",
+        ("mine/validation", "loss"): "val_loss",
+        ("mine/train", "loss/bits_per_byte"): "bits_per_byte",
+        ("mine/validation", "loss/bits_per_byte"): "val_bits_per_byte",
+        ("mine/train", "optimizer/learning_rate"): "learning_rate",
+        ("mine/train", "speed/tokens_per_second"): "tokens_per_second",
+        ("mine/train", "speed/utilisation"): "utilisation",
     }
-    assert {tag for _, tag, _ in found} == {*tags, "sample"}
-    for tag, name in tags.items():
-        points = [(step, float(value)) for step, t, value in found if t == tag]
+    losses = ("mine/train", "loss")
+    pairs = {(run, tag) for run, rows in found.items() for _, tag, _ in rows}
+    scalars = {pair for pair in pairs if pair[0] != "mine"}
+    assert scalars == {*tags, losses}
+
+    def points(run, tag):
+        return [(step, value) for step, t, value in found[run] if t == tag]
+
+    for pair, name in tags.items():
+        steps, values = zip(*points(*pair), strict=True)
+        assert steps == (2, 4), pair
         # float32 on disk
-        expected = pytest.approx(history[name], rel=1e-6)
-        assert [step for step, _ in points] == [2, 4], tag
-        assert [value for _, value in points] == expected, tag
-    texts = [(s, v.item()) for s, tag, v in found if tag == "sample"]
+        assert np.array(values) == pytest.approx(history[name], rel=1e-6), pair
+    steps, values = zip(*points(*losses), strict=True)
+    assert steps == (1, 2, 3, 4)
+    means = np.reshape(values, (2, 2)).mean(axis=1)
+    assert means == pytest.approx(history["loss"], rel=1e-5)
+    texts = [(step, text.item()) for step, text in points("mine", "sample")]
     assert texts == [(2, b"    once upon"), (4, b"    two\n    lines")]
+    for step, image in points("mine", "attention"):
+        assert step in (2, 4)
+        assert image.tolist() == [b"258", b"3", picture]
+    assert (0, "_hparams_/session_start_info") in {row[:2] for row in found["mine"]}
+
+
+def test_the_training_loss_of_an_epoch_is_noted_where_none_within_it_was(
+    model, tmp_path
+):
+    events = training.callbacks.EventLog(tmp_path)
+    events.set_model(model)
+    events.on_train_begin()
+    events.on_epoch_end(0, {"loss": 2.0, "step": 4})
+    events.write_loss(6, 1.0)
+    events.write_loss(8, 0.5)
+    events.on_epoch_end(1, {"loss": 0.75, "step": 8})
+    events.on_train_end()
+    assert read_events(tmp_path) == {
+        "train": [(4, "loss", 2.0), (6, "loss", 1.0), (8, "loss", 0.5)]
+    }
 
 
 def test_the_bar_prints_what_the_logs_say(model, batch):
