@@ -7,36 +7,37 @@ from typing import Annotated
 import typer
 
 from keras_gpt_cli import options
+from keras_gpt_cli.description import describe, describe_result
 from keras_gpt_cli.loading import import_quietly, is_ours, load
 from keras_gpt_cli.output import note, print_table
 
 SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
-SHOWN_TOKENS = 8  # special tokens that info names
 
 
 def info(
     model: options.Model,
     revision: options.Revision = None,
 ) -> None:
-    """Say what a model is: architecture, parameters, tokenizer, origin, training.
+    """Say what a model is: its size, architecture, tokenizer, origin and training.
 
     Of other libraries' models it reads no weights.
     """
-    import_quietly()
-    import keras
-
-    from keras_gpt import GPT, checkpoints, runs
+    from keras_gpt import GPT, checkpoints, runs, training
 
     if is_ours(model):
-        lm = load(model)
-        rows = _describe(lm, lm.model, lm.model.dtype_policy.name)
+        lm, base = load(model), None
+        if training.has_lora(lm.model):
+            base = training.read_adapter(model)["base"]
+        rows = describe(lm, lm.model, base)
     else:
+        import keras
+
         checkpoint = checkpoints.find(model, revision=revision)
         with keras.StatelessScope(initialize_variables=False):
             gpt = GPT(checkpoint.config)  # shapes alone, no memory
-        rows = _describe(checkpoint, gpt)
+        rows = describe(checkpoint, gpt)
     if (Path(model) / runs.RESULT_FILE).is_file():
-        rows.update(runs.read_result(model))
+        rows |= describe_result(runs.read_result(model))
     print_table(rows)
 
 
@@ -62,7 +63,7 @@ def import_(
             rows = _quantize(lm)
         status.update("Writing")
         lm.save(output)
-    print_table({**_describe(lm, lm.model, lm.model.dtype_policy.name), **rows})
+    print_table({**describe(lm, lm.model), **rows})
     how = f"keras-gpt generate {output} 'Once upon a time'"
     if lm.chat_template is not None:
         how = f"keras-gpt chat {output}"
@@ -169,25 +170,6 @@ def export(
         f"How to serve and ask it: {folder / 'README.md'}. Its signatures: "
         "serving_default, generate, generate_ids, score, tokenize."
     )
-
-
-def _describe(found, gpt, dtype=None):
-    """Rows about a `LanguageModel` or `Checkpoint` with this `GPT`."""
-    tokenizer, special = found.tokenizer, list(found.tokenizer.special_tokens)
-    shown = ", ".join(special[:SHOWN_TOKENS]) or "none"
-    if len(special) > SHOWN_TOKENS:
-        shown += f" and {len(special) - SHOWN_TOKENS:,} more"
-    return {
-        **{f"source {name}": value for name, value in found.source.items()},
-        "parameters": f"{gpt.count_params():,}",
-        **options.given(dtype=dtype, quantization=gpt.quantization),
-        **gpt.config.to_dict(),
-        "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids",
-        "special tokens": shown,
-        "stop tokens": ", ".join(map(tokenizer.token, found.stop_ids)) or "none",
-        "chat template": "yes" if found.chat_template else "no",
-        "FLOPs per token": f"{gpt.count_flops_per_token(training=False):,}",
-    }
 
 
 def _quantize(lm):

@@ -11,6 +11,8 @@ def print_table(rows):
     from rich.text import Text
 
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a long path is to be read whole
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))  # square brackets are no markup here
     Console(highlight=False).print(table)

@@ -169,6 +169,8 @@ def test_from_text_to_generated_text_command_by_command(run, tmp_path, corpus):
     status, described, _ = run("info", output)
     assert status == 0
     assert "BytePairTokenizer" in described
+    described = float(re.search(r"validation loss +([\d.]+)", described)[1])
+    assert described == pytest.approx(loss, abs=1e-3)
 
 
 def test_quickstart_trains_and_says_what_comes_next(run, tmp_path, corpus):
@@ -346,15 +348,27 @@ def test_info_reads_no_weights_of_other_libraries_models(run, foreign, monkeypat
     status, described, _ = run("info", folder)
     assert status == 0
     for name, value in {
-        "source format": "Hugging Face",
-        "source architecture": "llama",
-        "parameters": f"{lm.model.count_params():,}",
-        "num_kv_heads": "2",
-        "tokenizer": "BytePairTokenizer, 270 ids",
-        "stop tokens": "<|endoftext|>",
-        "chat template": "yes",
+        "model": f"a GPT of {lm.model.count_params():,} parameters",
+        "layers": "2, each with 4 attention heads (2 for keys and values)",
+        "width": "32, inside the feed-forward networks 96",
+        "made with": "rotary positions, RMS normalization, SwiGLU",
+        "context": "64 tokens",
+        "memory": f"{4 * lm.model.count_params() / 1000:.3g} kB as float32",
+        "tokenizer": "BytePairTokenizer of 270 tokens",
+        "stops at": "<|endoftext|>",
+        "chats": "yes",
+        "format": "Hugging Face",
+        "family": "llama",
     }.items():
         assert re.search(rf"^ {name} +{re.escape(value)}", described, re.MULTILINE)
+    assert "None" not in described
+
+
+def test_large_figures_are_rounded_into_words(run, smollm2_file):
+    _, described, _ = run("info", smollm2_file)
+    assert re.search(r"^ model +a GPT of 135 million parameters", described, re.M)
+    assert re.search(r"^ memory +538 MB as float32", described, re.M)
+    assert re.search(r"^ work +835 million FLOPs for each token", described, re.M)
 
 
 def test_a_model_of_another_library_works_with_every_command(run, foreign, corpus):
@@ -421,7 +435,7 @@ def test_import_says_what_int8_saves_and_costs(run, foreign, tmp_path):
     assert abs(change) < 0.05
     loaded = LanguageModel.load(ours)
     assert loaded.model.quantization == "int8"
-    assert re.search(r"quantization +int8", run("info", ours)[1])
+    assert re.search(r"memory +[\d.]+ kB as int8", run("info", ours)[1])
     small = (ours / "model.weights.h5").stat().st_size
     assert small < (folder / "model.safetensors").stat().st_size
 
@@ -619,6 +633,8 @@ def test_an_adapter_is_tuned_and_works_with_every_command(
     assert status == 0
     [line] = errors.strip().splitlines()
     assert line.startswith("Note: The model was never tuned to translate")
+    described = re.sub(r"\s", "", run("info", tuned)[1])  # a long path is broken
+    assert f"adapterLoRAofrank2,2,048ofthem,on{folder}tunedforsummaries" in described
     # as a whole model
     status, _, _ = run("import", tuned, tmp_path / "whole")
     assert status == 0

@@ -456,3 +456,14 @@ def test_evaluation_reads_documents_as_training_does(lm):
         losses.sum() / math.log(2) / num_bytes, rel=1e-5
     )
     assert lm.evaluate(TEXT) == lm.evaluate([TEXT])
+
+
+def test_it_says_what_it_is(lm):
+    size = f"{lm.model.count_params():,}"
+    assert repr(lm) == (
+        f"<LanguageModel: GPT of {size} parameters, context 32, BytePairTokenizer of "
+        f"{lm.tokenizer.vocab_size} ids, float32>"
+    )
+    tasks = {"summarize": {}, "chat": {}}
+    tuned = LanguageModel(lm.model, lm.tokenizer, tasks=tasks)
+    assert repr(tuned).endswith("float32, tuned for summarize, chat>")

@@ -82,6 +82,22 @@ class LanguageModel:
         self.source = dict(source or {})
         self.tasks = dict(tasks or {})
 
+    def __repr__(self):
+        config, tokenizer = self.model.config, self.tokenizer
+        has = {
+            "chat template": self.chat_template is not None,
+            "adapter": training.has_lora(self.model),
+            f"tuned for {', '.join(self.tasks)}": self.tasks,
+        }
+        parts = [
+            f"GPT of {self.model.count_params():,} parameters",
+            f"context {config.context_length:,}",
+            f"{type(tokenizer).__name__} of {tokenizer.vocab_size:,} ids",
+            self.model.quantization or self.model.dtype_policy.name,
+            *(name for name, is_there in has.items() if is_there),
+        ]
+        return f"<LanguageModel: {', '.join(parts)}>"
+
     @classmethod
     def from_pretrained(
         cls,
