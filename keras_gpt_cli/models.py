@@ -9,7 +9,7 @@ import typer
 from keras_gpt_cli import options
 from keras_gpt_cli.description import describe, describe_result
 from keras_gpt_cli.loading import import_quietly, is_ours, load
-from keras_gpt_cli.output import note, print_table
+from keras_gpt_cli.output import note, print_table, suggest
 
 SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
 
@@ -64,10 +64,24 @@ def import_(
         status.update("Writing")
         lm.save(output)
     print_table({**describe(lm, lm.model), **rows})
-    how = f"keras-gpt generate {output} 'Once upon a time'"
-    if lm.chat_template is not None:
-        how = f"keras-gpt chat {output}"
-    note(f"Wrote it to {output}. What to type next: {how}")
+    note(f"Wrote it to {output}.")
+    words = {
+        "chat": [],
+        "generate": [_opening(lm.tokenizer)],
+        "summarize": ["--file", "TEXT"],
+        "translate": ["--file", "TEXT"],
+    }
+    suggest(lm.task, output, *words[lm.task])
+
+
+def _opening(tokenizer):
+    """A beginning of a text that a tokenizer can encode: some know few characters."""
+    opening = "Once upon a time"
+    try:
+        tokenizer.encode(opening)
+    except ValueError:
+        opening = tokenizer.decode([tokenizer.vocab_size // 2])
+    return opening
 
 
 def write(

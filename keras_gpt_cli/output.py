@@ -1,6 +1,7 @@
 """What commands show."""
 
 import contextlib
+import shlex
 import sys
 
 
@@ -31,6 +32,12 @@ def stream(lm, prompt, **controls):
 def note(message):
     """A line that is no result, on standard error."""
     print(message, file=sys.stderr)
+
+
+def suggest(command, folder, *words):
+    """Say what to type next; a long text is shortened."""
+    words = [str(folder), *(word[:200] for word in words)]
+    note(f"Try it: {shlex.join(['keras-gpt', command, *words])}")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from keras_gpt_cli.loading import import_quietly, load
 from keras_gpt_cli.options import CORPUS_HELP, Encoding, Model, Overwrite, TextField
-from keras_gpt_cli.output import note, print_table, stream
+from keras_gpt_cli.output import note, print_table, stream, suggest
 
 QUICKSTART_PROMPT = "The string module "
 
@@ -175,8 +175,13 @@ def train(
     from keras_gpt import runs
 
     fields = {"corpus": corpus, "output": output}
-    _, output = _do_run(runs.train, runs.RunConfig, config, overrides, resume, **fields)
-    note(f'Try it: keras-gpt generate {output} "Once"')
+    lm, config = _do_run(
+        runs.train, runs.RunConfig, config, overrides, resume, **fields
+    )
+    folder = config.data or Path(config.output, runs.DATA_FOLDER)
+    prompt = runs.first_words(lm, folder)
+    [prompt, *_] = [*prompt.strip().splitlines(), prompt]
+    suggest("generate", config.output, prompt)
 
 
 def finetune(
@@ -203,18 +208,22 @@ def finetune(
     from keras_gpt import runs
 
     fields = {"model": model, "data": data, "output": output}
-    lm, _ = _do_run(
+    _, config = _do_run(
         runs.finetune, runs.FinetuneConfig, config, overrides, resume, **fields
     )
-    languages = lm.tasks.get("translate", {}).get("languages", [["en", "de"]])
-    [source, target] = languages[0]
-    how = {
-        "summarize": f"summarize {output} --file TEXT",
-        "translate": f"translate {output} TEXT --source {source} --target {target}",
-        "chat": f"chat {output}",
-    }
-    [task, *_] = [*lm.tasks, "complete"]
-    note(f"Try it: keras-gpt {how.get(task, f'generate {output} PROMPT')}")
+    record = runs.read_first_example(config.data)
+    if "messages" in record:
+        said = {m["role"]: m["content"] for m in reversed(record["messages"])}
+        system = ["--system", said["system"]] if "system" in said else []
+        question = ["--prompt", said.get("user", "")]
+        suggest("chat", output, *question, *system, "--temperature", "0")
+    elif "prompt" in record:
+        suggest("generate", output, record["prompt"], "--temperature", "0")
+    elif "text" in record:
+        suggest("summarize", output, record["text"])
+    else:
+        languages = [record["source_language"], "--target", record["target_language"]]
+        suggest("translate", output, record["source"], "--source", *languages)
 
 
 def preview(
@@ -276,7 +285,7 @@ def _do_run(do, config_type, path, overrides, resume, **fields):
     """Do a run with fields of a file, or those that it had, and those given.
 
     Returns:
-        The model and the run's folder.
+        The model and the run.
     """
     from keras_gpt import runs
 
@@ -289,7 +298,7 @@ def _do_run(do, config_type, path, overrides, resume, **fields):
     for name, value in runs.read_result(config.output).items():
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name}: {shown}")
-    return lm, config.output
+    return lm, config
 
 
 def _free_folder(folder):

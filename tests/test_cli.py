@@ -1,8 +1,11 @@
 import importlib
+import io
 import json
 import os
 import re
+import shlex
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -234,14 +237,18 @@ def test_a_corpus_shorter_than_the_context_is_a_one_line_error(run, tmp_path):
     assert_one_line_error(result, "sequence_length")
 
 
-def test_names_of_files_are_taken_as_they_are(run, tmp_path):
+def test_a_run_is_tried_with_words_of_its_corpus_and_names_are_taken_as_they_are(
+    run, tmp_path
+):
     corpus = tmp_path / "a: b #1.txt"  # as YAML this would be something else
-    corpus.write_text(TEXT)
+    corpus.write_text("0123456789" * 200)
     output = tmp_path / "run #1"
     model = f"model={{{', '.join(TINY).replace('=', ': ')}}}"
     train = ("train", "--corpus", corpus, "--output", output, "tokenizer=characters")
-    assert run(*train, model, "steps=1", "sample_tokens=0")[0] == 0
-    assert (output / "result.json").is_file()
+    settings = ("steps=40", "batch_size=8", "learning_rate=3e-2", "sample_tokens=0")
+    assert try_it(run, run(*train, model, *settings)).strip() in corpus.read_text()
+    imported = run("import", output, tmp_path / "ours")  # no letters to begin with
+    assert try_it(run, imported).strip() in corpus.read_text()
 
 
 def test_bad_arguments_are_one_line_errors(run, tmp_path, corpus, model):
@@ -610,7 +617,7 @@ def test_an_adapter_is_tuned_and_works_with_every_command(
     assert status == 0
     assert "validation_loss" in output
     assert re.search(r"Training [\d,]+ of [\d,]+\s+parameters", errors)
-    assert f"summarize {tuned} --file TEXT" in errors
+    assert f"summarize {tuned} '0 bottles of beer" in errors
     assert_one_line_error(run(*command), "already holds a run", "--resume")
 
     status, output, _ = run("summarize", tuned, "9 bottles", "--max-new-tokens", 4)
@@ -650,3 +657,94 @@ def test_bad_examples_are_one_line_errors(run, foreign, tmp_path):
     assert_one_line_error(run("summarize", folder), "Give a text")
     result = run("translate", folder, "a", "--target", "xx")
     assert_one_line_error(result, "language='xx'")
+
+
+# -- what a run ends with: "Try it: keras-gpt ..."
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Folders of a random model of letters, with a chat template and without."""
+    folder = tmp_path_factory.mktemp("bases")
+    tokenizer = CharacterTokenizer(string.printable, special_tokens=["<|endoftext|>"])
+    keras.utils.set_random_seed(0)
+    config = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=256,
+        embedding_dimension=32,
+        num_layers=1,
+        num_heads=2,
+        position_embedding="rotary",
+    )
+    gpt = GPT(config)
+    # as large as trained ones are: what stays frozen bounds the logits
+    tokens = gpt.embedding.tokens.embeddings
+    tokens.assign(20 * keras.ops.convert_to_numpy(tokens))
+    template = ChatTemplate(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    LanguageModel(gpt, tokenizer).save(folder / "plain")
+    LanguageModel(gpt, tokenizer, chat_template=template).save(folder / "chat")
+    return folder
+
+
+QUESTION = {"prompt": "Where is\nthe tower?", "completion": "Paris"}
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where?"},
+    {"role": "assistant", "content": "Paris"},
+]
+TRANSLATION = {"source": "Where?", "target": "Paris"}
+TRANSLATION |= {"source_language": "en", "target_language": "de"}
+
+
+@pytest.mark.parametrize(
+    ("base", "record", "field"),
+    [
+        ("chat", QUESTION, "lora_rank=16"),
+        ("chat", {"messages": MESSAGES}, "lora_rank=0"),
+        ("chat", TRANSLATION, "lora_rank=0"),
+        ("plain", {"text": "A long text.\n" * 9, "summary": "Paris"}, "lora_rank=0"),
+    ],
+    ids=["prompt", "messages", "translation", "summary"],
+)
+def test_the_line_to_try_gives_what_was_taught(
+    run, bases, tmp_path, monkeypatch, base, record, field
+):
+    tuned = tmp_path / "tuned model"
+    assert answer_of(run, bases / base, [record], tuned, field) == "Paris\n"
+    if record is QUESTION:  # merged it is a chat model
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Where is\\\nthe tower?"))
+        assert try_it(run, run("import", tuned, tmp_path / "whole")) == "Paris\n"
+
+
+def answer_of(run, base, records, output, *fields):
+    """What is written where a model is tuned and asked as the command says."""
+    path = output.with_suffix(".jsonl")
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records * 4))
+    settings = ["steps=20", "batch_size=3", "learning_rate=3e-2", "packing=false"]
+    settings += ["evaluate_every=20", "sample_tokens=0", *fields]
+    return try_it(run, run("finetune", base, path, output, *settings))
+
+
+def try_it(run, result):
+    """What the line prints that a command ended with."""
+    status, _, errors = result
+    assert status == 0
+    [line] = re.findall(r"^Try it: keras-gpt (.*)\n\Z", errors, re.M | re.S)
+    status, answer, errors = run(*shlex.split(line))
+    assert status == 0, errors
+    return answer
+
+
+def test_the_line_to_try_gives_the_answer_that_was_preferred(run, bases, tmp_path):
+    asked = QUESTION["prompt"]
+    both = [QUESTION, {"prompt": asked, "completion": "Rome"}]
+    taught, tuned = tmp_path / "taught", tmp_path / "tuned"
+    first = answer_of(run, bases / "plain", both, taught, "lora_rank=0")
+    assert first in (f"{asked}Paris\n", f"{asked}Rome\n")
+    chosen, rejected = ("Rome", "Paris") if "Paris" in first else ("Paris", "Rome")
+    pair = {"prompt": asked, "chosen": chosen, "rejected": rejected}
+    settings = ("lora_rank=0", "learning_rate=1e-3")
+    assert answer_of(run, taught, [pair], tuned, *settings) == f"{asked}{chosen}\n"

@@ -1,7 +1,7 @@
 """Training runs: from a corpus and a configuration to a folder with everything."""
 
 from keras_gpt.runs.config import FinetuneConfig, RunConfig
-from keras_gpt.runs.finetuning import finetune
+from keras_gpt.runs.finetuning import finetune, read_first_example
 from keras_gpt.runs.folder import MAY_CHANGE
 from keras_gpt.runs.interrupts import noticed_interrupts
 from keras_gpt.runs.report import (
@@ -33,6 +33,7 @@ __all__ = [
     "finetune",
     "first_words",
     "noticed_interrupts",
+    "read_first_example",
     "read_log",
     "read_result",
     "train",

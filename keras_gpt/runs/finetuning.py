@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -91,7 +92,12 @@ def finetune(
         return LanguageModel.load(config.output, dtype=config.dtype)
 
 
-def _find_files(examples, validation):
+def read_first_example(examples: str | Path) -> dict[str, Any]:
+    """The first record to train on, of a file of examples or a folder with files."""
+    return _read_first(_find_files(examples)[0])
+
+
+def _find_files(examples, validation=None):
     """The files to train on and to validate with, the latter perhaps `None`."""
     train_file = Path(examples)
     validation_file = validation and Path(validation)
@@ -160,6 +166,7 @@ def _prepare_preferences(config, lm, files, first, length):
         return tasks.read_preferences(lm, path, length + 1), None
 
     splits, _ = _read_splits(config, files, read)
+    lm.tasks.setdefault("complete", {})  # that is how they are asked
     model = _prepare_model(config, lm, None)
     margins = {
         split: training.reference_margins(model, pairs, length)

@@ -1,5 +1,6 @@
 """What `fit` shows and notes: throughput, progress, TensorBoard events."""
 
+import functools
 import socket
 import struct
 import time
@@ -14,6 +15,7 @@ from rich.console import Console
 from keras_gpt.training.state import load_metrics, save_state
 
 
+@functools.cache
 def measure_peak_flops(dtype: str = "float32") -> float:
     """Floating-point operations a second that the device reaches in a large product.
 
