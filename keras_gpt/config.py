@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Iterable
@@ -85,6 +86,33 @@ _POSITIVE_INTEGERS = (
 )
 
 
+def _names_the_nearest(cls):
+    """A dataclass whose constructor says which field is unknown or missing."""
+    init = cls.__init__
+    fields = dataclasses.fields(cls)
+    known = [field.name for field in fields]
+    required = [f.name for f in fields if f.default is dataclasses.MISSING]
+
+    @functools.wraps(init)
+    def __init__(self, *args, **values):  # noqa: N807
+        for name in values:
+            if name not in known:
+                raise TypeError(
+                    f"Unknown field of {cls.__name__}. {suggest('field', name, known)}"
+                )
+        missing = [f"`{name}`" for name in required if name not in values]
+        if missing and not args:
+            raise TypeError(
+                f"{cls.__name__} needs {', '.join(missing)}. "
+                f"Received: {', '.join(values) or 'nothing'}."
+            )
+        init(self, *args, **values)
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_names_the_nearest
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """The architecture of a GPT.
@@ -129,6 +157,7 @@ class GPTConfig:
             restart after each separator. Defaults to `None`.
 
     Raises:
+        TypeError: An argument is unknown (the nearest is named) or missing.
         ValueError: An argument is out of range, or two don't go together.
 
     Example:
@@ -256,24 +285,15 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "GPTConfig":
-        """Make a configuration from what `to_dict` gave."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise ValueError(
-                    f"Unknown field of GPTConfig. {suggest('field', name, known)}"
-                )
-        missing = [
-            field.name
-            for field in dataclasses.fields(cls)
-            if field.default is dataclasses.MISSING and field.name not in fields
-        ]
-        if missing:
-            raise ValueError(
-                f"GPTConfig needs {', '.join(f'`{name}`' for name in missing)}. "
-                f"Received: {', '.join(fields) or 'nothing'}."
-            )
-        return cls(**fields)
+        """Make a configuration from what `to_dict` gave.
+
+        Raises:
+            ValueError: A field is unknown (the nearest is named), missing or wrong.
+        """
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
@@ -365,8 +385,82 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"Unknown `{name}`. {suggest(name, value, choices)}")
 
 
-def suggest(kind: str, value: Any, choices: Iterable[str]) -> str:
-    """Say what came, what was nearest, and what there is."""
-    nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+# Ours, and what Transformers, KerasHub, nanoGPT, llama.cpp, Ollama and OpenAI say
+_ELSEWHERE = """
+vocab_size             vocabulary_size n_vocab
+context_length         max_position_embeddings n_positions n_ctx block_size
+context_length         max_sequence_length sequence_length max_seq_len num_ctx
+embedding_dimension    hidden_size hidden_dim n_embd embedding_dim embed_dim d_model dim
+num_layers             num_hidden_layers n_layer n_layers depth
+num_heads              num_attention_heads num_query_heads n_head n_heads
+num_kv_heads           num_key_value_heads n_kv_heads n_kv_head
+feed_forward_dimension intermediate_size intermediate_dim n_inner ffn_dim d_ff
+dropout_rate           dropout resid_pdrop embd_pdrop attn_pdrop attention_dropout
+rotary_base            rope_theta rope_max_wavelength rope_base
+rotary_scaling         rope_scaling
+norm_epsilon           rms_norm_eps layer_norm_epsilon layer_norm_eps epsilon
+activation             hidden_act activation_function
+use_bias               bias
+query_key_value_bias   attention_bias qkv_bias
+tie_embeddings         tie_word_embeddings tie_weights
+rotary                 rope rotary_embedding
+learned                absolute
+rms_norm               rmsnorm rms
+layer_norm             layernorm
+gelu_tanh              gelu_new gelu_pytorch_tanh gelu_approximate
+relu_squared           relu2
+swiglu                 silu swish
+max_new_tokens         max_length max_tokens num_predict n_predict max_output_tokens
+max_new_tokens         max_completion_tokens max_gen_len
+temperature            do_sample temp
+top_k                  topk
+top_p                  topp nucleus
+min_p                  minp
+repetition_penalty     repeat_penalty
+seed                   random_seed random_state
+num_beams              beam_size beam_width
+num_return_sequences   n num_samples num_sequences
+stop                   stop_sequences stop_strings stop_words
+stop_ids               eos_token_id stop_token_ids stop
+learning_rate          lr max_lr
+final_learning_rate    min_lr
+steps                  max_steps max_iters total_steps train_steps num_steps
+warmup_steps           warmup_iters num_warmup_steps
+evaluate_every         eval_interval eval_steps validate_every
+accumulation_steps     gradient_accumulation_steps grad_accum
+clip_norm              grad_clip max_grad_norm clipnorm
+batch_size             per_device_train_batch_size micro_batch_size
+epochs                 num_epochs num_train_epochs
+output                 output_dir out_dir out
+lora_rank              rank r
+query_key_value        q_proj k_proj v_proj c_attn
+output_projection      o_proj
+up_projection          up_proj gate_proj c_fc
+down_projection        down_proj c_proj
+byte_pair              bpe
+sentencepiece          spm unigram
+"""
+_OURS = {
+    theirs: ours
+    for ours, *names in map(str.split, _ELSEWHERE.strip().splitlines())
+    for theirs in names
+}
+
+
+def suggest(
+    kind: str, value: Any, choices: Iterable[str], others: Iterable[str] = ()
+) -> str:
+    """Say what came, what was meant by it, and what there is.
+
+    Args:
+        kind: Of what there was a choice.
+        value: What came.
+        choices: What there is.
+        others: What might have been meant too, and isn't listed.
+    """
+    known = [name for name in (*choices, *others) if name != value]
+    ours = _OURS.get(str(value).lower().replace("-", "_"))
+    meant = [name for name in known if ours and name.split(".")[-1] == ours]
+    meant += difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {meant[0]!r}?" if meant else ""
     return f"Received: {kind}={value!r}.{hint} One of: {', '.join(choices)}."

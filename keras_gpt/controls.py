@@ -97,6 +97,16 @@ CONTROLS = {
     "seed": Control(0, "The same seed gives the same text.", 0, is_integer=True),
 }
 
+# what `keras_gpt.generate` and `LanguageModel.generate` take besides
+OTHER_CONTROLS = (
+    "num_beams",
+    "length_penalty",
+    "stop",
+    "stop_ids",
+    "num_return_sequences",
+    "lookup_tokens",
+)
+
 
 def check_control(name: str, value: Any) -> float | int:
     """Return a value of a control, with `None` as what it stands for.

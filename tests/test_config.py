@@ -102,6 +102,8 @@ def test_a_value_out_of_range_is_named_with_its_field(field, value):
         ({"num_heads": 8, "position_embedding": "rotary"}, "must be even"),
         ({"activation": "swigloo"}, "Did you mean 'swiglu'"),
         ({"normalization": "rmsnorm"}, "Did you mean 'rms_norm'"),
+        ({"position_embedding": "rope"}, "Did you mean 'rotary'"),
+        ({"activation": "silu"}, "Did you mean 'swiglu'"),
     ],
 )
 def test_errors_say_the_way_out(fields, way_out):
@@ -123,9 +125,39 @@ def test_an_unknown_field_names_the_nearest():
         GPTConfig.from_dict({**SMALL, "n_layers": 3})
     with pytest.raises(ValueError, match=r"'num_head'.*Did you mean 'num_heads'"):
         GPTConfig.from_preset("gpt2", num_head=3)
+    with pytest.raises(TypeError, match=r"'num_head'.*Did you mean 'num_heads'"):
+        GPTConfig(**SMALL, num_head=3)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("embedding_dim", "embedding_dimension"),
+        ("vocabulary_size", "vocab_size"),
+        ("hidden_dim", "embedding_dimension"),
+        ("intermediate_dim", "feed_forward_dimension"),
+        ("max_sequence_length", "context_length"),
+        ("n_embd", "embedding_dimension"),
+        ("n_layer", "num_layers"),
+        ("n_head", "num_heads"),
+        ("n_positions", "context_length"),
+        ("hidden_size", "embedding_dimension"),
+        ("num_hidden_layers", "num_layers"),
+        ("num_attention_heads", "num_heads"),
+        ("num_key_value_heads", "num_kv_heads"),
+        ("max_position_embeddings", "context_length"),
+        ("rope_theta", "rotary_base"),
+        ("bias", "use_bias"),
+    ],
+)
+def test_names_of_other_libraries_are_known(theirs, ours):
+    with pytest.raises(TypeError, match=f"'{theirs}'. Did you mean '{ours}'"):
+        GPTConfig(**SMALL, **{theirs: 1})
 
 
 def test_missing_fields_are_all_named():
+    with pytest.raises(TypeError, match=r"`num_layers`, `num_heads`. Received: vocab"):
+        GPTConfig(vocab_size=11, context_length=16, embedding_dimension=24)
     with pytest.raises(ValueError, match="`num_layers`, `num_heads`"):
         GPTConfig.from_dict(
             {"vocab_size": 11, "context_length": 16, "embedding_dimension": 24}

@@ -69,7 +69,9 @@ class Settings:
         given |= lm.generation_defaults | defaults
         unknown = sorted(set(given) - set(names))
         if unknown:
-            raise TypeError(f"Unknown control. {suggest('control', unknown[0], names)}")
+            raise TypeError(
+                f"Unknown control. {suggest('control', unknown[0], CONTROLS)}"
+            )
         if max_prompt_tokens is None:
             max_prompt_tokens = config.context_length
         stop_ids = lm.stop_ids if stop_ids is None else stop_ids

@@ -22,6 +22,7 @@ def generate(
     num_return_sequences: int = 1,
     lookup_tokens: int = 0,
     length_penalty: float = 1.0,
+    **others,
 ) -> list[list[int]]:
     """Continue each prompt.
 
@@ -53,11 +54,13 @@ def generate(
             the text copies from the prompt or repeats itself. Another value compiles
             anew.
         length_penalty: Of beam search: above 0 it favours longer text.
+        **others: There are none: an unknown name is refused with the nearest.
 
     Returns:
         The new ids of each row, without the prompt.
 
     Raises:
+        TypeError: A control is unknown.
         ValueError: A prompt is empty, too long or has ids out of range, a control
             is out of its range, or two don't go together.
 
@@ -86,6 +89,7 @@ def generate(
         num_return_sequences=num_return_sequences,
         lookup_tokens=lookup_tokens,
         length_penalty=length_penalty,
+        **others,
     )
     run.advance()
     return run.ids

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig, suggest
-from keras_gpt.controls import CONTROLS, spread_control
+from keras_gpt.controls import CONTROLS, OTHER_CONTROLS, spread_control
 from keras_gpt.token_ids import check_token_ids
 
 _STOP_IDS_ROOM = 8  # stop ids are padded to a multiple of this
@@ -85,7 +85,8 @@ def make_rows(
     """
     for name in controls:
         if name not in CONTROLS:
-            raise TypeError(f"Unknown control. {suggest('control', name, CONTROLS)}")
+            known = (*CONTROLS, *OTHER_CONTROLS)
+            raise TypeError(f"Unknown control. {suggest('control', name, known)}")
     prompts = check_prompts(prompts, config)
     check_count("num_return_sequences", num_return_sequences)
     values = {

@@ -1,13 +1,14 @@
 """All that defines a run, in the parts that the places of a run take."""
 
 import math
+from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
 import keras
 from pydantic import AfterValidator, Field, model_validator
 
 from keras_gpt import training
-from keras_gpt.config import GPTConfig
+from keras_gpt.config import GPTConfig, check_choice
 from keras_gpt.runs.settings import (
     Bool,
     Count,
@@ -139,6 +140,7 @@ class RunConfig(Plan):
         sample_prompt: Start of the sample texts. Defaults to the corpus's own.
     """
 
+    inner_fields = tuple(f"model.{field.name}" for field in fields(GPTConfig))
     corpus: str = "embedded"
     data: str | None = None
     tokenizer: str = "byte_pair"
@@ -238,6 +240,8 @@ class FinetuneConfig(Plan):
                 f"`quantize` needs adapters to train. Received: quantize="
                 f"{self.quantize}, lora_rank=0. Give lora_rank=16."
             )
+        for name in self.lora_targets.split(","):
+            check_choice("lora_targets", name, training.LORA_TARGETS)
         return self
 
     def planned(self, num_rows: int | None = None) -> Self:

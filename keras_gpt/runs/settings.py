@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -37,9 +37,14 @@ Part = _number(float, gt=0, lt=1)
 class Settings(BaseModel):
     """Fields that a YAML file and `NAME=VALUE` overrides set.
 
+    Attributes:
+        inner_fields: Names of fields inside others, such as `model.num_layers`.
+
     Raises:
         ValueError: A field is unknown, or its value is of the wrong type or range.
     """
+
+    inner_fields: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
@@ -131,7 +136,7 @@ def _explain(error, settings):
         return rule
     name, value = error["loc"][0], error["input"]
     if error["type"] == "extra_forbidden":
-        known = settings.model_fields
-        return f"Unknown field of a run. {suggest('field', name, known)}"
+        said = suggest("field", name, settings.model_fields, settings.inner_fields)
+        return f"Unknown field of a run. {said}"
     rule = rule.replace("Input should be", "must be")
     return f"`{name}` {rule}. Received: {name}={value!r}."

@@ -7,6 +7,7 @@ import keras
 from rich.console import Console
 
 from keras_gpt import data, tokenizers
+from keras_gpt.config import suggest
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
@@ -46,8 +47,10 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
     """
     console = console or Console(stderr=True)
     with claimed(config, resume) as config:
-        tokenizer, directory = _prepare(config, resume, console)
+        tokenizer = _find_tokenizer(config, resume)
+        # here, what doesn't fit is found before the corpus is tokenized
         lm = LanguageModel(_build(config, tokenizer), tokenizer)
+        directory = _prepare(config, tokenizer, resume, console)
         length = config.sequence_length or lm.model.config.context_length
 
         def load(split, **options):
@@ -93,31 +96,40 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
         return LanguageModel.load(config.output, dtype=config.dtype)
 
 
-def _prepare(config, resume, console):
-    """Get the tokenizer and the token files."""
+def _find_tokenizer(config, resume):
+    """Load or train the tokenizer, and keep it in the run's folder."""
     if config.data is not None:
         return _open_prepared(config.data, config.tokenizer)
-    output = Path(config.output)
-    kept = output / TOKENIZER_FOLDER
-    source = {"text_field": config.text_field, "encoding": config.encoding}
+    kept = Path(config.output) / TOKENIZER_FOLDER
     if resume and kept.is_dir():
-        tokenizer = tokenizers.load(kept)
+        return tokenizers.load(kept)
+    if Path(config.tokenizer).is_dir() and config.tokenizer not in TOKENIZERS:
+        tokenizer = tokenizers.load(config.tokenizer)
     else:
-        if config.tokenizer in TOKENIZERS:
-            kind, size = config.tokenizer, config.vocab_size
-            tokenizer = train_tokenizer(kind, config.corpus, size, **source)
-        else:
-            tokenizer = tokenizers.load(config.tokenizer)
-        write_config(config)  # so that a run that is stopped here goes on
-        tokenizer.save(kept)
-    directory = output / DATA_FOLDER
+        tokenizer = train_tokenizer(
+            config.tokenizer, config.corpus, config.vocab_size, **_source(config)
+        )
+    write_config(config)  # so that a run that is stopped here goes on
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def _source(config):
+    return {"text_field": config.text_field, "encoding": config.encoding}
+
+
+def _prepare(config, tokenizer, resume, console):
+    """Get the folder of the token files."""
+    if config.data is not None:
+        return Path(config.data)
+    directory = Path(config.output) / DATA_FOLDER
     found = data.prepare(
         config.corpus,
         directory,
         tokenizer,
         validation_fraction=config.validation_fraction,
         overwrite=not resume,
-        **source,
+        **_source(config),
     )
     counts = found["splits"]
     console.print(
@@ -126,11 +138,11 @@ def _prepare(config, resume, console):
         f"{tokenizer.vocab_size:,} kinds",
         highlight=False,
     )
-    return tokenizer, directory
+    return directory
 
 
 def _open_prepared(directory, tokenizer):
-    """The tokenizer that a folder of token files was prepared with, and the folder."""
+    """The tokenizer that a folder of token files was prepared with."""
     if tokenizer in TOKENIZERS:
         raise ValueError(
             "`data` is already tokenized: name the folder of its tokenizer too, "
@@ -142,7 +154,7 @@ def _open_prepared(directory, tokenizer):
             f"{directory} was prepared with another tokenizer than {tokenizer}. Name "
             "the one that it was prepared with."
         )
-    return loaded, Path(directory)
+    return loaded
 
 
 def train_tokenizer(
@@ -167,8 +179,8 @@ def train_tokenizer(
     """
     if kind not in TOKENIZERS:
         raise ValueError(
-            f"`tokenizer` must be one of {', '.join(TOKENIZERS)}, or a folder. "
-            f"Received: {kind!r}."
+            "`tokenizer` must be a kind of tokenizer or the folder of one. "
+            f"{suggest('tokenizer', kind, TOKENIZERS)}"
         )
     documents = data.Corpus(corpus, text_field=text_field, encoding=encoding)
     texts = (piece.text for piece in documents.pieces())
@@ -181,6 +193,12 @@ def _build(config, tokenizer):
     """Make the model, with the tokenizer's vocabulary unless the run says otherwise."""
     defaults = {"vocab_size": tokenizer.vocab_size}
     if config.packing == "documents":
+        if tokenizer.end_of_text_id is None:
+            raise ValueError(
+                "`packing` of whole documents needs an end-of-text token between "
+                "them, which the tokenizer lacks. Received: packing=documents, "
+                f"tokenizer={config.tokenizer}. Take packing=windows."
+            )
         defaults["document_separator_id"] = tokenizer.end_of_text_id
     return GPT(config.architecture(**defaults), dtype=config.dtype)
 

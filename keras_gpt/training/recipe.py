@@ -1,9 +1,12 @@
 """How a GPT is compiled for training: optimizer, weight decay, learning rate."""
 
+import inspect
 import math
 
 import keras
 from keras import ops
+
+from keras_gpt.config import suggest
 
 SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "muon")
@@ -161,6 +164,7 @@ def compile_model(
         **kwargs: Other arguments of `GPT.compile`.
 
     Raises:
+        TypeError: An argument is unknown (the nearest is named).
         ValueError: An argument is out of range, or needs `total_steps`.
 
     References:
@@ -175,6 +179,10 @@ def compile_model(
     >>> model = keras_gpt.GPT(config)
     >>> keras_gpt.training.compile_model(model, 1e-3, total_steps=100, warmup_steps=10)
     """
+    for name in kwargs:
+        if name not in inspect.signature(keras.Model.compile).parameters:
+            said = suggest("argument", name, (*_RANGES, "jit_compile"))
+            raise TypeError(f"Unknown argument of compile_model. {said}")
     of_schedule = {
         "warmup_steps": warmup_steps or None,
         "schedule": schedule,

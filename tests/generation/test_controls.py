@@ -118,9 +118,23 @@ def test_generate_has_the_defaults_of_the_table():
         assert parameters[name].default == control.default
 
 
-def test_an_unknown_control_is_named_with_the_nearest():
-    with pytest.raises(TypeError, match=r"'temprature'.*Did you mean 'temperature'"):
-        make_rows(CONFIG, [[1]], temprature=0.5)
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("temprature", "temperature"),
+        ("max_length", "max_new_tokens"),
+        ("max_tokens", "max_new_tokens"),
+        ("num_predict", "max_new_tokens"),
+        ("do_sample", "temperature"),
+        ("topk", "top_k"),
+        ("repeat_penalty", "repetition_penalty"),
+        ("beam_size", "num_beams"),
+        ("stop", "stop_ids"),
+    ],
+)
+def test_an_unknown_control_is_named_with_what_was_meant(model, name, ours):
+    with pytest.raises(TypeError, match=f"'{name}'. Did you mean '{ours}'"):
+        keras_gpt.generate(model, [[1]], **{name: 1})
 
 
 @pytest.mark.parametrize(

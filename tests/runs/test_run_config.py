@@ -24,6 +24,11 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     ("override", "message"),
     [
         ("lerning_rate=1", r"Did you mean 'learning_rate'"),
+        ("lr=1", r"Did you mean 'learning_rate'"),
+        ("max_iters=9", r"Did you mean 'steps'"),
+        ("n_embd=8", r"Did you mean 'model\.embedding_dimension'"),
+        ("embedding_dimension=8", r"Did you mean 'model\.embedding_dimension'"),
+        ("model.n_layer=8", r"Did you mean 'num_layers'"),
         ("learning_rate=fast", r"`learning_rate` must be a valid number.*'fast'"),
         ("steps=2.5", r"`steps` must be a valid integer"),
         ("steps=true", r"`steps` must be a valid integer"),
@@ -99,3 +104,8 @@ def test_the_configurations_that_ship_are_valid(pytestconfig):
     assert paths
     for path in paths:
         RunConfig.from_yaml(path, [])
+
+
+def test_matrices_to_adapt_are_checked_with_the_other_fields():
+    with pytest.raises(ValueError, match=r"`lora_targets`.*mean 'query_key_value'"):
+        FinetuneConfig(lora_targets="up_projection,q_proj")

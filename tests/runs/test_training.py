@@ -246,6 +246,23 @@ def test_prepared_data_needs_its_own_tokenizer(corpus, tmp_path):
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokenizer": "bpe"}, r"`tokenizer`.*'bpe'. Did you mean 'byte_pair'"),
+        ({"packing": "documents"}, "`packing` .*end-of-text.*packing=windows"),
+        ({"model": {**MODEL, "vocab_size": 3}}, "model vocab_size=3"),
+        ({"model": {**MODEL, "document_separator_id": 99}}, "`document_separator_id`"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_the_corpus_is_tokenized(
+    corpus, tmp_path, fields, message
+):
+    with pytest.raises(ValueError, match=message):
+        train(make_config(corpus, tmp_path, **fields))
+    assert not (tmp_path / "data").exists()
+
+
 def test_averaged_weights_are_the_ones_evaluated_and_saved(corpus, tmp_path):
     config = make_config(
         corpus, tmp_path / "run", ema_momentum=0.9, steps=4, sample_tokens=0

@@ -111,6 +111,12 @@ def test_a_schedule_without_its_length_is_refused(make_model):
     assert not model.compiled
 
 
+def test_an_unknown_argument_is_named_with_what_was_meant():
+    for theirs, ours in (("lr", "learning_rate"), ("grad_clip", "clip_norm")):
+        with pytest.raises(TypeError, match=f"'{theirs}'. Did you mean '{ours}'"):
+            training.compile_model(None, **{theirs: 1.0})
+
+
 def random_gradients(model, scale, seed):
     random = np.random.default_rng(seed)
     return [
