@@ -80,10 +80,13 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int | None:
-        """Size of the files, or None when the source is not made of files alone."""
-        if not self._is_list or not all(isinstance(i, Path) for i in self._items):
+        """Size of what is read, or None where only reading would tell."""
+        if not self._is_list:
             return None
-        return sum(path.stat().st_size for path in self._items)
+        sizes = (
+            len(i) if isinstance(i, str) else i.stat().st_size for i in self._items
+        )
+        return sum(sizes)
 
     @property
     def num_documents(self) -> int | None:

@@ -313,6 +313,7 @@ def _progress_bar(num_bytes: int | None, is_shown: bool) -> Iterator[Any]:
     columns = (
         progress.TextColumn("Tokenizing"),
         progress.BarColumn(),
+        progress.TaskProgressColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TextColumn("{task.fields[num_tokens]:,} tokens"),
@@ -327,3 +328,5 @@ def _progress_bar(num_bytes: int | None, is_shown: bool) -> Iterator[Any]:
     with progress.Progress(*columns, console=console, disable=not is_shown) as bar:
         task = bar.add_task("", total=num_bytes, num_tokens=0)
         yield advance
+        if num_bytes is not None:  # what is skipped, such as empty lines, is done too
+            bar.update(task, completed=num_bytes)

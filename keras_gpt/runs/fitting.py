@@ -122,6 +122,7 @@ def fit(
             callbacks.ProgressBar(
                 plan.steps * plan.accumulation_steps,
                 first_batch=first_batch,
+                validation_batches=len(validation),
                 throughput=throughput,
                 console=console,
             ),

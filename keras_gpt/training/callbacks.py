@@ -1,5 +1,6 @@
 """What `fit` shows and notes: throughput, progress, TensorBoard events."""
 
+import datetime
 import functools
 import socket
 import struct
@@ -243,6 +244,7 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
                 self.stopped = self.model.stop_training = True
 
 
+_REMEMBERED = 1000  # batches, by which the time that remains is told
 _FIGURES = {
     "step": "step {:>6}",
     "loss": "train {:.4f}",
@@ -252,12 +254,43 @@ _FIGURES = {
 }
 
 
+class _Pace:
+    """Mean seconds that each kind of thing took lately.
+
+    The first of each kind, which compiles, doesn't count.
+    """
+
+    def __init__(self):
+        self._then = time.perf_counter()
+        self._sums = {}
+
+    def note(self, kind):
+        """Note that something of a kind has ended."""
+        now = time.perf_counter()
+        if kind in self._sums:
+            seconds, count = self._sums[kind]
+            forget = 0.5 if count >= _REMEMBERED else 1.0
+            seconds += now - self._then
+            self._sums[kind] = (forget * seconds, forget * (count + 1))
+        else:
+            self._sums[kind] = (0.0, 0)
+        self._then = now
+
+    def seconds(self, kind):
+        """The mean, or `None` before there were two."""
+        seconds, count = self._sums.get(kind, (0.0, 0))
+        return seconds / count if count else None
+
+
 class ProgressBar(keras.callbacks.Callback):
     """A bar over all batches of the run, with loss, speed and the time that remains.
+
+    The time counts the validations that are to come too.
 
     Args:
         total_batches: Of the run.
         first_batch: Not 0 when a run goes on.
+        validation_batches: Of each validation.
         throughput: The run's `Throughput` callback.
         console: A `rich.console.Console`. Defaults to standard error.
         refresh_seconds: Least time between two readings of the loss.
@@ -268,6 +301,7 @@ class ProgressBar(keras.callbacks.Callback):
         total_batches,
         *,
         first_batch=0,
+        validation_batches=0,
         throughput=None,
         console=None,
         refresh_seconds=0.5,
@@ -275,6 +309,7 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self.total_batches = total_batches
         self.first_batch = first_batch
+        self.validation_batches = validation_batches
         self.throughput = throughput
         self.console = console or Console(stderr=True)
         self.refresh_seconds = refresh_seconds
@@ -283,29 +318,47 @@ class ProgressBar(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._batch = self.first_batch
         self._last_update = 0.0
+        self._pace = _Pace()
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=16),
             progress.TextColumn("{task.completed}/{task.total}"),
             progress.TextColumn("{task.fields[figures]}"),
-            progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("left"),
+            progress.TextColumn("{task.fields[left]}"),
             console=self.console,
         )
         self._task = self._progress.add_task(
             "training",
             total=self.total_batches,
             completed=self.first_batch,
-            figures="compiling ...",
+            figures=self._first("step"),
+            left="",
         )
         self._progress.start()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._validated = 0
+
     def on_train_batch_end(self, batch, logs=None):
         self._batch += 1
-        if time.perf_counter() - self._last_update >= self.refresh_seconds:
+        self._pace.note("training")
+        if self._is_due():
             self._show((logs or {}).get("loss"))
 
+    def on_test_begin(self, logs=None):
+        is_first = self._pace.seconds("validation") is None
+        self._show_validation(self._first("validation") if is_first else "")
+
+    def on_test_batch_end(self, batch, logs=None):
+        self._validated += 1
+        self._pace.note("validation")
+        if self._is_due():
+            self._show_validation()
+
     def on_epoch_end(self, epoch, logs=None):
+        self._pace.note("other")  # such as samples
+        self.on_epoch_begin(epoch + 1)
         logs = logs or {}
         self._show(logs.get("loss"))
         figures = [
@@ -317,14 +370,46 @@ class ProgressBar(keras.callbacks.Callback):
         if self._progress is not None:
             self._progress.stop()
 
+    def _first(self, what):
+        return f"compiling the first {what}" if self.model.jit_compile else ""
+
+    def _is_due(self):
+        return time.perf_counter() - self._last_update >= self.refresh_seconds
+
     def _show(self, loss):
-        self._last_update = time.perf_counter()
         figures = [] if loss is None else [f"loss {float(loss):.3f}"]
         if self.throughput is not None and self.throughput.tokens_per_second:
             figures.append(f"{self.throughput.tokens_per_second:,.0f} tokens/s")
+        self._update("  ".join(figures))
+
+    def _show_validation(self, figures=""):
+        done = f"validating {self._validated}/{self.validation_batches}"
+        self._update(figures or done)
+
+    def _update(self, figures):
+        self._last_update = time.perf_counter()
         self._progress.update(
-            self._task, completed=self._batch, figures="  ".join(figures)
+            self._task,
+            completed=self._batch,
+            figures=figures,
+            left=self._say_left(),
+            refresh=True,
         )
+
+    def _say_left(self):
+        training = self._pace.seconds("training")
+        if training is None:
+            return ""
+        # before it is known: without the backward pass about a third of a step
+        validation = self._pace.seconds("validation") or training / 3
+        epochs = self.params["epochs"] - self._epoch
+        to_validate = epochs * self.validation_batches - self._validated
+        seconds = (
+            (self.total_batches - self._batch) * training
+            + max(0, to_validate) * validation
+            + epochs * (self._pace.seconds("other") or 0)
+        )
+        return f"{datetime.timedelta(seconds=round(seconds))} left"
 
 
 class StepLosses(keras.callbacks.Callback):

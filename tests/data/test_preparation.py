@@ -328,3 +328,18 @@ def test_damaged_files_are_named(tmp_path, documents, tokenizer):
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=r"train-00000\.bin is missing"):
         TokenDataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("kind", ["texts", "lines"])
+def test_the_bar_knows_the_size_of_the_corpus(tmp_path, capfd, kind):
+    documents = ["to be, or not to be"] * 100
+    tokenizer = CharacterTokenizer.train(documents, progress=False)
+    source, size = documents, 1900
+    if kind == "lines":
+        source = tmp_path / "corpus.jsonl"
+        lines = [json.dumps({"text": text}) for text in documents]
+        source.write_text("\n\n".join(lines) + "\n\n\n")
+        size = source.stat().st_size
+    prepare(source, tmp_path / "data", tokenizer, split="tail")
+    bar = capfd.readouterr().err
+    assert f"100% {size / 1000:.1f}/{size / 1000:.1f} kB" in bar

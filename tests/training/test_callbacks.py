@@ -298,6 +298,52 @@ def test_the_training_loss_of_an_epoch_is_noted_where_none_within_it_was(
     }
 
 
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_the_time_that_is_left_counts_validations_but_not_what_compiles(
+    monkeypatch, is_compiled
+):
+    clock = 0
+    monkeypatch.setattr(training.callbacks.time, "perf_counter", lambda: clock)
+    file = io.StringIO()
+    bar = training.callbacks.ProgressBar(
+        6,
+        validation_batches=4,
+        console=Console(file=file, force_terminal=True, width=100),
+    )
+    bar.set_params({"epochs": 3})
+    bar.set_model(SimpleNamespace(jit_compile=is_compiled))
+
+    def shown():
+        [task] = bar._progress.tasks
+        return task.fields["figures"], task.fields["left"]
+
+    bar.on_train_begin()
+    assert shown() == ("compiling the first step" if is_compiled else "", "")
+    lefts = []
+    for epoch in range(3):
+        bar.on_epoch_begin(epoch)
+        for batch in range(2):
+            clock += 100 if epoch == batch == 0 else 3
+            bar.on_train_batch_end(batch)
+            lefts.append(shown()[1])
+        bar.on_test_begin()
+        first = epoch == 0 and is_compiled
+        assert shown()[0] == (
+            "compiling the first validation" if first else "validating 0/4"
+        )
+        for batch in range(4):
+            clock += 50 if epoch == batch == 0 else 1
+            bar.on_test_batch_end(batch)
+        assert shown()[0] == "validating 4/4"
+        clock += 30 if epoch == 0 else 0  # a sample
+        bar.on_epoch_end(epoch)
+    bar.on_train_end()
+    # 6 steps of 3 s and 12 of validation of 1 s; the first step isn't known
+    seconds = [None, 24, 17, 14, 7, 4]
+    assert lefts == ["" if s is None else f"0:00:{s:02} left" for s in seconds]
+    assert shown()[1] == "0:00:00 left"
+
+
 def test_the_bar_prints_what_the_logs_say(model, batch):
     file = io.StringIO()
     console = Console(file=file, width=100)
