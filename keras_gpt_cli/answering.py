@@ -225,6 +225,13 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(help="Only so many examples of the task.", min=1)
     ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Ask what lm-eval asks as plain text, whatever it was tuned for.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the results of the task.")
     ] = None,
@@ -246,7 +253,8 @@ def evaluate(
     if task is not None:
         lm = load(model, dtype, weights)
         if Path(task).suffix not in (".jsonl", ".gz", ".parquet"):
-            _evaluate_harness(lm, task, limit, batch_size, output)
+            has_template = lm.task == "chat" and bool(lm.tasks) and not raw
+            _evaluate_harness(lm, task, limit, batch_size, output, has_template)
             return
         _evaluate_task(
             lm,
@@ -302,7 +310,7 @@ def _evaluate_task(lm, task, output, **controls):
         note(f"Wrote the results and what the model wrote to {output}.")
 
 
-def _evaluate_harness(lm, task, limit, batch_size, output):
+def _evaluate_harness(lm, task, limit, batch_size, output, has_template):
     """Show how well a model does a task of lm-eval."""
     from keras_gpt import evaluation
     from keras_gpt.files import write_json
@@ -317,8 +325,18 @@ def _evaluate_harness(lm, task, limit, batch_size, output):
             f"lm-eval has no task {task!r}; `lm-eval ls tasks` lists them. A file with "
             "examples ends in .jsonl, .jsonl.gz or .parquet."
         )
+    form = (
+        "as messages, as it was tuned; --raw is plain text"
+        if has_template
+        else ("in plain text")
+    )
+    note(f"The model is asked {form}.")
     results = lm_eval.simple_evaluate(
-        model, tasks=[task], task_manager=manager, limit=limit
+        model,
+        tasks=[task],
+        task_manager=manager,
+        limit=limit,
+        apply_chat_template=has_template,
     )
     for name, found in results["results"].items():
         metrics = {k: v for k, v in found.items() if isinstance(v, int | float)}

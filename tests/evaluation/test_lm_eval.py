@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 import sys
 
 import numpy as np
@@ -191,17 +192,54 @@ def test_without_lm_eval_the_error_tells_what_to_install(letters, monkeypatch):
         lm_eval_model(letters)
 
 
-def test_the_command_names_a_task_that_lm_eval_lacks(
-    letters, tmp_path, monkeypatch, capfd
-):
-    letters.save(tmp_path / "model")
+@pytest.fixture
+def evaluate(monkeypatch, capfd):
+    """Run `keras-gpt evaluate`; returns status, output and errors."""
     few = functools.partial(TaskManager, include_defaults=False)  # the others take 10 s
     monkeypatch.setattr("lm_eval.tasks.TaskManager", few)
-    command = ["keras-gpt", "evaluate", str(tmp_path / "model"), "--task", "hellaswig"]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="2"):
-        keras_gpt_cli.main()
-    assert "Error: lm-eval has no task 'hellaswig'" in capfd.readouterr().err
+
+    def evaluate(*words):
+        monkeypatch.setattr(sys, "argv", ["keras-gpt", "evaluate", *map(str, words)])
+        with pytest.raises(SystemExit) as raised:
+            keras_gpt_cli.main()
+        return raised.value.code, *capfd.readouterr()
+
+    return evaluate
+
+
+def test_the_command_names_a_task_that_lm_eval_lacks(letters, tmp_path, evaluate):
+    letters.save(tmp_path / "model")
+    status, _, errors = evaluate(tmp_path / "model", "--task", "hellaswig")
+    assert status == 2
+    assert "Error: lm-eval has no task 'hellaswig'" in errors
+
+
+def test_the_command_asks_a_tuned_model_as_it_was_tuned(letters, tmp_path, evaluate):
+    template = "{% for m in messages %}u{{ m.content }}{% endfor %}za"
+    LanguageModel(
+        letters.model,
+        letters.tokenizer,
+        chat_template=ChatTemplate(template),
+        tasks={"complete": {}},
+    ).save(tmp_path / "model")
+    [task, *_] = make_tasks(tmp_path, ["a"] * 4)
+    task |= {"target_delimiter": "", "metric_list": [{"metric": "acc"}]}
+    questions, choices = ["fox", "dog", "cat", "hen", "cow"], ["jump", "sits"]
+    rows = [{"question": q, "choices": choices, "answer": 0} for q in questions]
+    (tmp_path / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "choices.yaml").write_text(json.dumps(task))
+    shares = []
+    for prompt in ("{}", "u{}za"):
+        scores = [
+            [letters.score(prompt.format(q) + c)[-4:].sum() for c in choices]
+            for q in questions
+        ]
+        shares.append(float(np.mean([first > second for first, second in scores])))
+    assert shares[0] != shares[1]
+    command = ("--task", tmp_path / "choices.yaml")
+    _, output, errors = evaluate(tmp_path / "model", *command)
+    assert "The model is asked as messages, as it was tuned; --raw" in errors
+    assert re.search(rf"^ *acc +{shares[1]}", output, re.MULTILINE)
 
 
 def make_tasks(folder, documents):
