@@ -447,6 +447,11 @@ _OURS = {
 }
 
 
+def our_name(theirs: str) -> str | None:
+    """What we call something of another library, if it is known."""
+    return _OURS.get(theirs.lower().replace("-", "_"))
+
+
 def suggest(
     kind: str, value: Any, choices: Iterable[str], others: Iterable[str] = ()
 ) -> str:
@@ -459,7 +464,7 @@ def suggest(
         others: What might have been meant too, and isn't listed.
     """
     known = [name for name in (*choices, *others) if name != value]
-    ours = _OURS.get(str(value).lower().replace("-", "_"))
+    ours = our_name(str(value))
     meant = [name for name in known if ours and name.split(".")[-1] == ours]
     meant += difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
     hint = f" Did you mean {meant[0]!r}?" if meant else ""

@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from keras_gpt_cli import answering, models, pictures, training
+from keras_gpt_cli.options import Commands
 
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
 
 app = typer.Typer(
     name="keras-gpt",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -118,6 +118,30 @@ StoredWeights = Annotated[
 ]
 
 
+class Commands(typer.core.TyperGroup):
+    """Commands that say which option was meant, by the names of other libraries too."""
+
+    def invoke(self, ctx):
+        """Run a command; its error of an unknown option gets what was meant."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "possibilities"):  # Typer's class for it is private
+                error.possibilities = _find_meant(error) or error.possibilities
+            raise
+
+
+def _find_meant(error):
+    """The options, or fields of a run, that an unknown option may stand for."""
+    our_name = runpy.run_path(str(_PACKAGE / "config.py"))["our_name"]
+    name = error.option_name.strip("-").replace("-", "_")
+    name = our_name(name) or name
+    params = {param.name: param for param in error.ctx.command.params}
+    if name in params:
+        return [params[name].opts[0]]
+    return [f"{name}=VALUE"] if "overrides" in params else []
+
+
 def given(**options):
     """The options that aren't `None`: the others keep their defaults."""
     return {name: value for name, value in options.items() if value is not None}

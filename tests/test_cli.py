@@ -115,6 +115,20 @@ def test_every_command_explains_itself(run, command):
     assert "Usage" in output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("generate", "x", "--max-length", 9), "--max-new-tokens"),
+        (("train", "--learning-rate", 1), "learning_rate=VALUE"),
+        (("finetune", "--rank", 8), "lora_rank=VALUE"),
+    ],
+)
+def test_an_unknown_option_is_named_with_what_was_meant(run, arguments, meant):
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert f"(Possible options: {meant})" in re.sub(r"[\s│]+", " ", errors)
+
+
 def test_the_version_is_printed(run):
     assert run("--version")[1] == f"keras-gpt {keras_gpt.__version__}\n"
 
