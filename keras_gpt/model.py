@@ -67,8 +67,18 @@ class GPT(keras.Model):
     """
 
     def __init__(
-        self, config, *, dtype=None, name="gpt", initial_weights=True, **kwargs
+        self,
+        config,
+        *outputs,
+        dtype=None,
+        name="gpt",
+        initial_weights=True,
+        **kwargs,
     ):
+        quantization = None
+        if outputs:  # of `keras.models.clone_model`, with the inputs in `config`
+            cloned = keras.Model(config, *outputs).get_layer("logits").describe_model()
+            config, dtype, quantization = _read_config(cloned)
         if not isinstance(config, GPTConfig):
             raise ValueError(
                 f"`config` must be a GPTConfig. Received: {type(config).__name__}."
@@ -118,7 +128,7 @@ class GPT(keras.Model):
         x = embedding(token_ids, positions)  # (b, t, e)
         for block in blocks:
             x = block(x, angles, segment_ids)
-        logits = make(Logits, embedding, name="logits")
+        logits = make(Logits, embedding, self.get_config, name="logits")
         outputs = logits(final_norm(x))
 
         super().__init__(inputs=token_ids, outputs=outputs, name=name, **kwargs)
@@ -129,6 +139,8 @@ class GPT(keras.Model):
         self.adapters = Adapters(name="adapters")  # `training.enable_lora` fills it
         # Keras asks the model's own policy whether to scale the loss
         self.dtype_policy = policy
+        if quantization is not None:
+            self.quantize(quantization)
 
     def __call__(self, token_ids, *args, **kwargs):
         if isinstance(token_ids, np.ndarray | list | tuple):
@@ -450,12 +462,18 @@ class GPT(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        dtype = keras.dtype_policies.deserialize(config["dtype"])
-        architecture = GPTConfig.from_dict(config["config"])
+        architecture, dtype, quantization = _read_config(config)
         model = cls(architecture, dtype=dtype, name=config["name"])
-        if config.get("quantization") is not None:
-            model.quantize(config["quantization"])
+        if quantization is not None:
+            model.quantize(quantization)
         return model
+
+
+def _read_config(config):
+    """Architecture, dtype policy and quantization in what `get_config` gave."""
+    architecture = GPTConfig.from_dict(config["config"])
+    dtype = keras.dtype_policies.deserialize(config["dtype"])
+    return architecture, dtype, config.get("quantization")
 
 
 def _is_plain_matrix(layer):

@@ -515,6 +515,27 @@ def compiled():
     return model
 
 
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "packed"])
+def test_a_clone_is_a_model_of_its_own_that_takes_the_weights(variant):
+    model = make_model(variant, dtype="mixed_bfloat16")
+    model.compile("sgd")
+    clone = keras.models.clone_model(model)
+    assert (type(clone), clone.get_config()) == (GPT, model.get_config())
+    assert (array(clone(IDS)) != array(model(IDS))).any()
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(array(clone(IDS)), array(model(IDS)))
+    clone.train_on_batch(IDS)
+    assert (array(clone(IDS)) != array(model(IDS))).any()
+
+
+def test_a_clone_is_quantized_as_the_model_is():
+    model = make_model("llama")
+    model.quantize("int8")
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(array(clone(IDS)), array(model(IDS)))
+
+
 def test_targets_may_be_left_out(compiled):
     x, y = IDS[:, :-1], IDS[:, 1:]
     expected = compiled.test_on_batch(x, y)
