@@ -26,6 +26,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from keras_gpt.export.word_ops import NOTHING, ByteWords, check_supported
+from keras_gpt.quiet import quiet_tensorflow
 from keras_gpt.tokenizers import BytePairTokenizer
 from keras_gpt.tokenizers.base import SPACE_MARK
 
@@ -69,7 +70,7 @@ class BytePairEncoder(tf.Module):
                 "256 bytes, but another token in place of some. Train it with "
                 "BytePairTokenizer.train."
             )
-        with tf.device("CPU:0"):
+        with quiet_tensorflow(), tf.device("CPU:0"):
             self.pieces = tf_text.SentencepieceTokenizer(
                 _piece_model(model, byte_names)
             )

@@ -199,6 +199,11 @@ def test_ids_are_the_tokenizers(tokenizer, lines):
     check_encoding(compiled(make_text_encoder(tokenizer)), tokenizer, lines)
 
 
+def test_a_tokenizer_becomes_operations_in_silence(tokenizer, capfd):
+    make_text_encoder(tokenizer)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("rule", WORD_RULES)
 def test_words_are_the_librarys(byte_pair, lines, rule):
     tokenizer = with_rule(byte_pair, pre_tokenizer=WORD_RULES[rule])
