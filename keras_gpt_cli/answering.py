@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from keras_gpt_cli import options
-from keras_gpt_cli.loading import import_quietly, load
+from keras_gpt_cli.loading import load
 from keras_gpt_cli.output import note, print_table, progress, stream
 
 FORMS = {
@@ -42,7 +42,6 @@ def summarize(
 ) -> None:
     """Summarize a text, or each text of a file of JSON Lines."""
     texts = _read_texts(text, file, "text")
-    import_quietly()
     lm = load(model, dtype, weights)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
@@ -72,7 +71,6 @@ def translate(
 ) -> None:
     """Translate a text, or each text of a file of JSON Lines."""
     texts = _read_texts(text, file, "source")
-    import_quietly()
     lm = load(model, dtype, weights)
     with _warnings_as_notes(), progress("translating", len(texts)) as on_progress:
         translations = lm.translate(
@@ -119,7 +117,6 @@ def generate(
     """Answer a prompt in the form that the model was tuned for, or continue a text."""
     has_prompt = prompt is not None or file is not None
     prompts = _read_texts(prompt, file, "prompt") if has_prompt else [""]
-    import_quietly()
     lm = load(model, dtype, weights)
     if raw:
         lm.tasks, lm.chat_template = {}, None
@@ -187,7 +184,6 @@ def chat(
 
     is_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     with Console(stderr=True).status("Loading the model"):
-        import_quietly()
         lm = load(model, dtype, weights)
     screen = Screen(is_terminal)
     session = ChatSession(
@@ -247,7 +243,6 @@ def evaluate(
 
     Of a text: loss, perplexity, bits per byte.
     """
-    import_quietly()
     from keras_gpt import data, runs
 
     if task is not None:

@@ -1,13 +1,8 @@
-"""Importing keras_gpt and loading models, as all commands do it."""
+"""Loading models, as all commands do it."""
 
 from pathlib import Path
 
 from keras_gpt_cli.options import Weights
-
-
-def import_quietly():
-    """Import the package and its backend."""
-    import keras_gpt  # noqa: F401
 
 
 def is_ours(model):

@@ -8,7 +8,7 @@ import typer
 
 from keras_gpt_cli import options
 from keras_gpt_cli.description import describe, describe_result
-from keras_gpt_cli.loading import import_quietly, is_ours, load
+from keras_gpt_cli.loading import is_ours, load
 from keras_gpt_cli.output import note, print_table, suggest
 
 SAMPLE_TOKENS = 4000  # of the embedded corpus, to see what fewer bits cost
@@ -51,7 +51,6 @@ def import_(
 ) -> None:
     """Bring a pretrained model into a folder of keras_gpt's own format."""
     _check_free(output, overwrite)
-    import_quietly()
     from rich.console import Console
 
     is_int8 = weights == options.Weights.INT8
@@ -112,7 +111,6 @@ def write(
             f"A GGUF file's name ends in .gguf. Received: {output}. Try {output}.gguf."
         )
     _check_free(output, overwrite)
-    import_quietly()
     lm = load(model, merge=True)
     if format_ == options.Format.GGUF:
         lm.save_gguf(output, **options.given(dtype=dtype))
@@ -167,7 +165,6 @@ def export(
     """Write a SavedModel for TensorFlow Serving: text in, text out."""
     # TensorFlow makes the graph, whatever trained the model
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    import_quietly()
     lm = load(model, dtype, revision=revision, merge=True)
     folder = lm.export(
         path,

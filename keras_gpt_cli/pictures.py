@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_gpt_cli.loading import import_quietly, load
+from keras_gpt_cli.loading import load
 from keras_gpt_cli.options import Dtype, Model, Revision
 from keras_gpt_cli.output import note
 
@@ -29,7 +29,6 @@ def attention(
     """Draw what each head of each layer attends to in a text, as a PNG."""
     if output.suffix.lower() != ".png":
         raise ValueError(f"The picture's name ends in .png. Received: {output}.")
-    import_quietly()
     found = load(model, dtype, revision=revision).attention(text)
     found.save(output, layers)
     num_layers, num_heads, num_tokens, _ = found.weights.shape

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from keras_gpt_cli.loading import import_quietly, load
+from keras_gpt_cli.loading import load
 from keras_gpt_cli.options import CORPUS_HELP, Encoding, Model, Overwrite, TextField
 from keras_gpt_cli.output import note, print_table, stream, suggest
 
@@ -28,7 +28,6 @@ def quickstart(
     steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 500,
 ) -> None:
     """Train a small GPT in minutes, from nothing, and let it write."""
-    import_quietly()
     from rich.console import Console
 
     from keras_gpt import runs
@@ -85,7 +84,6 @@ def tokenize(
     encoding: Encoding = "utf-8",
 ) -> None:
     """Train a tokenizer on a corpus."""
-    import_quietly()
     from keras_gpt import runs
 
     tokenizer = runs.train_tokenizer(
@@ -110,7 +108,6 @@ def prepare(
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a corpus into token files for training; goes on where it was stopped."""
-    import_quietly()
     from keras_gpt import data, tokenizers
 
     found = data.prepare(
@@ -139,7 +136,6 @@ def _schema_option(name):
 
     def show(is_wanted: bool):
         if is_wanted:
-            import_quietly()
             from keras_gpt import runs
 
             print(json.dumps(getattr(runs, name).schema_for_editors(), indent=2))
@@ -171,7 +167,6 @@ def train(
     schema: Annotated[bool, _schema_option("RunConfig")] = False,
 ) -> None:
     """Train a GPT: tokenizer, data, training, checkpoints, logs, in one folder."""
-    import_quietly()
     from keras_gpt import runs
 
     fields = {"corpus": corpus, "output": output}
@@ -204,7 +199,6 @@ def finetune(
     schema: Annotated[bool, _schema_option("FinetuneConfig")] = False,
 ) -> None:
     """Teach a pretrained model a task from examples, by LoRA or in all its weights."""
-    import_quietly()
     from keras_gpt import runs
 
     fields = {"model": model, "data": data, "output": output}
@@ -238,7 +232,6 @@ def preview(
     ] = None,
 ) -> None:
     """Show examples as the model will see them: what it learns is underlined."""
-    import_quietly()
     from rich.console import Console
 
     from keras_gpt import tasks
