@@ -24,7 +24,7 @@ def summarize(
     model: options.Model,
     text: options.Texts = None,
     file: options.TextFile = None,
-    max_new_tokens: options.MaxNewTokens = 64,
+    max_new_tokens: options.MaxNewTokensOfSummary = None,
     num_beams: options.NumBeams = 1,
     instruction: Annotated[
         str | None, typer.Option(help="What a chat model is told instead.")
@@ -63,7 +63,7 @@ def translate(
     source: Annotated[str, typer.Option(help="Language of the text.")] = "en",
     target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
     file: options.TextFile = None,
-    max_new_tokens: options.MaxNewTokensOfPart = 128,
+    max_new_tokens: options.MaxNewTokensOfPart = None,
     num_beams: options.NumBeams = 1,
     batch_size: options.BatchSize = 8,
     dtype: options.Dtype = None,

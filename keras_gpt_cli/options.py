@@ -34,7 +34,12 @@ def _sampling_control(name, help=""):  # noqa: A002
 
 
 MaxNewTokens = _control("max_new_tokens")
-MaxNewTokensOfPart = _control("max_new_tokens", "Most tokens of a part.")
+MaxNewTokensOfSummary = _control(
+    "max_new_tokens", "Most tokens to add. \\[default: 64, or half of the context]"
+)
+MaxNewTokensOfPart = _control(
+    "max_new_tokens", "Most tokens of a part. \\[default: 128, or half of the context]"
+)
 MaxNewTokensOfAnswer = _control(
     "max_new_tokens",
     "Most tokens to add. \\[default: 200 to plain text, else the form's]",

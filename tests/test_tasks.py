@@ -358,7 +358,7 @@ def test_a_question_is_asked_as_it_was_taught(chat):
         chat.answer(TEXT * 9)
 
 
-def test_a_translator_takes_the_one_pair_that_it_knows(chat):
+def test_a_translator_takes_the_one_pair_that_it_knows(chat, plain):
     chat.tasks = {"translate": {"languages": [["en", "de"], ["de", "en"]]}}
     with pytest.raises(
         ValueError, match=r"en to de, de to en: give `source` and `target`"
@@ -368,3 +368,6 @@ def test_a_translator_takes_the_one_pair_that_it_knows(chat):
         chat.answer("Hi", source="en")
     given = {"source": "de", "target": "en"}
     assert chat.answer("Hi", 4, **given) == chat.translate("Hi", 4, **given)
+    # a short context is shared by the prompt and the answer
+    plain.tasks = {"translate": {}}
+    assert plain.translate("Hi", **given) == plain.translate("Hi", 48, **given)

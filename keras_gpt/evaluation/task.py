@@ -16,8 +16,6 @@ from keras_gpt.evaluation.metrics import (
 )
 from keras_gpt.generation import score
 
-_MOST_NEW_TOKENS = {"summarize": 64, "translate": 128}
-
 
 @dataclass(frozen=True)
 class TaskEvaluation:
@@ -65,8 +63,8 @@ def evaluate_task(
         lm: A `LanguageModel`.
         path: JSON Lines or Parquet, with the fields of one task (`keras_gpt.tasks`).
         limit: Take only so many of the first examples.
-        max_new_tokens: Most tokens of an answer. Defaults to 64 for summaries and 128
-            for translations.
+        max_new_tokens: Most tokens of an answer. Defaults to those of
+            `LanguageModel.summarize` and `translate`.
         batch_size: Texts at once.
         on_progress: Called with the number of prompts that were answered.
         **controls: As of `LanguageModel.summarize` and `translate`.
@@ -85,8 +83,6 @@ def evaluate_task(
     answers = _evaluate_answers(lm, examples)
     controls["batch_size"] = batch_size
     controls["on_progress"] = on_progress
-    if max_new_tokens is None:
-        max_new_tokens = _MOST_NEW_TOKENS.get(name)
     controls["max_new_tokens"] = max_new_tokens
     if name == "summarize":
         predictions = lm.summarize([r["text"] for r in records], **controls)

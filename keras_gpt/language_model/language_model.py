@@ -537,7 +537,10 @@ class LanguageModel:
         return tasks.answer(self, prompts, max_new_tokens, **options)
 
     def summarize(
-        self, texts: str | Sequence[str], max_new_tokens: int = 64, **options
+        self,
+        texts: str | Sequence[str],
+        max_new_tokens: int | None = None,
+        **options,
     ) -> str | list[str]:
         """Summarize texts.
 
@@ -546,7 +549,8 @@ class LanguageModel:
 
         Args:
             texts: One text or several.
-            max_new_tokens: Most tokens of a summary.
+            max_new_tokens: Most tokens of a summary. Defaults to 64, or to half of a
+                shorter context.
             **options: Controls as of `generate`, but greedy unless `temperature` is
                 given; `batch_size`, texts at once, by default 8; and `on_progress`,
                 called with the number of prompts that are done. With `lookup_tokens`
@@ -557,6 +561,9 @@ class LanguageModel:
 
         Raises:
             ValueError: The model was neither tuned for it nor for instructions.
+
+        Warns:
+            UserWarning: Once, of a model that was tuned for instructions alone.
         """
         from keras_gpt import tasks
 
@@ -565,7 +572,7 @@ class LanguageModel:
     def translate(
         self,
         texts: str | Sequence[str],
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         *,
         source: str,
         target: str,
@@ -577,7 +584,8 @@ class LanguageModel:
 
         Args:
             texts: One text or several.
-            max_new_tokens: Most tokens of a part's translation.
+            max_new_tokens: Most tokens of a part's translation. Defaults to 128, or to
+                half of a shorter context.
             source: Code of the language of the texts, such as `"en"`.
             target: Code of the language to translate to.
             **options: As of `summarize`.
@@ -588,6 +596,9 @@ class LanguageModel:
         Raises:
             ValueError: The model was not tuned for these languages, or neither for
                 translation nor for instructions.
+
+        Warns:
+            UserWarning: As of `summarize`.
         """
         from keras_gpt import tasks
 

@@ -11,6 +11,8 @@ from keras_gpt.language_model.completion import encode_messages, encode_prompts
 from keras_gpt.tasks.cutting import cut
 from keras_gpt.tasks.prompts import ask, encode_prompt, find_languages
 
+# of an answer, unless a caller says otherwise
+MOST_NEW_TOKENS = {"generate": 64, "chat": 256, "summarize": 64, "translate": 128}
 # by model the tasks that it was said not to be tuned for
 _WARNED = WeakKeyDictionary()
 
@@ -19,20 +21,17 @@ def answer(
     lm, prompts: str | Sequence[str], max_new_tokens: int | None = None, **options
 ) -> str | list[str]:
     """Answer prompts in the form of `lm.task`; see `LanguageModel.answer`."""
-    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if lm.task == "summarize":
-        return lm.summarize(prompts, **limit, **options)
+        return lm.summarize(prompts, max_new_tokens, **options)
     if lm.task == "translate":
-        return lm.translate(prompts, **limit, **_choose_languages(lm, options))
+        return lm.translate(prompts, max_new_tokens, **_choose_languages(lm, options))
     rows = [prompts] if isinstance(prompts, str) else list(prompts)
+    most = MOST_NEW_TOKENS[lm.task] if max_new_tokens is None else max_new_tokens
     if lm.task == "chat":
-        limit = limit or {"max_new_tokens": 256}  # as of `LanguageModel.chat`
-        ids = [
-            encode_messages(lm, ask(lm, "complete", row, {}), **limit) for row in rows
-        ]
+        ids = [encode_messages(lm, ask(lm, "complete", row, {}), most) for row in rows]
     else:
         ids = encode_prompts(lm.tokenizer, rows)
-    texts = _generate_each(lm, ids, **limit, **options)
+    texts = _generate_each(lm, ids, most, **options)
     return texts[0] if isinstance(prompts, str) else texts
 
 
@@ -50,22 +49,23 @@ def stream_answer(
     Yields:
         Pieces that together are the answer; a summary or translation in one.
     """
-    limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    most = MOST_NEW_TOKENS[lm.task] if max_new_tokens is None else max_new_tokens
     if lm.task == "chat":
-        yield from lm.stream_chat(ask(lm, "complete", prompt, {}), **limit, **options)
+        yield from lm.stream_chat(ask(lm, "complete", prompt, {}), most, **options)
     elif lm.task == "generate":
-        yield from lm.stream(prompt, **limit, **options)
+        yield from lm.stream(prompt, most, **options)
     else:
-        yield answer(lm, prompt, **limit, **options)
+        yield answer(lm, prompt, max_new_tokens, **options)
 
 
 def summarize(
-    lm, texts: str | Sequence[str], max_new_tokens: int = 64, **options
+    lm, texts: str | Sequence[str], max_new_tokens: int | None = None, **options
 ) -> str | list[str]:
     """Summarize texts; see `LanguageModel.summarize`."""
     _check_task(lm, "summarize")
     rows = [texts] if isinstance(texts, str) else list(texts)
-    most = _room(lm, max_new_tokens) - len(encode_prompt(lm, "summarize", "", {}))
+    max_new_tokens, room = _share_context(lm, "summarize", max_new_tokens)
+    most = room - len(encode_prompt(lm, "summarize", "", {}))
     pending = range(len(rows))
     while pending:
         parts = [cut(rows[i], _counter(lm), most) for i in pending]
@@ -89,7 +89,7 @@ def summarize(
 def translate(
     lm,
     texts: str | Sequence[str],
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     *,
     source: str,
     target: str,
@@ -105,7 +105,7 @@ def translate(
     languages = find_languages({"source_language": source, "target_language": target})
     _check_task(lm, "translate")
     rows = [texts] if isinstance(texts, str) else list(texts)
-    room = _room(lm, max_new_tokens)
+    max_new_tokens, room = _share_context(lm, "translate", max_new_tokens)
     most = min(
         room - len(encode_prompt(lm, "translate", "", languages)),
         max_new_tokens * 2 // 3,  # a translation is about as long as its source
@@ -131,13 +131,14 @@ def translate(
 def _answer_each(lm, prompts, max_new_tokens, **options):
     """The answer to each prompt of token ids, greedy unless asked otherwise."""
     options = {"temperature": 0.0, **options}
-    texts = _generate_each(lm, prompts, max_new_tokens=max_new_tokens, **options)
+    texts = _generate_each(lm, prompts, max_new_tokens, **options)
     return [text.strip() for text in texts]
 
 
 def _generate_each(
     lm,
     prompts: list[list[int]],
+    max_new_tokens: int,
     *,
     batch_size: int = 8,
     on_progress: Callable[[int], None] | None = None,
@@ -154,7 +155,10 @@ def _generate_each(
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         found = lm.generate_from_ids(
-            [prompts[i] for i in chosen], seed=[seeds[i] for i in chosen], **controls
+            [prompts[i] for i in chosen],
+            max_new_tokens,
+            seed=[seeds[i] for i in chosen],
+            **controls,
         )
         for i, text in zip(chosen, found, strict=True):
             texts[i] = text
@@ -205,13 +209,16 @@ def _check_task(lm, name):
         )
 
 
-def _room(lm, max_new_tokens):
-    """Most ids of a prompt."""
-    room = lm.model.config.context_length - max_new_tokens
+def _share_context(lm, name, max_new_tokens):
+    """Most tokens of an answer, by default half of a short context; of a prompt."""
+    context_length = lm.model.config.context_length
+    if max_new_tokens is None:
+        max_new_tokens = min(MOST_NEW_TOKENS[name], context_length // 2)
+    room = context_length - max_new_tokens
     if max_new_tokens < 1 or room < 1:
         raise ValueError(
             "`max_new_tokens` must be at least 1 and below the context length. "
             f"Received: max_new_tokens={max_new_tokens}, "
-            f"context_length={lm.model.config.context_length}."
+            f"context_length={context_length}."
         )
-    return room
+    return max_new_tokens, room
