@@ -7,6 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from keras_gpt.controls import CONTROLS
+from keras_gpt.export.checks import check
 from keras_gpt.export.decode_loop import generate_ids
 from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
@@ -105,7 +106,7 @@ class ServedModel:
         controls = self._check_controls(tf.shape(token_ids)[0], controls)
         most = self.settings.max_prompt_tokens
         t = tf.shape(token_ids)[1]
-        lengths = _check(
+        lengths = check(
             (lengths >= 1) & (lengths <= tf.minimum(most, t)),
             lengths,
             f"`lengths` must be from 1 to {most} and to the width of `token_ids`",
@@ -113,7 +114,7 @@ class ServedModel:
         vocab_size = self.weights.model.config.vocab_size
         is_padding = tf.logical_not(tf.sequence_mask(lengths, t))
         is_id = (token_ids >= 0) & (token_ids < vocab_size)
-        token_ids = _check(
+        token_ids = check(
             is_id | is_padding,
             token_ids,
             f"`token_ids` must be from 0 to {vocab_size - 1}",
@@ -160,7 +161,7 @@ class ServedModel:
     def _encode_prompts(self, name, texts, most):
         """Ids and lengths of texts, as `LanguageModel` gives them to its model."""
         batch_size = tf.shape(texts)[0]
-        texts = _check(
+        texts = check(
             batch_size > 0, texts, f"`{name}` must have at least one row", batch_size
         )
         token_ids, lengths = self.encoder(texts)
@@ -176,7 +177,7 @@ class ServedModel:
             token_ids = tf.where(is_empty[:, None], self.end_id, token_ids)
             lengths = tf.maximum(lengths, 1)
         else:
-            lengths = _check(
+            lengths = check(
                 tf.logical_not(is_empty),
                 lengths,
                 f"`{name}` must not be empty: this tokenizer has no end-of-text token "
@@ -185,7 +186,7 @@ class ServedModel:
             )
         is_short = lengths <= most
         message = f"`{name}` is longer than {most} tokens: each row's number is shown"
-        token_ids = _check(is_short, token_ids, message, lengths)
+        token_ids = check(is_short, token_ids, message, lengths)
         return token_ids, lengths
 
     def _check_controls(self, batch_size, values):
@@ -199,7 +200,7 @@ class ServedModel:
             sizes = tf.stack([tf.shape(rows)[0], batch_size])
             is_alike = (sizes[0] == batch_size) & (batch_size > 0)
             message = f"`{name}` must have one value for each of at least one row"
-            rows = _check(is_alike, rows, message, sizes)
+            rows = check(is_alike, rows, message, sizes)
             control = dataclasses.replace(
                 CONTROLS[name], off=None, **bounds.get(name, {})
             )
@@ -210,28 +211,8 @@ class ServedModel:
             is_above = numbers > least if control.is_least_open else numbers >= least
             is_valid = is_above & (numbers <= most) & tf.math.is_finite(numbers)
             message = f"`{name}` must be {control.wanted}"
-            controls[name] = _check(is_valid, rows, message)
+            controls[name] = check(is_valid, rows, message)
         return controls
-
-
-def _check(condition, values, message, received=None):
-    """Fail unless all of a condition holds; what uses the result waits for that.
-
-    Args:
-        condition: Booleans.
-        values: A tensor.
-        message: What is wrong, up to "Received".
-        received: What to show. Defaults to the values.
-
-    Returns:
-        The values.
-    """
-    received = values if received is None else received
-    holds = tf.debugging.Assert(
-        tf.reduce_all(condition), [f"{message}. Received:", received]
-    )
-    with tf.control_dependencies([holds]):
-        return tf.identity(values)
 
 
 def _count_tokens(tokens):

@@ -86,9 +86,14 @@ class TextEncoder(tf.Module):
         """Encode each row; see `make_text_encoder`."""
         # On a server with a GPU each small operation would cost two copies
         with tf.device("CPU:0"):
-            token_ids = self.encode(replace_invalid(tf.convert_to_tensor(text)))
+            token_ids = self.ragged(text)
             lengths = tf.cast(token_ids.row_lengths(), tf.int32)
             return token_ids.to_tensor(PADDING_ID), lengths
+
+    def ragged(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Encode each row to ragged ids `(b, None)`."""
+        with tf.device("CPU:0"):
+            return self.encode(replace_invalid(tf.convert_to_tensor(text)))
 
 
 class TextDecoder(tf.Module):

@@ -115,11 +115,28 @@ class Tokenizer(ABC):
 
     def _encode_special(self, text: str) -> list[int]:
         """Ids of text in which the names of special tokens are these tokens."""
-        ids = []
-        # The pattern is one group: every second part is a special token
-        for index, part in enumerate(self._special_pattern.split(text)):
-            ids += [self._special_tokens[part]] if index % 2 else self._encode(part)
-        return ids
+        return [
+            token_id
+            for part in self.split_special(text)
+            for token_id in (self._encode(part) if isinstance(part, str) else [part])
+        ]
+
+    def split_special(self, text: str) -> list[str | int]:
+        """Cut a text at the special tokens that it spells.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Ordinary texts, which may be empty, with an id between any two.
+        """
+        if not self._special_tokens:
+            return [text]
+        # the pattern is one group: every second part is a special token
+        return [
+            self._special_tokens[part] if index % 2 else part
+            for index, part in enumerate(self._special_pattern.split(text))
+        ]
 
     def encode_batch(
         self, texts: Iterable[str], allow_special: bool = False

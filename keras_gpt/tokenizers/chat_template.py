@@ -79,11 +79,11 @@ class ChatTemplate:
         budget = _Budget()
         values = {
             **self.special_tokens,
+            "strftime_now": lambda form: datetime.now().strftime(form),
             **variables,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "raise_exception": _refuse,
-            "strftime_now": lambda form: datetime.now().strftime(form),
             "range": budget.range,
         }
         text = []
@@ -232,9 +232,14 @@ def encode_answers(
 
 
 def _encode(tokenizer, text, mark):
-    """Ids of a rendered text; in special tokens with a mark, the halves are text."""
-    parts = [text] if mark is None else text.split(mark)
-    return [i for part in parts for i in tokenizer.encode(part, allow_special=True)]
+    """Ids of a rendered text, in which special tokens with a mark inside are text."""
+    if mark is None:
+        return tokenizer.encode(text, allow_special=True)
+    ids = []
+    for part in tokenizer.split_special(text):
+        is_text = isinstance(part, str)
+        ids += tokenizer.encode(part.replace(mark, "")) if is_text else [part]
+    return ids
 
 
 def _shield(messages, tokenizer):
@@ -287,7 +292,7 @@ def _refuse(message):
 
 def _environment():
     """Jinja as Transformers sets it up, with smaller powers."""
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
@@ -302,8 +307,17 @@ def _environment():
                 _Budget().spend(len(left) + len(right))
             return super().call_binop(context, operator, left, right)
 
+    class Generation(Extension):
+        """Transformers' mark around what the assistant wrote: here just what it is."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = _to_json
     for name in ("center", "format"):
