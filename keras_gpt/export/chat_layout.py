@@ -19,18 +19,18 @@ ROLES = ("system", "user", "assistant")
 EDGE = len(ROLES)
 # What Python's `str.strip` takes away, as characters of a regular expression's class
 SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
-_TRIM = f"^[{SPACES}]+|[{SPACES}]+$"
+TRIM = f"^[{SPACES}]+|[{SPACES}]+$"
 THOUGHT_END = "</think>"
 THOUGHT = f"(?s)^.*{THOUGHT_END}"
 # What templates do to a content: regular expressions of what they take away, one after
 # the other, written alike for Python and for RE2
 CHANGES = {
     "nothing": (),
-    "trim": (_TRIM,),
+    "trim": (TRIM,),
     "forget thoughts": (THOUGHT,),
     "forget thoughts and line breaks behind": (THOUGHT + r"\n*",),
     "forget thoughts, then line breaks": (THOUGHT, r"^\n+"),
-    "forget thoughts, then trim": (THOUGHT, _TRIM),
+    "forget thoughts, then trim": (THOUGHT, TRIM),
 }
 _MARK = "\ufdd0{}\ufdd1"
 _PROBES = (

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS, check_control
+from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
 
 # What each row of a request chooses; other controls are fixed by the export
@@ -15,6 +16,8 @@ LIMIT = 2**30  # a control beyond it is as this, which int32 and float32 hold
 MOST_NEW_TOKENS = 2**20
 WEIGHTS = ("float32", "bfloat16", "int8")
 FLAVOURS = ("stock", "xla")
+TASKS = ("generate", "chat", "summarize", "translate")
+OWN = -1  # in place of a control, for the model's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +25,13 @@ class Settings:
     """What is fixed when a model is exported; `check` makes it from what callers give.
 
     Attributes:
-        max_new_tokens: Most new tokens, and how many `serving_default` makes.
+        default: The task of `serving_default`.
+        tasks: Names of all tasks that have a signature.
+        layout: What the chat template writes around messages, if a task needs it.
+        max_new_tokens: Most new tokens of an answer.
         max_prompt_tokens: Longest prompt.
         stop_ids: Token ids that end a text.
-        temperature: `serving_default`'s, as are the next three.
+        temperature: For requests that choose none, as are the next three.
         top_k: As in `CONTROLS`, without `None`, as are the others.
         top_p: As above.
         seed: The same for each row.
@@ -36,6 +42,9 @@ class Settings:
         batch_sizes: Numbers of rows that the server is warmed up with.
     """
 
+    default: str
+    tasks: tuple[str, ...]
+    layout: ChatLayout | None
     max_new_tokens: int
     max_prompt_tokens: int
     stop_ids: tuple[int, ...]
@@ -54,6 +63,7 @@ class Settings:
         cls,
         lm: Any,
         *,
+        default: str | None,
         max_new_tokens: int,
         max_prompt_tokens: int | None,
         stop_ids: Sequence[int] | None,
@@ -87,7 +97,11 @@ class Settings:
         controls = {name: check_control(name, value) for name, value in given.items()}
         for name in controls.keys() - {"seed"}:
             controls[name] = min(controls[name], LIMIT)
+        tasks, layout = _choose_tasks(lm, default)
         return cls(
+            default=default or lm.task,
+            tasks=tasks,
+            layout=layout,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
             stop_ids=tuple(stop_ids),
@@ -96,6 +110,30 @@ class Settings:
             batch_sizes=tuple(batch_sizes),
             **controls,
         )
+
+
+def _choose_tasks(lm, default):
+    """The tasks that have signatures, and the layout of the chat template."""
+    if default is not None:
+        _check_choice("default", default, TASKS)
+    layout = None
+    if lm.chat_template is not None:
+        try:
+            layout = learn_layout(lm.chat_template)
+        except ValueError:
+            if default != "generate":
+                raise
+            return ("generate",), None
+    able = {"generate", *lm.tasks, *([] if layout is None else TASKS)}
+    if default is not None and default not in able:
+        raise ValueError(
+            f"The model can't {default}: it was neither tuned for it nor has it a chat "
+            f"template. Received: default={default!r}."
+        )
+    wanted = {"generate", *lm.tasks, default or lm.task}
+    if layout is not None:
+        wanted.add("chat")
+    return tuple(task for task in TASKS if task in wanted), layout
 
 
 def _check_integer(name, value, least, most):

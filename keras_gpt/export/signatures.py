@@ -7,11 +7,13 @@ import dataclasses
 import tensorflow as tf
 
 from keras_gpt.controls import CONTROLS
+from keras_gpt.export.chat_ops import ChatEncoder
 from keras_gpt.export.checks import check
 from keras_gpt.export.decode_loop import generate_ids
-from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
+from keras_gpt.export.settings import LIMIT, OWN, ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
 from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
+from keras_gpt.export.task_ops import TaskAnswers
 from keras_gpt.generation.scoring import score_program
 
 
@@ -31,7 +33,17 @@ class ServedModel:
         self.decoder = TextDecoder(tokenizer)
         self.start_ids = list(tokenizer.start_ids)
         self.end_id = tokenizer.end_of_text_id
-        # one graph, which three signatures call
+        self.encode_chat = None
+        if settings.layout is not None:
+            self.encode_chat = ChatEncoder(settings.layout, tokenizer, self.encoder)
+        self.task_answers = {
+            name: TaskAnswers(
+                lm, name, settings, self.encoder, self.encode_chat, self._answer_greedily
+            )
+            for name in settings.tasks
+            if name in ("summarize", "translate")
+        }
+        # one graph, which all signatures that write text call
         self._continue = tf.function(
             self._continue, autograph=False, reduce_retracing=True
         )
@@ -49,12 +61,13 @@ class ServedModel:
         root.expanded = self.weights.expanded
         root.encoder = self.encoder
         root.decoder = self.decoder
+        root.encode_chat = self.encode_chat
+        root.task_answers = self.task_answers
         tf.saved_model.save(root, str(path), signatures=self.signatures())
 
     def signatures(self):
         """The signatures by name, traced."""
-        text = tf.TensorSpec([None], tf.string, name="text")
-        prompt = tf.TensorSpec([None], tf.string, name="prompt")
+        tasks = {name: self._task_signature(name) for name in self.settings.tasks}
         controls = [
             tf.TensorSpec([None], CONTROLS[name].dtype, name=name)
             for name in ROW_CONTROLS
@@ -62,12 +75,16 @@ class ServedModel:
         token_ids = tf.TensorSpec([None, None], tf.int32, name="token_ids")
         lengths = tf.TensorSpec([None], tf.int32, name="lengths")
         inputs = {
-            "serving_default": (self.complete, [prompt]),
-            "generate": (self.generate, [prompt, *controls]),
+            "serving_default": self._default_signature(),
+            **tasks,
+            "generate": (self.generate, [_strings("prompt"), *controls]),
             "generate_ids": (self.generate_ids, [token_ids, lengths, *controls]),
-            "score": (self.score, [text]),
-            "tokenize": (self.tokenize, [text]),
+            "score": (self.score, [_strings("text")]),
+            "tokenize": (self.tokenize, [_strings("text")]),
         }
+        if "chat" in tasks:
+            messages = tasks["chat"][1]
+            inputs["chat_with_controls"] = (self.chat, [*messages, *controls])
         return {
             name: tf.function(
                 function, input_signature=specs, autograph=False
@@ -75,23 +92,79 @@ class ServedModel:
             for name, (function, specs) in inputs.items()
         }
 
-    def complete(self, prompt):
-        """Continue prompts with the controls that were fixed."""
-        controls = [
-            tf.fill(
-                tf.shape(prompt),
-                tf.constant(getattr(self.settings, name), CONTROLS[name].dtype),
+    def _task_signature(self, name):
+        """The method of a task, and its inputs: texts alone."""
+        text = _strings("text")
+        if name == "summarize":
+            return self.summarize, [text]
+        if name == "translate":
+            return self.translate, [text, _strings("source"), _strings("target")]
+        if name == "chat":
+            shape = [None, None]
+            return self.chat, [_strings("roles", shape), _strings("contents", shape)]
+        return self.generate, [_strings("prompt")]
+
+    def _default_signature(self):
+        """As `_task_signature`, but the input is one `prompt` where one will do."""
+        method, specs = self._task_signature(self.settings.default)
+        prompt = _strings("prompt")
+        if method == self.chat:
+            return self.answer, [prompt]
+        if method == self.translate:
+            pairs = self.task_answers["translate"].pairs
+            return (
+                (self.translate, [prompt, *specs[1:]])
+                if len(pairs) > 1
+                else (self.translate_only_pair, [prompt])
             )
-            for name in ROW_CONTROLS
-        ]
-        return self.generate(prompt, *controls)
+        return method, [prompt]
 
     def generate(self, prompt, *controls):
-        """Continue prompts, each row with its own `ROW_CONTROLS`."""
+        """Continue prompts, each row with its own `ROW_CONTROLS`, or the model's."""
         controls = self._check_controls(tf.shape(prompt)[0], controls)
         token_ids, lengths = self._encode_prompts(
             "prompt", prompt, self.settings.max_prompt_tokens
         )
+        return self._write(token_ids, lengths, controls)
+
+    def chat(self, roles, contents, *controls):
+        """Answer the last messages of conversations, with controls as `generate`."""
+        controls = self._check_controls(tf.shape(roles)[0], controls)
+        context_length = self.weights.model.config.context_length
+        room = context_length - tf.minimum(
+            controls["max_new_tokens"], context_length // 2
+        )
+        room = tf.minimum(room, self.settings.max_prompt_tokens)
+        token_ids, lengths = self.encode_chat(roles, contents, room)
+        return self._write(token_ids, lengths, controls)
+
+    def answer(self, prompt):
+        """Answer messages of a user."""
+        return self.chat(tf.fill([tf.shape(prompt)[0], 1], "user"), prompt[:, None])
+
+    def summarize(self, text):
+        """Summarize texts."""
+        return {"text": self.task_answers["summarize"].summarize(text)}
+
+    def translate(self, text, source, target):
+        """Translate texts between languages given by their codes."""
+        answers = self.task_answers["translate"]
+        return {"text": answers.translate(text, source, target)}
+
+    def translate_only_pair(self, prompt):
+        """Translate texts between the two languages that the model was tuned for."""
+        [pair] = self.task_answers["translate"].pairs
+        source, target = (tf.fill(tf.shape(prompt), code) for code in pair)
+        return self.translate(prompt, source, target)
+
+    def _answer_greedily(self, token_ids, lengths):
+        controls = self._own_controls(tf.shape(lengths)[0])
+        controls["temperature"] = tf.zeros_like(controls["temperature"])
+        tokens, _ = self._continue(token_ids, lengths, controls)
+        return self.decoder(tokens)
+
+    def _write(self, token_ids, lengths, controls):
+        """The text that follows token ids, and what is known about it."""
         tokens, _ = self._continue(token_ids, lengths, controls)
         num_tokens = _count_tokens(tokens)
         is_stopped = num_tokens < controls["max_new_tokens"]
@@ -99,6 +172,16 @@ class ServedModel:
             "text": self.decoder(tokens),
             "num_tokens": num_tokens,
             "finish_reason": tf.where(is_stopped, "stop", "length"),
+        }
+
+    def _own_controls(self, batch_size):
+        """The model's own controls for each row."""
+        return {
+            name: tf.fill(
+                [batch_size],
+                tf.constant(getattr(self.settings, name), CONTROLS[name].dtype),
+            )
+            for name in ROW_CONTROLS
         }
 
     def generate_ids(self, token_ids, lengths, *controls):
@@ -190,13 +273,16 @@ class ServedModel:
         return token_ids, lengths
 
     def _check_controls(self, batch_size, values):
-        """Fail with a message that names the control, what came and what is wanted."""
+        """The controls of each row by name, the model's own where none are given.
+
+        One out of its range fails with a message that says what is wanted.
+        """
         bounds = {
             "max_new_tokens": {"most": self.settings.max_new_tokens},
             "top_k": {"least": 0},  # for no limit
         }
-        controls = {}
-        for name, rows in zip(ROW_CONTROLS, values, strict=True):
+        controls = self._own_controls(batch_size)
+        for name, rows in zip(ROW_CONTROLS, values, strict=False):
             sizes = tf.stack([tf.shape(rows)[0], batch_size])
             is_alike = (sizes[0] == batch_size) & (batch_size > 0)
             message = f"`{name}` must have one value for each of at least one row"
@@ -207,12 +293,17 @@ class ServedModel:
             least, most = (
                 tf.cast(bound, tf.float64) for bound in (control.least, control.most)
             )
+            rows = tf.where(rows == OWN, controls[name], rows)
             numbers = tf.cast(rows, tf.float64)
             is_above = numbers > least if control.is_least_open else numbers >= least
             is_valid = is_above & (numbers <= most) & tf.math.is_finite(numbers)
-            message = f"`{name}` must be {control.wanted}"
+            message = f"`{name}` must be {control.wanted}, or {OWN} for the model's own"
             controls[name] = check(is_valid, rows, message)
         return controls
+
+
+def _strings(name, shape=(None,)):
+    return tf.TensorSpec(shape, tf.string, name=name)
 
 
 def _count_tokens(tokens):

@@ -6,11 +6,11 @@ What an exported model does by TensorFlow operations, part by part the same.
 import re
 from collections.abc import Callable
 
-_WIDE_ENDS = "\u3002\uff01\uff1f"  # of sentences that no space follows
+WIDE_ENDS = "\u3002\uff01\uff1f"  # of sentences that no space follows
 # white space and the word behind it
-_WORD = re.compile(rf"\s*[^\s{_WIDE_ENDS}]*[{_WIDE_ENDS}]?")
-_ENDS_OF_SENTENCES = (*".!?", *_WIDE_ENDS)
-_ANYWHERE = 4
+_WORD = re.compile(rf"\s*[^\s{WIDE_ENDS}]*[{WIDE_ENDS}]?")
+ENDS_OF_SENTENCES = (*".!?", *WIDE_ENDS)
+ANYWHERE = 4
 
 
 def cut(text: str, count: Callable[[list[str]], list[int]], most: int) -> list[str]:
@@ -38,7 +38,7 @@ def cut(text: str, count: Callable[[list[str]], list[int]], most: int) -> list[s
             continue
         pieces += word
         counts += count(list(word))
-        levels += [_ANYWHERE] * (len(word) - 1)
+        levels += [ANYWHERE] * (len(word) - 1)
     if most < max(counts, default=1) or most < 1:
         raise ValueError(
             "Not even one character fits beside the instruction and the answer. Lower "
@@ -61,6 +61,6 @@ def _level(before: str, word: str) -> int:
     """How good a boundary is between two words, from 0, the best."""
     if "\n" in word:
         return 0 if word.count("\n") > 1 else 1
-    if before.endswith(_ENDS_OF_SENTENCES):
+    if before.endswith(ENDS_OF_SENTENCES):
         return 2
-    return 3 if word[0].isspace() else _ANYWHERE
+    return 3 if word[0].isspace() else ANYWHERE
