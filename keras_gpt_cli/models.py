@@ -131,6 +131,13 @@ def export(
     next_version: Annotated[
         bool, typer.Option("--next-version", help="Choose the next number in PATH.")
     ] = False,
+    default: Annotated[
+        options.ServedTask | None,
+        typer.Option(
+            help="What serving_default does. \\[default: what the model was tuned for, "
+            "else chat where it has a chat template, else generate]"
+        ),
+    ] = None,
     max_new_tokens: options.MaxNewTokens = 64,
     max_prompt_tokens: Annotated[
         int | None,
@@ -169,6 +176,7 @@ def export(
     folder = lm.export(
         path,
         next_version=next_version,
+        default=default and str(default),
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         weights=weights and str(weights),
@@ -178,8 +186,8 @@ def export(
         **options.sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
     note(
-        f"How to serve and ask it: {folder / 'README.md'}. Its signatures: "
-        "serving_default, generate, generate_ids, score, tokenize."
+        f"How to serve and ask it: {folder / 'README.md'}. Its default is to "
+        f"{default or lm.task}."
     )
 
 

@@ -117,6 +117,15 @@ class Flavour(StrEnum):
     XLA = "xla"
 
 
+class ServedTask(StrEnum):
+    """What an exported model's default signature does."""
+
+    CHAT = "chat"
+    SUMMARIZE = "summarize"
+    TRANSLATE = "translate"
+    GENERATE = "generate"
+
+
 StoredWeights = Annotated[
     Weights | None,
     typer.Option(help="Fewer bits take less memory; int8 changes answers slightly."),

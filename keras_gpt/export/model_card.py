@@ -3,12 +3,20 @@
 import dataclasses
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 from keras_gpt.export.settings import LIMIT
 from keras_gpt.export.warmup import sample_rows
 
 FILE = "README.md"
+_MOST_PAIRS = 8
+_DEFAULTS = {
+    "chat": "Answers one message of a user for each row, as `chat` does",
+    "summarize": "As `summarize`",
+    "translate": "As `translate`, with the languages if there are several pairs",
+    "generate": "Continues plain text, as `generate` does",
+}
 _XLA = """
 **This export needs XLA.** Its decode loop is compiled when it is first called with a \
 batch size and a length. TensorFlow Serving refuses it unless it was started with \
@@ -35,9 +43,12 @@ def write_model_card(
     source = ", ".join(f"{key} {value}" for key, value in lm.source.items())
     loss = f", which adds {losses[1] - losses[0]:+.4f} nats per token" if losses else ""
     needs_xla = settings.flavour == "xla"
-    fields = dataclasses.asdict(settings)
-    fields |= {signature: _body(signature, row) for signature, row in rows.items()}
-    fields |= {
+    requests = [
+        f"curl http://localhost:8501/v1/models/{name}:predict -d "
+        f"'{_body(signature, rows[signature])}'"
+        for signature in settings.signatures
+    ]
+    fields = dataclasses.asdict(settings) | {
         "name": name,
         "num_parameters": lm.model.count_params(),
         "context_length": lm.model.config.context_length,
@@ -47,20 +58,62 @@ def write_model_card(
         "weights": weights,
         "loss": loss,
         "source": f"\nMade from {source}.\n" if source else "",
+        "tasks": _describe_tasks(lm.tasks),
         "flavour": _XLA if needs_xla else "",
         "flags": " \\\n  --xla_cpu_compilation_enabled=true" if needs_xla else "",
+        "requests": "\n".join(requests),
+        "call": _call(settings, json.dumps(rows["generate"]["prompt"])),
+        "default": _DEFAULTS[settings.default],
+        "languages": _list_languages(settings.languages),
         "stop_ids": ", ".join(map(str, settings.stop_ids)) or "none",
-        "prompt": json.dumps(rows["generate"]["prompt"]),
+        "template": _show_template(lm.chat_template),
     }
     if settings.top_k == LIMIT:
         fields["top_k"] = "without limit"
-    template = Path(__file__).with_name("model_card.md").read_text("utf-8")
-    (folder / FILE).write_text(template.format(**fields), encoding="utf-8")
+    card = Path(__file__).with_name("model_card.md").read_text("utf-8")
+    for signature in re.findall("### `(.*)`", card):
+        if signature not in settings.signatures:
+            card = re.sub(f"(?s)### `{signature}`.*?(?=### )", "", card)
+    (folder / FILE).write_text(card.format(**fields), encoding="utf-8")
 
 
 def _body(signature, row):
     """The body of a REST request."""
-    # one input may stand alone
-    instance = row if len(row) > 1 else next(iter(row.values()))
+    # one input that is no list may stand alone
+    [*values] = row.values()
+    instance = values[0] if len(values) == 1 else row
     named = {} if signature == "serving_default" else {"signature_name": signature}
     return json.dumps({**named, "instances": [instance]})
+
+
+def _call(settings, text):
+    """How the client asks in the form of the default task."""
+    if settings.default == "chat":
+        return f'client.chat([{{"role": "user", "content": {text}}}])'
+    if settings.default == "translate":
+        source, target = settings.languages[0]
+        return f'client.translate({text}, source="{source}", target="{target}")'
+    return f"client.{settings.default}({text})"
+
+
+def _describe_tasks(tasks):
+    """What the model was tuned for, and how it was told."""
+    lines = [
+        f"- {name}"
+        + (f": {about['instruction']!r}" if about.get("instruction") else "")
+        for name, about in tasks.items()
+    ]
+    return "\nTuned for:\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _list_languages(pairs):
+    if len(pairs) > _MOST_PAIRS:
+        return ", ".join(sorted({code for pair in pairs for code in pair}))
+    return ", ".join(f"{source} to {target}" for source, target in pairs)
+
+
+def _show_template(template):
+    """The chat template, as a block of code."""
+    if template is None:
+        return ""
+    return f"\n## Chat template\n\n````jinja\n{template.template}\n````\n"

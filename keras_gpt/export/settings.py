@@ -1,6 +1,7 @@
 """What is fixed when a model is exported, checked."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Self
@@ -9,6 +10,7 @@ from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS, check_control
 from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
+from keras_gpt.tasks import LANGUAGES
 
 # What each row of a request chooses; other controls are fixed by the export
 ROW_CONTROLS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -16,7 +18,7 @@ LIMIT = 2**30  # a control beyond it is as this, which int32 and float32 hold
 MOST_NEW_TOKENS = 2**20
 WEIGHTS = ("float32", "bfloat16", "int8")
 FLAVOURS = ("stock", "xla")
-TASKS = ("generate", "chat", "summarize", "translate")
+TASKS = ("chat", "summarize", "translate", "generate")
 OWN = -1  # in place of a control, for the model's own
 
 
@@ -27,7 +29,8 @@ class Settings:
     Attributes:
         default: The task of `serving_default`.
         tasks: Names of all tasks that have a signature.
-        layout: What the chat template writes around messages, if a task needs it.
+        layout: What the chat template writes around messages, if there is one.
+        languages: Pairs of languages that `translate` knows.
         max_new_tokens: Most new tokens of an answer.
         max_prompt_tokens: Longest prompt.
         stop_ids: Token ids that end a text.
@@ -45,6 +48,7 @@ class Settings:
     default: str
     tasks: tuple[str, ...]
     layout: ChatLayout | None
+    languages: tuple[tuple[str, str], ...]
     max_new_tokens: int
     max_prompt_tokens: int
     stop_ids: tuple[int, ...]
@@ -102,6 +106,7 @@ class Settings:
             default=default or lm.task,
             tasks=tasks,
             layout=layout,
+            languages=_list_languages(lm),
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
             stop_ids=tuple(stop_ids),
@@ -110,6 +115,27 @@ class Settings:
             batch_sizes=tuple(batch_sizes),
             **controls,
         )
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """Names of all signatures."""
+        more = ("chat_with_controls",) if "chat" in self.tasks else ()
+        return (
+            "serving_default",
+            *self.tasks,
+            *more,
+            "generate_ids",
+            "score",
+            "tokenize",
+        )
+
+
+def _list_languages(lm):
+    """The pairs of languages, source and target, that a model is asked to translate."""
+    noted = lm.tasks.get("translate", {}).get("languages")
+    if noted is None:
+        return tuple(itertools.permutations(LANGUAGES, 2))
+    return tuple(map(tuple, noted))
 
 
 def _choose_tasks(lm, default):

@@ -12,8 +12,8 @@ from keras_gpt.export.checks import check
 from keras_gpt.export.decode_loop import generate_ids
 from keras_gpt.export.settings import LIMIT, OWN, ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
-from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
 from keras_gpt.export.task_ops import TaskAnswers
+from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
 from keras_gpt.generation.scoring import score_program
 
 
@@ -38,14 +38,23 @@ class ServedModel:
             self.encode_chat = ChatEncoder(settings.layout, tokenizer, self.encoder)
         self.task_answers = {
             name: TaskAnswers(
-                lm, name, settings, self.encoder, self.encode_chat, self._answer_greedily
+                lm,
+                name,
+                settings,
+                self.encoder,
+                self.encode_chat,
+                self._answer_greedily,
             )
             for name in settings.tasks
             if name in ("summarize", "translate")
         }
-        # one graph, which all signatures that write text call
+        # One graph, which all signatures that write text call. The server optimizes a
+        # graph when it first runs, for seconds: not inlined, once for all signatures.
         self._continue = tf.function(
-            self._continue, autograph=False, reduce_retracing=True
+            self._continue,
+            autograph=False,
+            reduce_retracing=True,
+            experimental_attributes={"_noinline": True},
         )
 
     def save(self, path):
@@ -84,12 +93,12 @@ class ServedModel:
         }
         if "chat" in tasks:
             messages = tasks["chat"][1]
-            inputs["chat_with_controls"] = (self.chat, [*messages, *controls])
+            inputs["chat_with_controls"] = self.chat, [*messages, *controls]
         return {
             name: tf.function(
-                function, input_signature=specs, autograph=False
+                inputs[name][0], input_signature=inputs[name][1], autograph=False
             ).get_concrete_function()
-            for name, (function, specs) in inputs.items()
+            for name in self.settings.signatures
         }
 
     def _task_signature(self, name):
@@ -111,12 +120,9 @@ class ServedModel:
         if method == self.chat:
             return self.answer, [prompt]
         if method == self.translate:
-            pairs = self.task_answers["translate"].pairs
-            return (
-                (self.translate, [prompt, *specs[1:]])
-                if len(pairs) > 1
-                else (self.translate_only_pair, [prompt])
-            )
+            if len(self.settings.languages) > 1:
+                return method, [prompt, *specs[1:]]
+            return self.translate_only_pair, [prompt]
         return method, [prompt]
 
     def generate(self, prompt, *controls):
@@ -144,16 +150,18 @@ class ServedModel:
 
     def summarize(self, text):
         """Summarize texts."""
-        return {"text": self.task_answers["summarize"].summarize(text)}
+        summaries, num_parts = self.task_answers["summarize"].summarize(text)
+        return {"text": summaries, "num_parts": num_parts}
 
     def translate(self, text, source, target):
         """Translate texts between languages given by their codes."""
         answers = self.task_answers["translate"]
-        return {"text": answers.translate(text, source, target)}
+        translations, num_parts = answers.translate(text, source, target)
+        return {"text": translations, "num_parts": num_parts}
 
     def translate_only_pair(self, prompt):
         """Translate texts between the two languages that the model was tuned for."""
-        [pair] = self.task_answers["translate"].pairs
+        [pair] = self.settings.languages
         source, target = (tf.fill(tf.shape(prompt), code) for code in pair)
         return self.translate(prompt, source, target)
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_gpt.export.chat_layout import SPACES, TRIM
-from keras_gpt.export.checks import check
 from keras_gpt.export.chat_ops import ChatEncoder
+from keras_gpt.export.checks import check
 from keras_gpt.export.text_ops import TextEncoder, replace_invalid
 from keras_gpt.tasks.cutting import ANYWHERE, ENDS_OF_SENTENCES, WIDE_ENDS
 from keras_gpt.tasks.prompts import LANGUAGES, TASKS, ask, encode_prompt
@@ -44,8 +44,8 @@ class TaskAnswers(tf.Module):
         answer: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     ):
         super().__init__()
-        self.name = name
-        self.pairs = list_pairs(lm) if name == "translate" else [None]
+        self.task = name
+        self.pairs = settings.languages if name == "translate" else (None,)
         self.start_ids = list(lm.tokenizer.start_ids)
         self.encode, self.encode_chat, self.answer = encode, encode_chat, answer
         self.context_length = lm.model.config.context_length
@@ -59,34 +59,45 @@ class TaskAnswers(tf.Module):
             self.behind = tf.constant([frame[1] for frame in frames])
             self.most = tf.constant([min(longest, room - n) for n in overheads])
 
-    def summarize(self, texts: tf.Tensor) -> tf.Tensor:
-        """Summaries of texts, both strings `(b,)`."""
+    def summarize(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Summarize texts, strings `(b,)`.
+
+        Returns:
+            The summaries, and into how many parts each text was cut, int32 `(b,)`.
+        """
         texts = replace_invalid(texts)
         kind = tf.zeros_like(tf.strings.length(texts))
 
-        def is_any_left(texts, is_left):
-            del texts
+        def is_any_left(texts, is_left, num_parts):
+            del texts, num_parts
             return tf.reduce_any(is_left)
 
-        def shorten(texts, is_left):
+        def shorten(texts, is_left, num_parts):
             rows = tf.where(is_left)
             given = tf.boolean_mask(texts, is_left)
             parts, answers = self._answer_parts(given, tf.boolean_mask(kind, is_left))
             joined = tf.strings.reduce_join(answers, axis=1, separator="\n")
-            is_again = parts.row_lengths() > 1
+            counts = _count_parts(parts)
+            is_again = counts > 1
             is_again &= _count_characters(joined) < _count_characters(given)
             return (
                 tf.tensor_scatter_nd_update(texts, rows, joined),
                 tf.tensor_scatter_nd_update(is_left, rows, is_again),
+                tf.tensor_scatter_nd_max(num_parts, rows, counts),
             )
 
-        state = (texts, tf.fill(tf.shape(texts), True))
-        return tf.while_loop(is_any_left, shorten, state)[0]
+        state = (texts, tf.fill(tf.shape(texts), True), kind)
+        texts, _, num_parts = tf.while_loop(is_any_left, shorten, state)
+        return texts, num_parts
 
     def translate(
         self, texts: tf.Tensor, source: tf.Tensor, target: tf.Tensor
-    ) -> tf.Tensor:
-        """Translations of texts; all are strings `(b,)`."""
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Translate texts; all arguments are strings `(b,)`.
+
+        Returns:
+            The translations, and into how many parts each text was cut, int32 `(b,)`.
+        """
         parts, answers = self._answer_parts(
             replace_invalid(texts), self._find_pairs(source, target)
         )
@@ -101,7 +112,7 @@ class TaskAnswers(tf.Module):
         )
         is_empty = tf.strings.regex_replace(inner, TRIM, "") == ""
         pieces = parts.with_flat_values(tf.where(is_empty, inner, pieces))
-        return tf.strings.reduce_join(pieces, axis=1)
+        return tf.strings.reduce_join(pieces, axis=1), _count_parts(parts)
 
     def _find_pairs(self, source, target):
         """Numbers of pairs of languages, checked."""
@@ -144,7 +155,7 @@ class TaskAnswers(tf.Module):
         return parts, parts.with_flat_values(answers)
 
     def _encode_questions(self, questions, kind):
-        if self.name == "translate":
+        if self.task == "translate":
             questions = tf.strings.regex_replace(questions, TRIM, "")
         texts = tf.strings.join(
             [tf.gather(self.before, kind), questions, tf.gather(self.behind, kind)]
@@ -158,14 +169,6 @@ class TaskAnswers(tf.Module):
         start = tf.tile(start, [tf.shape(texts)[0], 1])
         token_ids = tf.concat([start, tf.maximum(token_ids, 0)], axis=1)
         return token_ids, lengths + len(self.start_ids)
-
-
-def list_pairs(lm) -> list[tuple[str, str]]:
-    """The pairs of languages, source and target, that a model translates."""
-    noted = lm.tasks.get("translate", {}).get("languages")
-    if noted is None:
-        return [(a, b) for a in LANGUAGES for b in LANGUAGES]
-    return [tuple(pair) for pair in noted]
 
 
 def _name_languages(pair):
@@ -184,6 +187,10 @@ def _find_frame(lm, name, languages):
         prompt = message["content"]
     before, behind = prompt.split(_MARK)
     return before, behind
+
+
+def _count_parts(parts):
+    return tf.cast(parts.row_lengths(), tf.int32)
 
 
 def _count_characters(texts):

@@ -31,7 +31,8 @@ def write_warmup(tokenizer, settings, folder: str | Path, model_name: str) -> No
     path = Path(folder) / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for signature, row in sample_rows(tokenizer, settings, _NEW_TOKENS).items():
+        rows = sample_rows(tokenizer, settings, _NEW_TOKENS)
+        for signature, row in rows.items():
             is_batched = "temperature" in row
             for size in settings.batch_sizes if is_batched else [1]:
                 log = prediction_log_pb2.PredictionLog()
@@ -61,13 +62,23 @@ def sample_rows(tokenizer, settings, max_new_tokens: int) -> dict[str, dict[str,
         "top_p": 1.0,
         "seed": 0,
     }
-    return {
+    chat = {"roles": ["user"], "contents": [text]}
+    languages = {"source": settings.languages[0][0], "target": settings.languages[0][1]}
+    default = {"prompt": text}
+    if settings.default == "translate" and len(settings.languages) > 1:
+        default |= languages
+    rows = {
         "tokenize": {"text": text},
         "score": {"text": text},
-        "serving_default": {"prompt": text},
+        "serving_default": default,
+        "chat": chat,
+        "chat_with_controls": {**chat, **controls},
+        "summarize": {"text": text},
+        "translate": {"text": text, **languages},
         "generate": {"prompt": text, **controls},
         "generate_ids": {"token_ids": ids, "lengths": len(ids), **controls},
     }
+    return {name: row for name, row in rows.items() if name in settings.signatures}
 
 
 def sample_text(tokenizer, most: int) -> str:

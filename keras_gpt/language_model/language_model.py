@@ -257,6 +257,7 @@ class LanguageModel:
         self,
         path: str | Path,
         *,
+        default: str | None = None,
         max_new_tokens: int = 64,
         max_prompt_tokens: int | None = None,
         stop_ids: Sequence[int] | None = None,
@@ -270,12 +271,16 @@ class LanguageModel:
         """Write a SavedModel that TensorFlow Serving serves as text in, text out.
 
         Its signatures are described in the README.md that is written with it:
-        `serving_default`, `generate`, `generate_ids`, `score` and `tokenize`. On
-        JAX and PyTorch, TensorFlow writes it in a process of its own.
+        `serving_default` is what `answer` does; `chat`, `summarize` and `translate`
+        are there where the model can; `generate`, `generate_ids`, `score` and
+        `tokenize` always. On JAX and PyTorch, TensorFlow writes it in a process of
+        its own.
 
         Args:
             path: The version folder, whose name is a number: `"served/docs/1"` is
                 version 1 of the model `docs`.
+            default: The task of `serving_default`: `"chat"`, `"summarize"`,
+                `"translate"` or `"generate"`. Defaults to `task`.
             max_new_tokens: Most tokens of an answer.
             max_prompt_tokens: Longest prompt. Defaults to the model's context.
             stop_ids: Token ids that end a text. Defaults to the model's.
@@ -289,9 +294,9 @@ class LanguageModel:
             next_version: Whether `path` is the folder of all versions, in which the
                 next number is chosen.
             progress: Whether to say on stderr what is being done.
-            **defaults: Controls of `serving_default`: `temperature`, `top_k`,
-                `top_p`, `seed`; and of all signatures: `min_p`,
-                `repetition_penalty`. Defaults to the model's.
+            **defaults: Controls of requests that choose none: `temperature`, `top_k`,
+                `top_p`, `seed` (summaries and translations are greedy); and of all
+                requests: `min_p`, `repetition_penalty`. Defaults to the model's.
 
         Returns:
             The version folder.
@@ -318,6 +323,7 @@ class LanguageModel:
         return export.export_saved_model(
             self,
             path,
+            default=default,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
             stop_ids=stop_ids,

@@ -22,6 +22,7 @@ from keras_gpt.serving.inputs import (
     check_options,
     check_seconds,
     check_texts,
+    pad_conversations,
     pad_ids,
 )
 
@@ -118,17 +119,17 @@ class Client:
     def generate(
         self,
         prompts: str | Sequence[str],
-        max_new_tokens: int | Sequence[int] = 64,
+        max_new_tokens: int | Sequence[int] | None = None,
         **controls,
     ) -> str | list[str]:
         """Continue prompts. Each control is one value, or a list with one a prompt.
 
         Args:
             prompts: One prompt or several.
-            max_new_tokens: Most tokens to add.
+            max_new_tokens: Most tokens to add. Defaults to the export's.
             **controls: `temperature`, `top_k`, `top_p` and `seed`, as of
-                `keras_gpt.generate` and with its defaults. One seed counts up, so that
-                each prompt has its own. The others are fixed by the export.
+                `keras_gpt.generate`, by default the model's own. One seed counts up,
+                so that each prompt has its own. The others are fixed by the export.
 
         Returns:
             The new text alone: a string for one prompt, else a list.
@@ -147,14 +148,14 @@ class Client:
     def complete(
         self,
         prompts: str | Sequence[str],
-        max_new_tokens: int | Sequence[int] = 64,
+        max_new_tokens: int | Sequence[int] | None = None,
         **controls,
     ) -> list[Completion]:
         """As `generate`, with everything that is known about the result.
 
         Args:
             prompts: One prompt or several.
-            max_new_tokens: Most tokens to add.
+            max_new_tokens: Most tokens to add. Defaults to the export's.
             **controls: Others of `generate`, which raises the same errors.
 
         Returns:
@@ -171,17 +172,81 @@ class Client:
             for text, num_tokens, reason in self._predict("generate", inputs, names)
         ]
 
+    def chat(
+        self,
+        messages: Sequence[dict[str, str]] | Sequence[Sequence[dict[str, str]]],
+        max_new_tokens: int | Sequence[int] | None = None,
+        **controls,
+    ) -> str | list[str]:
+        """Answer the last message of a conversation, or of each of several.
+
+        Args:
+            messages: A conversation as of `LanguageModel.chat`, or a list of them.
+            max_new_tokens: Most tokens of an answer. Defaults to the export's.
+            **controls: As of `generate`, which raises the same errors.
+
+        Returns:
+            The answer's text: a string for one conversation, else a list.
+        """
+        is_one = bool(messages) and isinstance(messages[0], dict)
+        conversations = [messages] if is_one else list(messages)
+        inputs = pad_conversations(conversations)
+        signature = "chat"
+        if max_new_tokens is not None or controls:
+            signature = "chat_with_controls"
+            inputs |= check_controls(
+                len(conversations), max_new_tokens=max_new_tokens, **controls
+            )
+        answers = [str(text) for [text] in self._predict(signature, inputs, ("text",))]
+        return answers[0] if is_one else answers
+
+    def summarize(self, texts: str | Sequence[str]) -> str | list[str]:
+        """Summarize texts, as `LanguageModel.summarize` does.
+
+        Args:
+            texts: One text or several.
+
+        Returns:
+            A string for one text, else a list.
+
+        Raises:
+            TypeError: A text isn't a string.
+            ServingError: The server refuses the request, or there is none.
+            TimeoutError: The answer took too long.
+        """
+        return self._answer("summarize", texts)
+
+    def translate(
+        self, texts: str | Sequence[str], *, source: str, target: str
+    ) -> str | list[str]:
+        """Translate texts, as `LanguageModel.translate` does.
+
+        Args:
+            texts: One text or several.
+            source: Code of the language of the texts, such as `"en"`.
+            target: Code of the language to translate to.
+
+        Returns:
+            A string for one text, else a list.
+
+        Raises:
+            TypeError: A text isn't a string.
+            ServingError: The server refuses the request, or there is none.
+            TimeoutError: The answer took too long.
+        """
+        return self._answer("translate", texts, source=source, target=target)
+
     def generate_ids(
         self,
         ids: Sequence[Sequence[int]],
-        max_new_tokens: int | Sequence[int] = 64,
+        max_new_tokens: int | Sequence[int] | None = None,
         **controls,
     ) -> list[list[int]]:
         """Continue prompts of token ids.
 
         Args:
             ids: A list of prompts, each a list of token ids.
-            max_new_tokens: Most tokens to add.
+            max_new_tokens: Most tokens to add. Defaults to the export's.
             **controls: Others of `generate`, which raises the same errors.
 
         Returns:
@@ -330,6 +395,13 @@ class Client:
                     f"{signature!r}. Was it exported by keras_gpt?",
                 )
             yield from zip(*(outputs[name] for name in names), strict=True)
+
+    def _answer(self, signature, texts, **languages):
+        rows = check_texts(texts, "texts")
+        columns = {"text": rows, **{k: [v] * len(rows) for k, v in languages.items()}}
+        inputs = {name: np.array(column, object) for name, column in columns.items()}
+        answers = [str(text) for [text] in self._predict(signature, inputs, ("text",))]
+        return answers[0] if isinstance(texts, str) else answers
 
     def _predict_ids(self, signature: str, inputs: dict[str, Any]) -> list[list[int]]:
         """Rows of token ids without what they are padded with."""

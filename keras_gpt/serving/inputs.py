@@ -8,8 +8,9 @@ import numpy as np
 
 from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS
-from keras_gpt.export.settings import LIMIT, ROW_CONTROLS
+from keras_gpt.export.settings import LIMIT, OWN, ROW_CONTROLS
 from keras_gpt.generation.rows import control_arrays, make_rows
+from keras_gpt.tokenizers import check_messages
 
 _MOST = 2**31 - 1  # the model's integers are int32
 # only the server knows how large its model is
@@ -112,7 +113,7 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
 
     Args:
         rows: How many there are.
-        **controls: As of `Client.generate`.
+        **controls: As of `Client.generate`; those that are `None` are the model's.
 
     Raises:
         TypeError: There is no such control.
@@ -122,7 +123,8 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     for name, value in controls.items():
         if name not in ROW_CONTROLS:
             _refuse(name, value)
-    checked = make_rows(ANY_MODEL, [[0]] * rows, **controls)
+    given = {name: value for name, value in controls.items() if value is not None}
+    checked = make_rows(ANY_MODEL, [[0]] * rows, **{"max_new_tokens": 0, **given})
     seeds = [row.seed for row in checked]
     if max(seeds, default=0) > _MOST:
         raise ValueError(
@@ -133,7 +135,31 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     inputs["max_new_tokens"] = np.array([r.max_new_tokens for r in checked], "int32")
     inputs["seed"] = np.array(seeds, "int32")
     inputs["top_k"][inputs["top_k"] == LIMIT] = 0  # there 0 is no limit
-    return {name: inputs[name] for name in ROW_CONTROLS}
+    return {
+        name: inputs[name] if name in given else np.full_like(inputs[name], OWN)
+        for name in ROW_CONTROLS
+    }
+
+
+def pad_conversations(conversations) -> dict[str, np.ndarray]:
+    """Inputs `roles` and `contents`, padded with empty strings.
+
+    Args:
+        conversations: Lists of messages, each with `"role"` and `"content"`.
+
+    Raises:
+        ValueError: A message lacks something, or a conversation has none.
+    """
+    for messages in conversations:
+        check_messages(messages)
+    shape = (len(conversations), max(map(len, conversations), default=0))
+    inputs = {name: np.full(shape, "", object) for name in ("roles", "contents")}
+    for row, messages in enumerate(conversations):
+        for place, message in enumerate(messages):
+            inputs["roles"][row, place] = message["role"]
+            inputs["contents"][row, place] = message["content"]
+        check_texts(list(inputs["contents"][row]), "messages")
+    return inputs
 
 
 def _refuse(name, value):

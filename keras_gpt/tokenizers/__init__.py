@@ -7,6 +7,7 @@ from keras_gpt.tokenizers.byte_pair import BytePairTokenizer
 from keras_gpt.tokenizers.character import CharacterTokenizer
 from keras_gpt.tokenizers.chat_template import (
     ChatTemplate,
+    check_messages,
     encode_answers,
     encode_chat,
     leave_out_oldest,
@@ -19,6 +20,7 @@ __all__ = [
     "ChatTemplate",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "check_messages",
     "encode_answers",
     "encode_chat",
     "leave_out_oldest",

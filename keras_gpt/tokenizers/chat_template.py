@@ -310,7 +310,7 @@ def _environment():
     class Generation(Extension):
         """Transformers' mark around what the assistant wrote: here just what it is."""
 
-        tags = {"generation"}
+        tags = frozenset(["generation"])
 
         def parse(self, parser):
             next(parser.stream)

@@ -13,6 +13,8 @@ from keras_gpt import (
     SentencePieceTokenizer,
     backend,
 )
+from keras_gpt.tokenizers import ChatTemplate
+from tests.export.templates import SMOLLM, special_tokens
 
 TEXT = "Once upon a time, a cat sat on 12 mats; naïve café, 你好 мир! It's so. " * 30
 CONTEXT_LENGTH = 24
@@ -36,7 +38,11 @@ TOKENIZERS = {
     ),
     "sentence_piece": lambda: SentencePieceTokenizer.train([TEXT], 320, progress=False),
     "byte_pairs": lambda: BytePairTokenizer.train([TEXT], 300, progress=False),
+    "chat": lambda: BytePairTokenizer.train(
+        [TEXT], 320, special_tokens=special_tokens("smollm"), progress=False
+    ),
 }
+CHAT_CONTEXT_LENGTH = 160
 
 
 @pytest.fixture(autouse=True)
@@ -54,22 +60,33 @@ def make_language_model():
 
     def make(architecture="gpt2", tokenizer="byte_pairs", **options):
         keras.utils.set_random_seed(0)
+        about = {}
+        if tokenizer == "chat":
+            options = {
+                "context_length": CHAT_CONTEXT_LENGTH,
+                "num_layers": 1,
+                **options,
+            }
+            about["chat_template"] = ChatTemplate(SMOLLM)
+            about["tasks"] = {
+                "summarize": {"instruction": "Be brief."},
+                "translate": {"languages": [["en", "de"], ["de", "en"]]},
+            }
         tokenizer = TOKENIZERS[tokenizer]()
         options = {**ARCHITECTURES[architecture], **options}
         if "document_separator_id" in options:
             options["document_separator_id"] = tokenizer.end_of_text_id
         config = GPTConfig(
             vocab_size=tokenizer.vocab_size + 3,  # as where a vocabulary is padded
-            context_length=CONTEXT_LENGTH,
             embedding_dimension=32,
             num_heads=4,
-            **{"num_layers": 2, **options},
+            **{"num_layers": 2, "context_length": CONTEXT_LENGTH, **options},
         )
         model = GPT(config)
         for weight in model.weights:
             if len(weight.shape) > 1:  # or greedy text would repeat one token
                 weight.assign(weight * 8)
-        return LanguageModel(model, tokenizer)
+        return LanguageModel(model, tokenizer, **about)
 
     return make
 
@@ -82,7 +99,8 @@ def export_once(make_language_model, tmp_path_factory):
     def export(architecture="gpt2", tokenizer="byte_pairs"):
         lm = make_language_model(architecture, tokenizer)
         folder = tmp_path_factory.mktemp("served") / "docs" / "1"
-        lm.export(folder, max_new_tokens=MAX_NEW_TOKENS, progress=False)
+        options = {"temperature": 0} if tokenizer == "chat" else {}
+        lm.export(folder, max_new_tokens=MAX_NEW_TOKENS, progress=False, **options)
         return lm, folder
 
     return export

@@ -12,15 +12,21 @@ import pytest
 from keras_gpt import GPT, BytePairTokenizer, CharacterTokenizer, LanguageModel
 from keras_gpt.export.saved_model import next_version_path
 from keras_gpt.generation import Generation
+from keras_gpt.language_model.completion import encode_messages
 from tests.export.answer import answer
 from tests.export.conftest import CONTEXT_LENGTH, MAX_NEW_TOKENS, TEXT, graph_ops
+from tests.export.templates import as_inputs, make_conversations, special_tokens
 
-# Each tokenizer and each architecture; on JAX and PyTorch one, since there an export
-# takes a process that starts TensorFlow
-PAIRS = [("gpt2", "byte_pairs"), ("llama", "sentence_piece"), ("llama", "characters")]
-HERE = {"tensorflow": PAIRS, "jax": PAIRS[1:2], "torch": PAIRS[:1]}[
-    keras.backend.backend()
+# Each tokenizer and each architecture; on PyTorch one, since there an export takes a
+# process that starts TensorFlow; and on JAX what tasks need
+CHAT = ("llama", "chat")
+PAIRS = [
+    ("gpt2", "byte_pairs"),
+    ("llama", "sentence_piece"),
+    ("llama", "characters"),
+    CHAT,
 ]
+HERE = {"tensorflow": PAIRS, "jax": [], "torch": [CHAT]}[keras.backend.backend()]
 
 
 # Files are the same whichever backend wrote the weights: what is in them is tested
@@ -52,8 +58,9 @@ def prompts_for(lm):
 
 
 def _shorten(lm, text):
-    while len(lm.tokenizer.encode(text)) > CONTEXT_LENGTH:
-        text = text[: min(len(text), 9 * CONTEXT_LENGTH) - 1]
+    context_length = lm.model.config.context_length
+    while len(lm.tokenizer.encode(text)) > context_length:
+        text = text[: min(len(text), 9 * context_length) - 1]
     return text
 
 
@@ -98,8 +105,9 @@ def test_served_text_equals_generated_text(exported):
     assert {"length"} <= set(greedy["finish_reason"])
     # some rows outgrew the context, so that it was read anew
     lengths = [len(lm.tokenizer.encode(prompt)) for prompt in prompts]
-    assert (rows, max(lengths)) == (50, CONTEXT_LENGTH)
-    grown = np.add(lengths, greedy["num_tokens"]) > CONTEXT_LENGTH
+    context_length = lm.model.config.context_length
+    assert (rows, max(lengths)) == (50, context_length)
+    grown = np.add(lengths, greedy["num_tokens"]) > context_length
     assert grown.any()
 
     # the uniforms are the same bits, so a seed gives the same text
@@ -121,6 +129,43 @@ def test_served_text_equals_generated_text(exported):
     ):
         assert padded[:number] == ids
         assert set(padded[number:]) <= {-1}
+
+
+@pytest.mark.every_backend
+def test_tasks_are_done_as_in_process(export_once):
+    lm, folder = export_once(*CHAT)
+    rows = 16
+    conversations = make_conversations(rows, special_tokens("smollm"))
+    texts = ["Once upon a time.", "", TEXT[:450], " \u2003It's so.\n\n你好 " * 4]
+    there = {"source": ["en"] * 4, "target": ["de"] * 4}
+    # the model's own controls for some, others for the rest
+    sampled = controls(rows, temperature=1.0, top_k=40, seed=5)
+    mixed = {name: [-1] * 4 + values[4:] for name, values in sampled.items()}
+    chat, chosen, default, summaries, translations = answer(
+        folder,
+        [
+            ["chat", as_inputs(conversations)],
+            ["chat_with_controls", {**as_inputs(conversations), **mixed}],
+            ["serving_default", {"prompt": texts[:2]}],
+            ["summarize", {"text": texts}],
+            ["translate", {"text": texts, **there}],
+        ],
+    )
+    ids = [encode_messages(lm, c, MAX_NEW_TOKENS) for c in conversations]
+    greedy = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0}
+    assert chat["text"] == lm.generate_from_ids(ids, **greedy)
+    assert chosen["text"][:4] == chat["text"][:4]
+    options = {"temperature": 1.0, "seed": [5] * rows}
+    texts_at_random = lm.generate_from_ids(ids, MAX_NEW_TOKENS, **options)
+    assert chosen["text"][4:] == texts_at_random[4:]
+    assert default["text"] == lm.answer(texts[:2], **greedy)
+    assert summaries["text"] == lm.summarize(texts, MAX_NEW_TOKENS)
+    assert translations["text"] == lm.translate(
+        texts, MAX_NEW_TOKENS, source="en", target="de"
+    )
+    # long texts were cut
+    assert summaries["num_parts"][2] > 1
+    assert translations["num_parts"][3] > 1
 
 
 @pytest.mark.every_backend
@@ -186,9 +231,9 @@ def test_bad_requests_fail_with_a_reason_and_the_next_is_served(small):
             "max_new_tokens": 13
         },
         "`temperature` must be a number of at least 0": {"temperature": float("nan")},
-        "`top_k` must be an integer of at least 0": {"top_k": -1},
+        "`top_k` must be an integer of at least 0": {"top_k": -2},
         "`top_p` must be a number above 0 and at most 1": {"top_p": 0.0},
-        "`seed` must be an integer of at least 0": {"seed": -1},
+        "`seed` must be an integer of at least 0, or -1": {"seed": -2},
     }
     for message, bad in bad_controls.items():
         cases[message] = ["generate", {"prompt": ["a"], **controls(1, **bad)}]
