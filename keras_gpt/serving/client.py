@@ -127,9 +127,9 @@ class Client:
         Args:
             prompts: One prompt or several.
             max_new_tokens: Most tokens to add. Defaults to the export's.
-            **controls: `temperature`, `top_k`, `top_p` and `seed`, as of
-                `keras_gpt.generate`, by default the model's own. One seed counts up,
-                so that each prompt has its own. The others are fixed by the export.
+            **controls: `temperature`, `top_k`, `top_p`, as of `keras_gpt.generate`,
+                by default the export's; and `seed`, by default 0, which counts up, so
+                that each prompt has its own. The others are fixed by the export.
 
         Returns:
             The new text alone: a string for one prompt, else a list.

@@ -113,7 +113,8 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
 
     Args:
         rows: How many there are.
-        **controls: As of `Client.generate`; those that are `None` are the model's.
+        **controls: As of `Client.generate`; what isn't there is the model's own, as is
+            `None` for `max_new_tokens`.
 
     Raises:
         TypeError: There is no such control.
@@ -123,8 +124,9 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     for name, value in controls.items():
         if name not in ROW_CONTROLS:
             _refuse(name, value)
-    given = {name: value for name, value in controls.items() if value is not None}
-    checked = make_rows(ANY_MODEL, [[0]] * rows, **{"max_new_tokens": 0, **given})
+    if controls.get("max_new_tokens") is None:
+        controls.pop("max_new_tokens", None)
+    checked = make_rows(ANY_MODEL, [[0]] * rows, **{"max_new_tokens": 0, **controls})
     seeds = [row.seed for row in checked]
     if max(seeds, default=0) > _MOST:
         raise ValueError(
@@ -135,10 +137,9 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     inputs["max_new_tokens"] = np.array([r.max_new_tokens for r in checked], "int32")
     inputs["seed"] = np.array(seeds, "int32")
     inputs["top_k"][inputs["top_k"] == LIMIT] = 0  # there 0 is no limit
-    return {
-        name: inputs[name] if name in given else np.full_like(inputs[name], OWN)
-        for name in ROW_CONTROLS
-    }
+    for name in set(ROW_CONTROLS) - {"seed", *controls}:
+        inputs[name][:] = OWN
+    return {name: inputs[name] for name in ROW_CONTROLS}
 
 
 def pad_conversations(conversations) -> dict[str, np.ndarray]:

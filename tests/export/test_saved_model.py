@@ -13,6 +13,7 @@ from keras_gpt import GPT, BytePairTokenizer, CharacterTokenizer, LanguageModel
 from keras_gpt.export.saved_model import next_version_path
 from keras_gpt.generation import Generation
 from keras_gpt.language_model.completion import encode_messages
+from keras_gpt.tokenizers import ChatTemplate
 from tests.export.answer import answer
 from tests.export.conftest import CONTEXT_LENGTH, MAX_NEW_TOKENS, TEXT, graph_ops
 from tests.export.templates import as_inputs, make_conversations, special_tokens
@@ -20,6 +21,17 @@ from tests.export.templates import as_inputs, make_conversations, special_tokens
 # Each tokenizer and each architecture; on PyTorch one, since there an export takes a
 # process that starts TensorFlow; and on JAX what tasks need
 CHAT = ("llama", "chat")
+SIGNATURES = {
+    "serving_default",
+    "chat",
+    "chat_with_controls",
+    "summarize",
+    "translate",
+    "generate",
+    "generate_ids",
+    "score",
+    "tokenize",
+}
 PAIRS = [
     ("gpt2", "byte_pairs"),
     ("llama", "sentence_piece"),
@@ -262,10 +274,13 @@ def started(make_language_model, tmp_path_factory):
     lm = LanguageModel(lm.model, BytePairTokenizer(json.dumps(content)))
     assert lm.tokenizer.start_ids == [token_id]
     lm.generation_defaults = {"temperature": 0.7, "repetition_penalty": 1.3}
+    lm.chat_template = ChatTemplate("{{ messages[-1].content | upper }}")
     parent = tmp_path_factory.mktemp("served")
-    folder = lm.export(
-        parent, next_version=True, progress=False, max_new_tokens=9, seed=5
-    )
+    options = {"next_version": True, "progress": False}
+    with pytest.raises(ValueError, match=r"can't be exported.*default='generate'"):
+        lm.export(parent, **options)
+    # without what needs the template
+    folder = lm.export(parent, default="generate", max_new_tokens=9, seed=5, **options)
     assert folder == parent / "1"
     return lm, folder
 
@@ -369,11 +384,11 @@ def test_xla_flavour_gives_the_same_text_where_xla_is_on(make_language_model, tm
 
 
 @in_process
-def test_warm_up_requests_are_answered(small):
+def test_warm_up_requests_are_answered(export_once):
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    _, folder = small
+    _, folder = export_once(*CHAT)
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     requests = []
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
@@ -383,34 +398,33 @@ def test_warm_up_requests_are_answered(small):
         for name, value in request.inputs.items():
             array = tf.make_ndarray(value)
             is_text = array.dtype == object
-            inputs[name] = [v.decode() for v in array] if is_text else array.tolist()
+            inputs[name] = (
+                np.char.decode(array.astype(bytes)) if is_text else array
+            ).tolist()
         requests.append([request.model_spec.signature_name, inputs])
-    assert {name for name, _ in requests} == {
-        "serving_default",
-        "generate",
-        "generate_ids",
-        "score",
-        "tokenize",
-    }
+    assert {name for name, _ in requests} == SIGNATURES
     batch_sizes = {len(r["prompt"]) for name, r in requests if name == "generate"}
     assert batch_sizes == {1, 8, 32}
     assert all("error" not in got for got in answer(folder, requests))
 
 
 @in_process
-def test_requests_of_the_model_card_are_answered(small):
-    _, folder = small
+def test_requests_of_the_model_card_are_answered(export_once):
+    lm, folder = export_once(*CHAT)
     card = (folder / "README.md").read_text()
     bodies = [json.loads(body) for body in re.findall(r"-d '(.*)'", card)]
     requests = []
     for body in bodies:
         [row] = body["instances"]
         if isinstance(row, str):
-            name = {"score": "text", "tokenize": "text"}
-            row = {name.get(body.get("signature_name"), "prompt"): row}
+            is_default = "signature_name" not in body
+            row = {"prompt" if is_default else "text": row}
         inputs = {name: [value] for name, value in row.items()}
         requests.append([body.get("signature_name", "serving_default"), inputs])
-    assert len({name for name, _ in requests}) == 5
+    assert {name for name, _ in requests} == SIGNATURES
+    # how the model was told what to do is there, too
+    assert lm.chat_template.template in card
+    assert "summarize: 'Be brief.'" in card
     assert all("error" not in got for got in answer(folder, requests))
 
 
@@ -465,6 +479,8 @@ def test_full_disk_is_named_and_leaves_nothing(make_language_model, tmp_path, ro
         ({"batch_sizes": [0]}, "`batch_sizes` must be an integer of at least 1"),
         ({"stop_ids": [1000]}, "stop_ids"),
         ({"top_kk": 3}, "Did you mean 'top_k'"),
+        ({"default": "summarise"}, "Unknown `default`.*'summarize'"),
+        ({"default": "chat"}, "can't chat: it was neither tuned for it nor"),
     ],
 )
 def test_bad_options_are_refused(make_language_model, tmp_path, options, message):
@@ -472,6 +488,19 @@ def test_bad_options_are_refused(make_language_model, tmp_path, options, message
     with pytest.raises((TypeError, ValueError), match=message):
         lm.export(tmp_path / "1", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@in_process
+def test_model_that_was_tuned_for_one_pair_needs_the_text_alone(
+    make_language_model, tmp_path
+):
+    lm = make_language_model("llama", context_length=96, num_layers=1)
+    lm.tasks = {"translate": {"languages": [["en", "de"]]}}
+    lm.export(tmp_path / "1", max_new_tokens=9, progress=False)
+    texts = ["Once upon", TEXT[:150]]
+    [got] = answer(tmp_path / "1", [["serving_default", {"prompt": texts}]])
+    assert got["text"] == lm.answer(texts, 9)
+    assert got["num_parts"][1] > 1
 
 
 def test_missing_tensorflow_text_is_named(make_language_model, tmp_path, monkeypatch):

@@ -39,10 +39,35 @@ def test_one_prompt_gives_a_string_and_several_a_list(client):
     assert client.generate([]) == []
 
 
-def test_the_defaults_are_those_of_keras_gpt_and_seeds_count_up(client):
-    assert client.generate(["a", "b"]) == [
-        "A t=0.80 k=40 p=1.00 s=0",
-        "B t=0.80 k=40 p=1.00 s=1",
+def test_the_defaults_are_the_models_and_seeds_count_up(client):
+    assert client.generate("abcdefghijklmn") == "NMLKJIHGFEDC"
+    assert client.generate(["a", "b"], temperature=0.5, top_p=None) == [
+        "A t=0.50 k=-1 p=1.00 s=0",
+        "B t=0.50 k=-1 p=1.00 s=1",
+    ]
+
+
+def test_conversations_are_answered_alone_and_together(client):
+    system = {"role": "system", "content": "Be kind."}
+    question = {"role": "user", "content": "abc"}
+    assert client.chat([question]) == "user: CBA"
+    assert client.chat([[system, question], [question]]) == [
+        "system user: CBA",
+        "user: CBA",
+    ]
+    assert client.chat([question], 2, temperature=1.5, seed=3) == (
+        "user: CB t=1.50 k=-1 p=-1.00 s=3"
+    )
+    assert client.chat([]) == []
+    with pytest.raises(ValueError, match="Message 1 must be a dictionary"):
+        client.chat([question, {"role": "user"}])
+
+
+def test_texts_are_summarized_and_translated(client):
+    assert client.summarize("abcdef") == "abc"
+    assert client.translate(["a", "é"], source="en", target="de") == [
+        "en>de a",
+        "en>de é",
     ]
 
 
@@ -99,7 +124,8 @@ def test_text_of_any_kind_survives(client):
 def test_long_lists_go_in_several_requests_and_come_back_in_order(address, server):
     prompts = [f"{i:03}" for i in range(23)]
     with Client(address, model="docs", batch_size=5) as client:
-        texts = client.generate(prompts, seed=[7 * i for i in range(23)])
+        seeds = [7 * i for i in range(23)]
+        texts = client.generate(prompts, temperature=1, seed=seeds)
         assert [text[:3] for text in texts] == [prompt[::-1] for prompt in prompts]
         assert [int(text.rpartition("=")[2]) for text in texts] == list(
             range(0, 161, 7)

@@ -3,6 +3,8 @@
 A token is a Unicode character. What the model "generates" is the prompt reversed in
 upper case; when the temperature isn't 0 the controls follow, so that a test sees that
 each reached the row that it belongs to. `max_new_tokens` steps of a loop take time.
+-1 in place of a control is the toy's own: 12 tokens, temperature 0. A chat is answered
+with the roles and what "generate" makes of the last content.
 """
 
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import tensorflow as tf
 
 STRINGS = tf.TensorSpec([None], tf.string)
+TABLES = tf.TensorSpec([None, None], tf.string)
 INTS = tf.TensorSpec([None], tf.int32)
 FLOATS = tf.TensorSpec([None], tf.float32)
 ID_ROWS = tf.TensorSpec([None, None], tf.int32)
@@ -57,6 +60,8 @@ class Toy(tf.Module):
 
     @tf.function(input_signature=[STRINGS, INTS, FLOATS, INTS, FLOATS, INTS])
     def generate(self, prompt, max_new_tokens, temperature, top_k, top_p, seed):
+        max_new_tokens = tf.where(max_new_tokens == -1, 12, max_new_tokens)
+        temperature = tf.where(temperature == -1, 0.0, temperature)
         ids, lengths = tokens_of(tf.strings.upper(prompt, "utf-8"))
         ids, kept = reversed_rows(ids, lengths, max_new_tokens)
         text = tf.strings.unicode_encode(
@@ -80,10 +85,41 @@ class Toy(tf.Module):
         reason = tf.where(kept < lengths, "length", "stop")
         return {"text": text, "num_tokens": kept, "finish_reason": reason}
 
+    @tf.function(input_signature=[TABLES, TABLES])
+    def chat(self, roles, contents):
+        rows = tf.fill([tf.shape(roles)[0]], -1)
+        unset = tf.cast(rows, tf.float32)
+        return self.chat_with_controls(roles, contents, rows, unset, rows, unset, rows)
+
+    @tf.function(input_signature=[TABLES, TABLES, INTS, FLOATS, INTS, FLOATS, INTS])
+    def chat_with_controls(
+        self, roles, contents, max_new_tokens, temperature, top_k, top_p, seed
+    ):
+        last = tf.reduce_sum(tf.cast(roles != "", tf.int32), axis=1) - 1
+        question = tf.gather(contents, last, batch_dims=1)
+        answer = self.generate(
+            question, max_new_tokens, temperature, top_k, top_p, seed
+        )
+        names = tf.strings.reduce_join(roles, axis=1, separator=" ")
+        names = tf.strings.strip(names)
+        return {**answer, "text": tf.strings.join([names, ": ", answer["text"]])}
+
+    @tf.function(input_signature=[STRINGS])
+    def summarize(self, text):
+        one = tf.strings.length(text) * 0 + 1
+        return {"text": tf.strings.substr(text, 0, 3), "num_parts": one}
+
+    @tf.function(input_signature=[STRINGS, STRINGS, STRINGS])
+    def translate(self, text, source, target):
+        one = tf.strings.length(text) * 0 + 1
+        joined = tf.strings.join([source, ">", target, " ", text])
+        return {"text": joined, "num_parts": one}
+
     @tf.function(input_signature=[ID_ROWS, INTS, INTS, FLOATS, INTS, FLOATS, INTS])
     def generate_ids(
         self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed
     ):
+        max_new_tokens = tf.where(max_new_tokens == -1, 12, max_new_tokens)
         ids, kept = reversed_rows(token_ids, lengths, max_new_tokens)
         # Every input must be in the graph, though the sampling ones change nothing.
         unused = tf.cast(temperature + top_p, tf.int32) + top_k + seed
@@ -114,6 +150,10 @@ def save_toy(path: Path, version: int = 1) -> None:
             "serving_default",
             "generate",
             "generate_ids",
+            "chat",
+            "chat_with_controls",
+            "summarize",
+            "translate",
             "score",
             "tokenize",
         )
