@@ -1,5 +1,6 @@
 """What `fit` and its kin are given: checked before it is computed with, and counted."""
 
+import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -37,7 +38,26 @@ def repeated(data: Any, options: dict[str, Any]) -> Any:
     return data
 
 
-def checked(check: Callable, data: Any) -> Any:
+@contextlib.contextmanager
+def errors_as_found(model: keras.Model) -> Iterator[list[ValueError]]:
+    """Raise the error that `checked` put into the list, and leave the model whole.
+
+    TensorFlow raises one of its own around it, and Keras on JAX leaves the weights out
+    of a model whose `evaluate` or `predict` is interrupted.
+    """
+    found = []
+    try:
+        yield found
+    except Exception:
+        if found:
+            raise found[0] from None
+        raise
+    finally:
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+
+
+def checked(check: Callable, data: Any, found: list[ValueError]) -> Any:
     """A dataset whose batches are checked, as far as that costs nothing.
 
     Those of grain datasets and generators are checked as they are drawn, of other
@@ -46,13 +66,18 @@ def checked(check: Callable, data: Any) -> Any:
     Args:
         check: Takes inputs, targets and sample weights, and raises `ValueError`.
         data: As of `fit`.
+        found: A list for the error.
 
     Returns:
         What to give Keras in its place.
     """
 
     def check_batch(batch):
-        check(*keras.utils.unpack_x_y_sample_weight(batch))
+        try:
+            check(*keras.utils.unpack_x_y_sample_weight(batch))
+        except ValueError as error:
+            found.append(error)
+            raise
         return batch
 
     if is_grain(data):

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig
-from keras_gpt.fit_inputs import checked, count_steps, repeated
+from keras_gpt.fit_inputs import checked, count_steps, errors_as_found, repeated
 from keras_gpt.layers import (
     CausalSelfAttention,
     DocumentPositions,
@@ -196,28 +196,32 @@ class GPT(keras.Model):
                 in grain datasets and generators in the batch that is drawn, in other
                 datasets if the first batch shows it.
         """
-        x, y = self._checked(repeated(x, kwargs), y, kwargs.get("sample_weight"))
-        if isinstance(validation_data, tuple):
-            self._checked(*validation_data)
-        elif validation_data is not None:
-            steps = count_steps(validation_data, kwargs.get("validation_steps"))
-            kwargs["validation_steps"] = steps
-            validation_data, _ = self._checked(validation_data)
-        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        with errors_as_found(self) as found:
+            weight = kwargs.get("sample_weight")
+            x, y = self._checked(repeated(x, kwargs), y, weight, found)
+            if isinstance(validation_data, tuple):
+                self._checked(*validation_data)
+            elif validation_data is not None:
+                steps = count_steps(validation_data, kwargs.get("validation_steps"))
+                kwargs["validation_steps"] = steps
+                validation_data, _ = self._checked(validation_data, found=found)
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Measure the loss, as `keras.Model.evaluate`; data as of `fit`."""
-        # in `fit`, Keras holds the data of validations, which was checked there
-        if not kwargs.get("_use_cached_eval_dataset"):
-            kwargs["steps"] = count_steps(x, kwargs.get("steps"))
-            x, y = self._checked(x, y, kwargs.get("sample_weight"))
-        return super().evaluate(x, y, *args, **kwargs)
+        with errors_as_found(self) as found:
+            # in `fit`, Keras holds the data of validations, which was checked there
+            if not kwargs.get("_use_cached_eval_dataset"):
+                kwargs["steps"] = count_steps(x, kwargs.get("steps"))
+                x, y = self._checked(x, y, kwargs.get("sample_weight"), found)
+            return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """Logits, as `keras.Model.predict`, of ids that are checked."""
-        kwargs["steps"] = count_steps(x, kwargs.get("steps"))
-        x, _ = self._checked(x)
-        return super().predict(x, *args, **kwargs)
+        with errors_as_found(self) as found:
+            kwargs["steps"] = count_steps(x, kwargs.get("steps"))
+            x, _ = self._checked(x, found=found)
+            return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         """Train on a batch, as `keras.Model.train_on_batch`; data as of `fit`."""
@@ -241,12 +245,12 @@ class GPT(keras.Model):
             y, y_pred = x[:, 1:], y_pred[:, :-1]
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def _checked(self, x, y=None, sample_weight=None):
+    def _checked(self, x, y=None, sample_weight=None, found=None):
         """What to give Keras for inputs and targets, or for a dataset, checked."""
         if isinstance(x, list | tuple):
             x, y = as_array(x, "x"), None if y is None else as_array(y, "y")
         if not hasattr(x, "shape"):
-            return checked(self._check_batch, x), y
+            return checked(self._check_batch, x, found), y
         self._check_batch(x, y, sample_weight)
         return x, y
 
