@@ -660,6 +660,9 @@ def test_an_adapter_is_tuned_and_works_with_every_command(
     status, _, _ = run("import", tuned, tmp_path / "whole")
     assert status == 0
     assert LanguageModel.load(tmp_path / "whole").tasks["summarize"]
+    # without its base
+    folder.rename(tmp_path / "elsewhere")
+    assert_one_line_error(run("info", tuned), "needs its base", f"model '{folder}'")
 
 
 def test_bad_examples_are_one_line_errors(run, foreign, tmp_path):

@@ -170,7 +170,13 @@ class LanguageModel:
         if not storage.is_adapter(directory):
             return cls(**storage.load_parts(directory, dtype))
         about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
-        lm = cls.from_pretrained(about["base"], dtype=dtype)
+        try:
+            lm = cls.from_pretrained(about["base"], dtype=dtype)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"The adapter in {directory} needs its base. {error} Or load a copy of "
+                f"the base and call lm.load_adapter({str(directory)!r})."
+            ) from error
         lm.load_adapter(directory)
         return lm
 
