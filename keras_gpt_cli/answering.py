@@ -129,8 +129,7 @@ def generate(
             raise ValueError("Give a prompt, or - for standard input, or --file.")
         if prompt == "-":
             prompts = [prompts[0].removesuffix("\n")]
-    controls = {"stop": stop or (), "seed": seed}
-    controls |= options.given(max_new_tokens=max_new_tokens)
+    controls = {"stop": stop or (), "seed": seed, "max_new_tokens": max_new_tokens}
     if num_beams == 1:
         controls |= options.sampling(
             temperature, top_k, top_p, min_p, repetition_penalty
@@ -320,12 +319,8 @@ def _evaluate_harness(lm, task, limit, batch_size, output, has_template):
             f"lm-eval has no task {task!r}; `lm-eval ls tasks` lists them. A file with "
             "examples ends in .jsonl, .jsonl.gz or .parquet."
         )
-    form = (
-        "as messages, as it was tuned; --raw is plain text"
-        if has_template
-        else ("in plain text")
-    )
-    note(f"The model is asked {form}.")
+    form = "as messages, as it was tuned; --raw is plain text"
+    note(f"The model is asked {form if has_template else 'in plain text'}.")
     results = lm_eval.simple_evaluate(
         model,
         tasks=[task],

@@ -343,6 +343,12 @@ def test_a_model_answers_in_the_form_that_it_was_tuned_for(chat, plain):
     assert plain.task == "generate"
     assert plain.answer(prompts, seed=3) == plain.generate(prompts, seed=3)
     assert plain.answer(prompts, batch_size=1) == plain.generate(prompts)
+    beams = {"num_beams": 2, "max_new_tokens": 4}
+    assert plain.answer(prompts, **beams) == plain.generate(prompts, **beams)
+    with pytest.raises(
+        ValueError, match=r"`num_return_sequences` must be 1.*: 2\. Use"
+    ):
+        plain.answer(prompts, num_return_sequences=2)
     plain.tasks = {"summarize": {}}
     assert plain.answer(prompts) == plain.summarize(prompts)
 

@@ -147,6 +147,11 @@ def _generate_each(
 ) -> list[str]:
     """What follows each prompt of token ids, in batches of those of like length."""
     check_count("batch_size", batch_size)
+    if controls.get("num_return_sequences", 1) != 1:
+        raise ValueError(
+            "`num_return_sequences` must be 1: a prompt has one answer. Received: "
+            f"{controls['num_return_sequences']!r}. Use `generate` or `complete`."
+        )
     seeds = spread_control("seed", seed, len(prompts))
     if not hasattr(seed, "__len__"):  # counted up from one
         seeds = [seed + i for i, seed in enumerate(seeds)]
