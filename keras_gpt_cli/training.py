@@ -13,7 +13,7 @@ from keras_gpt_cli.loading import load
 from keras_gpt_cli.options import CORPUS_HELP, Encoding, Model, Overwrite, TextField
 from keras_gpt_cli.output import note, print_table, stream, suggest
 
-QUICKSTART_PROMPT = "The string module "
+QUICKSTART_PROMPT = "class Server"
 
 
 def quickstart(
@@ -56,13 +56,14 @@ def quickstart(
         prompt = QUICKSTART_PROMPT
         if corpus != "embedded":
             prompt = runs.first_words(lm, output / runs.DATA_FOLDER)
-    console.print(f"\nIt continues {prompt!r}:\n")
-    stream(lm, prompt, max_new_tokens=120, temperature=0.8, top_k=40, seed=0)
+    console.print(f"\nIt had read nothing else. Now it continues {prompt!r}:\n")
+    stream(lm, prompt, max_new_tokens=120, temperature=0.6, top_p=0.9, seed=0)
     # in a virtual environment that isn't active, its commands need their folder
     folder = "" if shutil.which("keras-gpt") else f"{Path(sys.argv[0]).parent}/"
     console.print(
         f"\nThe loss curve is in {output / runs.PLOT_FILE}. What to type next:\n"
-        f'  {folder}keras-gpt generate {output} "class " --temperature 0.7\n'
+        f'  {folder}keras-gpt generate {output} "Return a" --temperature 0.6\n'
+        f'  {folder}keras-gpt attention {output} "Return a list of the files"\n'
         f"  {folder}keras-gpt evaluate {output} --file README.md\n"
         f"  {folder}keras-gpt info {output}\n"
         f"  {folder}tensorboard --logdir {output / runs.EVENTS_FOLDER}\n"

@@ -148,20 +148,30 @@ def draw_attention(lm: LanguageModel, token_ids: Sequence[int]) -> bytes:
     return read_attention(lm, token_ids[:most]).draw(sorted(layers))
 
 
-def plot_losses(
+def plot_losses(output: Path, **options) -> None:
+    """Write what `draw_losses` draws as a PNG into a run's folder."""
+    figure = draw_losses(output, **options)
+    with atomic_path(output / PLOT_FILE) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def draw_losses(
     output: Path,
     *,
     about: str,
     start: float | None = None,
     tokens_per_byte: float | None = None,
-) -> None:
-    """Draw training and validation loss over the steps of a run as a PNG.
+):
+    """Draw training and validation loss over the steps of a run.
 
     Args:
         output: The run's folder, whose name is the title.
         about: What to write below it, before the speed.
         start: The loss of a model that knows nothing, or `None`.
         tokens_per_byte: For a second axis with bits per byte, or `None`.
+
+    Returns:
+        A Matplotlib figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -187,13 +197,8 @@ def plot_losses(
     best = int(np.argmin(losses))
     reached = f"validation, best {losses[best]:.3f}"
     if start is not None:
-        axes.axhline(start, color="0.4", linewidth=1, linestyle=":")
-        knows_nothing = f"knows nothing: {start:.3f}, ln(vocab_size)"
-        place = {"xy": (0.99, start), "xycoords": axes.get_yaxis_transform()}
-        offset = {"xytext": (0, -5), "textcoords": "offset points"}
-        axes.annotate(
-            knows_nothing, **place, **offset, ha="right", va="top", color="0.4"
-        )
+        name = f"knows nothing: ln(vocab_size) = {start:.3f}"
+        axes.axhline(start, color="0.4", linewidth=1, linestyle=":", label=name)
     if tokens_per_byte is not None:
         bits = tokens_per_byte / math.log(2)  # per byte, of a nat per token
         reached += f" ({losses[best] * bits:.3f} bits per byte)"
@@ -213,6 +218,5 @@ def plot_losses(
         color="0.35",
         fontsize=9,
     )
-    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.92))
-    with atomic_path(output / PLOT_FILE) as temporary:
-        figure.savefig(temporary, dpi=120)
+    axes.legend(loc="upper right", framealpha=0.9, edgecolor="none")
+    return figure

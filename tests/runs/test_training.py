@@ -18,7 +18,7 @@ from keras_gpt.runs import (
     train,
     train_tokenizer,
 )
-from keras_gpt.runs.report import read_step_losses
+from keras_gpt.runs.report import draw_losses, read_step_losses
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
 MODEL = {
@@ -106,6 +106,24 @@ def test_the_loss_of_each_step_of_a_short_run_is_kept(finished):
     # Keras's means are float32
     np.testing.assert_allclose(means, read_log(finished[0] / "log.csv")["loss"], 1e-5)
     assert losses[0] == pytest.approx(math.log(finished[1].tokenizer.vocab_size), 0.02)
+
+
+def test_the_curve_has_all_points_the_start_and_bits_per_byte(finished):
+    output, lm, _ = finished
+    start = math.log(lm.tokenizer.vocab_size)
+    figure = draw_losses(output, about="tiny", start=start, tokens_per_byte=1.0)
+    [axes] = figure.axes
+    training, knows_nothing, validation = axes.lines
+    assert training.get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    assert validation.get_xdata().tolist() == [2, 4, 6]
+    assert set(knows_nothing.get_ydata()) == {start}
+    [second] = axes.child_axes
+    assert second.get_ylabel() == "bits per byte"
+    figure.draw_without_rendering()
+    assert second.get_ylim() == pytest.approx(np.array(axes.get_ylim()) / math.log(2))
+    assert axes.get_title("left") == "run"
+    [about] = axes.texts
+    assert re.fullmatch(r"tiny · [\d,]+ tokens/s", about.get_text())
 
 
 @pytest.mark.every_backend
