@@ -61,6 +61,7 @@ def write_model_card(
         "tasks": _describe_tasks(lm.tasks),
         "flavour": _XLA if needs_xla else "",
         "flags": " \\\n  --xla_cpu_compilation_enabled=true" if needs_xla else "",
+        "inputs": _tensors(rows["serving_default"]),
         "requests": "\n".join(requests),
         "call": _call(settings, json.dumps(rows["generate"]["prompt"])),
         "default": _DEFAULTS[settings.default],
@@ -84,6 +85,12 @@ def _body(signature, row):
     instance = values[0] if len(values) == 1 else row
     named = {} if signature == "serving_default" else {"signature_name": signature}
     return json.dumps({**named, "instances": [instance]})
+
+
+def _tensors(row):
+    """Arguments of a signature in Python."""
+    values = {name: json.dumps([value]) for name, value in row.items()}
+    return ", ".join(f"{name}=tf.constant({value})" for name, value in values.items())
 
 
 def _call(settings, text):

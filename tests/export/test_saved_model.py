@@ -428,6 +428,18 @@ def test_requests_of_the_model_card_are_answered(export_once):
     assert all("error" not in got for got in answer(folder, requests))
 
 
+@in_process
+def test_the_model_card_says_how_to_load_it_in_python(export_once, monkeypatch, capsys):
+    lm, folder = export_once(*CHAT)
+    code = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+    assert code.index("import tensorflow_text") < code.index("saved_model.load")
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    message = {"role": "user", "content": "Once upon a time"}
+    said = lm.chat([message], MAX_NEW_TOKENS, temperature=0)
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_existing_version_is_refused_and_the_next_is_found(exported):
     lm, folder = exported
     before = sorted(path.name for path in folder.rglob("*"))
