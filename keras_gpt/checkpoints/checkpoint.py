@@ -29,6 +29,7 @@ class Checkpoint:
         stop_ids: Token ids that end its answers.
         generation_defaults: Controls of generation that its makers recommend.
         source: Where it came from, by what name, under which licence.
+        tasks: What keras_gpt tuned it for.
 
     Raises:
         ValueError: An array is missing, has another shape, or has no place in the
@@ -44,8 +45,17 @@ class Checkpoint:
     stop_ids: tuple[int, ...] = ()
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
+        tasks = self.tasks
+        if not isinstance(tasks, dict) or not all(
+            isinstance(about, dict) for about in tasks.values()
+        ):
+            raise ValueError(
+                "The checkpoint's tasks must be a table with what is noted of each. "
+                f"Received: {tasks!r:.80}."
+            )
         wanted = set()
         # stops at the first that is missing: a damaged file can promise any number
         for part in self.names.parts(self.config):

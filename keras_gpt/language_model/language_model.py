@@ -138,6 +138,7 @@ class LanguageModel:
             stop_ids=checkpoint.stop_ids or None,
             generation_defaults=checkpoint.generation_defaults,
             source=checkpoint.source,
+            tasks=checkpoint.tasks,
         )
 
     def save(self, directory: str | Path) -> None:

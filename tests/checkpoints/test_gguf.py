@@ -229,7 +229,9 @@ def test_a_split_model_is_read_whole(llama_file, tmp_path):
         read_gguf(first)
 
 
-def test_template_stop_ids_and_source_go_through_the_file(make_lm, tokenizer, tmp_path):
+def test_template_stop_ids_source_and_tasks_go_through_the_file(
+    make_lm, tokenizer, tmp_path
+):
     end = tokenizer.end_of_text_id
     template = ChatTemplate("{{ eos_token }}", {"eos_token": "<|endoftext|>"})
     lm = make_lm(
@@ -237,9 +239,11 @@ def test_template_stop_ids_and_source_go_through_the_file(make_lm, tokenizer, tm
         chat_template=template,
         stop_ids=(end, 7),
         source={"license": "apache-2.0"},
+        tasks={"translate": {"languages": [["en", "de"]]}},
     )
     write_gguf(lm, tmp_path / "tiny.gguf")
     checkpoint = read_gguf(tmp_path / "tiny.gguf")
+    assert checkpoint.tasks == lm.tasks
     assert checkpoint.chat_template == template
     assert checkpoint.stop_ids == (end, 7)
     assert checkpoint.source == {
@@ -329,6 +333,8 @@ def test_settings_of_the_older_kind_are_read(llama_file, tmp_path):
         ("llama.expert_count", 8, "llama.expert_count=8. It must be 0"),
         ("tokenizer.ggml.model", "rwkv", "Received: tokenizer.ggml.model='rwkv'"),
         ("tokenizer.chat_template", "{% if %}", "isn't valid Jinja"),
+        ("keras_gpt.tasks", '["chat"]', "tasks must be a table"),
+        ("keras_gpt.tasks", 7, "tasks must be a table"),
     ],
 )
 def test_what_is_not_supported_is_refused(key, value, message, llama_file, tmp_path):

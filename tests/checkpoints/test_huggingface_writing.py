@@ -176,9 +176,11 @@ def test_everything_else_is_read_back_too(make, tmp_path, byte_pair):
         ),
         generation_defaults={"temperature": 0.6, "top_p": 0.9, "top_k": None},
         source={"license": "apache-2.0", "name": "secret/name"},
+        tasks={"summarize": {"instruction": "Be brief."}},
     )
     write_huggingface(lm, tmp_path)
     back = LanguageModel.from_pretrained(tmp_path)
+    assert (back.tasks, back.task) == (lm.tasks, "summarize")
     assert back.stop_ids == lm.stop_ids
     assert back.generation_defaults == lm.generation_defaults
     assert back.source["license"] == "apache-2.0"

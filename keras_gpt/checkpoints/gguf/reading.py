@@ -1,5 +1,6 @@
 """GGUF files, read."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from keras_gpt.checkpoints.gguf.config import NAMES, read_config
 from keras_gpt.checkpoints.gguf.file import read_gguf_file
 from keras_gpt.checkpoints.gguf.turned import is_turned, turn
 
+TASKS = "keras_gpt.tasks"
 _CONTROLS = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -55,6 +57,7 @@ def read_gguf(path: str | Path) -> Checkpoint:
             stop_ids=_read_stop_ids(settings, config),
             generation_defaults=_read_generation_defaults(settings),
             source=_describe(path, settings, tensors),
+            tasks=json.loads(str(settings.get(TASKS, "{}"))),
         )
     except ValueError as error:
         reason = " ".join(str(error).split())  # it can quote a token with line ends

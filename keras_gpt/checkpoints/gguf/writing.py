@@ -1,11 +1,13 @@
 """GGUF files, written for llama.cpp and what is built on it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_gpt.checkpoints.gguf import config as gguf_config
+from keras_gpt.checkpoints.gguf.reading import TASKS
 from keras_gpt.checkpoints.gguf.tokenizer_settings import tokenizer_settings
 from keras_gpt.checkpoints.gguf.turned import is_turned, turn
 from keras_gpt.checkpoints.parts import DTYPES, plain_weights
@@ -56,6 +58,8 @@ def write_gguf(lm: Any, path: str | Path, *, dtype: str = "float16") -> None:
         **gguf_config.write_config(config, architecture),
         **tokenizer_settings(lm),
     }
+    if lm.tasks:
+        settings[TASKS] = json.dumps(lm.tasks)
     if lm.source.get("license"):
         settings["general.license"] = lm.source["license"]
     weights = plain_weights(lm.model)

@@ -16,6 +16,7 @@ from keras_gpt.tokenizers import (
 
 # Of generation, by the names that are ours too
 CONTROLS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+TASKS = "keras_gpt_tasks"  # in `config.json`: other libraries pass over it
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -57,6 +58,7 @@ def read_huggingface(folder: str | Path, name: str | None = None) -> Checkpoint:
         stop_ids=stop_ids,
         generation_defaults=defaults,
         source={key: value for key, value in source.items() if value},
+        tasks=settings.get(TASKS, {}),
     )
 
 

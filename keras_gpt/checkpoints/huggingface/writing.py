@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_gpt.checkpoints.families import check_family, find_family
 from keras_gpt.checkpoints.huggingface.config import names_of, write_config
-from keras_gpt.checkpoints.huggingface.reading import CONTROLS
+from keras_gpt.checkpoints.huggingface.reading import CONTROLS, TASKS
 from keras_gpt.checkpoints.huggingface.safetensors import INDEX
 from keras_gpt.checkpoints.huggingface.tokenizer import write_tokenizer
 from keras_gpt.checkpoints.parts import DTYPES, plain_weights
@@ -84,6 +84,7 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
         **_token_ids(lm),
         "dtype": dtype,
         "torch_dtype": dtype,
+        **({TASKS: lm.tasks} if lm.tasks else {}),
     }
     with atomic_update(directory) as folder:
         write_json(folder / "config.json", settings)
