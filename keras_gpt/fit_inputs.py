@@ -15,11 +15,16 @@ def is_grain(data: Any) -> bool:
     return grain is not None and isinstance(data, grain.IterDataset | grain.MapDataset)
 
 
-def count_steps(data: Any, steps: int | None) -> int | None:
-    """The steps given, or a grain dataset's length, for which Keras doesn't ask."""
-    if steps is None and is_grain(data) and hasattr(data, "__len__"):
-        return len(data)
-    return steps
+def fill_steps(options: dict[str, Any], name: str, data: Any) -> None:
+    """Give a grain dataset's length, for which Keras doesn't ask, where none is given.
+
+    Args:
+        options: Arguments of `fit`, `evaluate` or `predict`.
+        name: That of the steps.
+        data: The dataset, or anything else.
+    """
+    if options.get(name) is None and is_grain(data) and hasattr(data, "__len__"):
+        options[name] = len(data)
 
 
 def repeated(data: Any, options: dict[str, Any]) -> Any:
@@ -27,13 +32,12 @@ def repeated(data: Any, options: dict[str, Any]) -> Any:
 
     Args:
         data: What `fit` is given.
-        options: The other arguments of `fit`: `steps_per_epoch` and `shuffle` are set.
+        options: Its other arguments, where `steps_per_epoch` and `shuffle` are set.
     """
     if is_grain(data):
         options.setdefault("shuffle", False)  # or Keras warns that it can't
         if hasattr(data, "__len__") and hasattr(data, "repeat"):
-            steps = count_steps(data, options.get("steps_per_epoch"))
-            options["steps_per_epoch"] = steps
+            fill_steps(options, "steps_per_epoch", data)
             return data.repeat()
     return data
 

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig
-from keras_gpt.fit_inputs import checked, count_steps, errors_as_found, repeated
+from keras_gpt.fit_inputs import checked, errors_as_found, fill_steps, repeated
 from keras_gpt.layers import (
     CausalSelfAttention,
     DocumentPositions,
@@ -202,8 +202,7 @@ class GPT(keras.Model):
             if isinstance(validation_data, tuple):
                 self._checked(*validation_data)
             elif validation_data is not None:
-                steps = count_steps(validation_data, kwargs.get("validation_steps"))
-                kwargs["validation_steps"] = steps
+                fill_steps(kwargs, "validation_steps", validation_data)
                 validation_data, _ = self._checked(validation_data, found=found)
             return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
@@ -212,14 +211,14 @@ class GPT(keras.Model):
         with errors_as_found(self) as found:
             # in `fit`, Keras holds the data of validations, which was checked there
             if not kwargs.get("_use_cached_eval_dataset"):
-                kwargs["steps"] = count_steps(x, kwargs.get("steps"))
+                fill_steps(kwargs, "steps", x)
                 x, y = self._checked(x, y, kwargs.get("sample_weight"), found)
             return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """Logits, as `keras.Model.predict`, of ids that are checked."""
         with errors_as_found(self) as found:
-            kwargs["steps"] = count_steps(x, kwargs.get("steps"))
+            fill_steps(kwargs, "steps", x)
             x, _ = self._checked(x, found=found)
             return super().predict(x, *args, **kwargs)
 
