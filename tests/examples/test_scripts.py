@@ -13,6 +13,9 @@ import pytest
 import keras_gpt
 import keras_gpt.evaluation
 import keras_gpt.tokenizers
+from keras_gpt.serving import Client
+from tests.export.answer import answer
+from tests.serving.server import serve
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -185,6 +188,26 @@ def test_finetune_summarize_compares_what_it_should(small_base, tmp_path):
     assert first == pytest.approx(expected.scores)
     tuned = keras_gpt.LanguageModel.load(tmp_path / "out" / "tuned")
     assert "docstring" in tuned.tasks["summarize"]["instruction"]
+
+
+def test_tuned_model_answers_alike_here_and_served(small_base, tmp_path):
+    printed = run_example(
+        tmp_path,
+        "tune_and_serve.py",
+        *("out", "--model", small_base, "--dtype", "float32"),
+        *("--limit", "6", "--test-limit", "4", "--max-new-tokens", "8"),
+    )
+    assert len(re.findall(r"(before|after): loss [\d.]+, ROUGE-L [\d.]+", printed)) == 2
+    served = tmp_path / "out" / "served" / "docs"
+    wanted = json.loads((tmp_path / "out" / "answers.json").read_text())
+    texts = list(wanted)
+    lm = keras_gpt.LanguageModel.load(tmp_path / "out" / "tuned")
+    assert list(wanted.values()) == lm.answer(texts, 8)
+    # by TensorFlow's C API, by a server and its client
+    [default] = answer(served / "1", [["serving_default", {"prompt": texts}]])
+    assert default["text"] == list(wanted.values())
+    with serve(served) as server, Client(server.grpc, model="docs") as client:
+        assert client.summarize(texts) == list(wanted.values())
 
 
 def test_finetune_translate_compares_what_it_should(small_base, tmp_path):
