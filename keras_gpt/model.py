@@ -23,7 +23,7 @@ from keras_gpt.layers.adapter import Adapters
 from keras_gpt.layers.base import Normal, Zeros, make_normalization
 from keras_gpt.layers.logits import Logits
 from keras_gpt.loss import TokenCrossentropy, check_takes_logits
-from keras_gpt.token_ids import as_array, check_length, check_token_ids
+from keras_gpt.token_ids import as_array, check_batch, check_token_ids
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -200,7 +200,8 @@ class GPT(keras.Model):
             weight = kwargs.get("sample_weight")
             x, y = self._checked(repeated(x, kwargs), y, weight, found)
             if isinstance(validation_data, tuple):
-                self._checked(*validation_data)
+                pair = self._checked(*validation_data)
+                validation_data = (*pair, *validation_data[2:])
             elif validation_data is not None:
                 fill_steps(kwargs, "validation_steps", validation_data)
                 validation_data, _ = self._checked(validation_data, found=found)
@@ -247,41 +248,25 @@ class GPT(keras.Model):
     def _checked(self, x, y=None, sample_weight=None, found=None):
         """What to give Keras for inputs and targets, or for a dataset, checked."""
         if isinstance(x, list | tuple):
-            x, y = as_array(x, "x"), None if y is None else as_array(y, "y")
+            x = as_array(x, "x")
         if not hasattr(x, "shape"):
             return checked(self._check_batch, x, found), y
+        if isinstance(y, list | tuple):
+            y = as_array(y, "y")
         self._check_batch(x, y, sample_weight)
         return x, y
 
     def _check_batch(self, x, y=None, sample_weight=None):
-        """Raise `ValueError` unless a batch, or a whole array, can be learned from."""
-        if isinstance(x, dict):  # by name, as Keras takes inputs too
-            return
-        x = check_token_ids(x, self.config.vocab_size, "x")
-        if x.ndim != 2:
-            raise ValueError(
-                "`x` must be token ids `(batch, sequence)`. Received: "
-                f"shape={x.shape}. One sequence is a batch of one: x[None]."
-            )
-        check_length(x.shape[1], self.config.context_length)
-        if y is None and sample_weight is not None:
-            raise ValueError("`sample_weight` needs `y`: give the targets too.")
         loss = getattr(self, "loss", None)  # none before `compile`
         is_of_ids = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-        if y is None or not is_of_ids:
-            return
-        y = check_token_ids(y, self.config.vocab_size, "y")
-        if y.shape not in (x.shape, (*x.shape, 1)):
-            raise ValueError(
-                "`y` must have the shape of `x`: for each id the one that follows. "
-                f"Received: x {x.shape}, y {y.shape}."
-            )
-        shape = x.shape if sample_weight is None else np.shape(sample_weight)
-        if shape not in (x.shape, x.shape[:1], (x.shape[0], 1)):
-            raise ValueError(
-                "`sample_weight` must have a number for each target or each row. "
-                f"Received: x {x.shape}, sample_weight {shape}."
-            )
+        check_batch(
+            x,
+            y,
+            sample_weight,
+            vocab_size=self.config.vocab_size,
+            context_length=self.config.context_length,
+            targets_are_ids=is_of_ids and loss.ignore_class is None,
+        )
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Keep the weights of matrices in fewer bits, to generate with less memory.

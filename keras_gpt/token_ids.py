@@ -49,3 +49,43 @@ def check_length(length, context_length):
             f"{length} tokens, context_length={context_length}. Shorten "
             "the input or build the model with a larger context_length."
         )
+
+
+def check_batch(
+    x, y, sample_weight, *, vocab_size, context_length, targets_are_ids=True
+):
+    """Raise `ValueError` unless a batch, or a whole array, can be learned from.
+
+    Args:
+        x: What should be token ids `(batch, sequence)`.
+        y: Targets, or `None`.
+        sample_weight: Their weights, or `None`.
+        vocab_size: The model's.
+        context_length: The model's.
+        targets_are_ids: Whether the loss wants an id as each target.
+    """
+    if isinstance(x, dict):  # by name, as Keras takes inputs too
+        return
+    x = check_token_ids(x, vocab_size, "x")
+    if x.ndim != 2:
+        raise ValueError(
+            "`x` must be token ids `(batch, sequence)`. Received: "
+            f"shape={x.shape}. One sequence is a batch of one: x[None]."
+        )
+    check_length(x.shape[1], context_length)
+    if y is None and sample_weight is not None:
+        raise ValueError("`sample_weight` needs `y`: give the targets too.")
+    if y is None or not targets_are_ids:
+        return
+    y = check_token_ids(y, vocab_size, "y")
+    if y.shape not in (x.shape, (*x.shape, 1)):
+        raise ValueError(
+            "`y` must have the shape of `x`: for each id the one that follows. "
+            f"Received: x {x.shape}, y {y.shape}."
+        )
+    shape = x.shape if sample_weight is None else np.shape(sample_weight)
+    if shape not in (x.shape, x.shape[:1], (x.shape[0], 1)):
+        raise ValueError(
+            "`sample_weight` must have a number for each target or each row. "
+            f"Received: x {x.shape}, sample_weight {shape}."
+        )
