@@ -134,7 +134,7 @@ class Attention:
         bar = add_axes(x, height - above - high, 14 * scale, high)
         figure.colorbar(image, cax=bar, ticks=[0, 0.05, 0.25, 0.5, 1])
         bar.tick_params(labelsize=8 * scale)
-        bar.set_title("weight", size=8 * scale, loc="left")
+        bar.set_title("weight", size=8 * scale, loc="left", pad=8 * scale)
         file = io.BytesIO()
         with warnings.catch_warnings():
             # characters that the font lacks are drawn as boxes
