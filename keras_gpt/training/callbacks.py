@@ -267,7 +267,7 @@ class _Pace:
     def note(self, kind):
         """Note that something of a kind has ended."""
         now = time.perf_counter()
-        if kind in self._sums:
+        if self.has(kind):
             seconds, count = self._sums[kind]
             forget = 0.5 if count >= _REMEMBERED else 1.0
             seconds += now - self._then
@@ -275,6 +275,10 @@ class _Pace:
         else:
             self._sums[kind] = (0.0, 0)
         self._then = now
+
+    def has(self, kind):
+        """Whether something of a kind has ended."""
+        return kind in self._sums
 
     def seconds(self, kind):
         """The mean, or `None` before there were two."""
@@ -347,7 +351,7 @@ class ProgressBar(keras.callbacks.Callback):
             self._show((logs or {}).get("loss"))
 
     def on_test_begin(self, logs=None):
-        is_first = self._pace.seconds("validation") is None
+        is_first = not self._pace.has("validation")
         self._show_validation(self._first("validation") if is_first else "")
 
     def on_test_batch_end(self, batch, logs=None):
@@ -355,6 +359,9 @@ class ProgressBar(keras.callbacks.Callback):
         self._pace.note("validation")
         if self._is_due():
             self._show_validation()
+
+    def on_test_end(self, logs=None):
+        self._update("writing results")
 
     def on_epoch_end(self, epoch, logs=None):
         self._pace.note("other")  # such as samples

@@ -335,6 +335,8 @@ def test_the_time_that_is_left_counts_validations_but_not_what_compiles(
             clock += 50 if epoch == batch == 0 else 1
             bar.on_test_batch_end(batch)
         assert shown()[0] == "validating 4/4"
+        bar.on_test_end()
+        assert shown()[0] == "writing results"
         clock += 30 if epoch == 0 else 0  # a sample
         bar.on_epoch_end(epoch)
     bar.on_train_end()
