@@ -13,7 +13,7 @@ from keras_gpt_cli.loading import load
 from keras_gpt_cli.options import CORPUS_HELP, Encoding, Model, Overwrite, TextField
 from keras_gpt_cli.output import note, print_table, stream, suggest
 
-QUICKSTART_PROMPT = "class Server"
+QUICKSTART_PROMPT = "open(file)"
 
 
 def quickstart(
@@ -57,7 +57,7 @@ def quickstart(
         if corpus != "embedded":
             prompt = runs.first_words(lm, output / runs.DATA_FOLDER)
     console.print(f"\nIt had read nothing else. Now it continues {prompt!r}:\n")
-    stream(lm, prompt, max_new_tokens=120, temperature=0.6, top_p=0.9, seed=0)
+    stream(lm, prompt, max_new_tokens=100, temperature=0.5, top_p=0.9, seed=0)
     # in a virtual environment that isn't active, its commands need their folder
     folder = "" if shutil.which("keras-gpt") else f"{Path(sys.argv[0]).parent}/"
     console.print(
