@@ -162,7 +162,8 @@ def read_attention(lm, token_ids: Sequence[int]) -> Attention:
     most = lm.model.config.context_length
     if not 0 < len(token_ids) <= most:
         raise ValueError(
-            f"The text must have 1 to {most} tokens. Received: {len(token_ids)}."
+            f"The text must have 1 to {most} tokens. Received: {len(token_ids)}. Give "
+            "a part of it."
         )
     weights = lm.model.attention_scores(np.array([token_ids]))[:, 0]
     tokens = [lm.tokenizer.token(token_id) for token_id in token_ids]

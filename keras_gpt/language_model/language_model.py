@@ -629,7 +629,7 @@ class LanguageModel:
             An `Attention`, whose `save` writes a picture.
 
         Raises:
-            ValueError: It is empty, or too long for the model's context.
+            ValueError: It has no tokens, or too many for the model's context.
         """
         [ids] = encode_prompts(self.tokenizer, text)
         return read_attention(self, ids)

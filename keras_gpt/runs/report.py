@@ -208,7 +208,7 @@ def draw_losses(
         second.set_ylabel("bits per byte")
         second.spines["right"].set_visible(False)
     axes.plot(steps, losses, "o-", color="#c2410c", markersize=4, label=reached)
-    axes.set_title(output.name, loc="left", fontweight="bold", pad=22)
+    axes.set_title(output.absolute().name, loc="left", fontweight="bold", pad=22)
     axes.annotate(
         about,
         (0, 1),
