@@ -1,11 +1,8 @@
-"""What `fit` shows and notes: throughput, progress, TensorBoard events."""
+"""What `fit` shows and notes: throughput, progress, losses, states."""
 
 import datetime
 import functools
-import socket
-import struct
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,6 +10,7 @@ from keras import ops
 from rich import progress
 from rich.console import Console
 
+from keras_gpt.training.events import EventLog as EventLog
 from keras_gpt.training.state import load_metrics, save_state
 
 
@@ -465,114 +463,3 @@ class StepLosses(keras.callbacks.Callback):
         total = logs["loss"] * done
         self.tell(step, (total - self._told_sum) / (done - self._told))
         self._told, self._told_sum = done, total
-
-
-# beside others in TensorBoard, where what is before the slash is a group
-_TAGS = {
-    "bits_per_byte": "loss/bits_per_byte",
-    "learning_rate": "optimizer/learning_rate",
-    "tokens_per_second": "speed/tokens_per_second",
-    "utilisation": "speed/utilisation",
-}
-
-
-class EventLog(keras.callbacks.Callback):
-    """Write logs, sample texts and pictures for TensorBoard.
-
-    As with Keras's own callback, what is measured in training is a run `train` and what
-    is measured in validation a run `validation`, so that both are in one chart. They
-    are named by the step: put it behind `Throughput`, which counts.
-
-    Keras's own callback loads TensorFlow; this one doesn't, and so serves all backends
-    alike.
-
-    Args:
-        directory: Folder of the events, whose name is the run's in TensorBoard.
-        sample: A function without arguments that returns a text to note after each
-            epoch, or `None`.
-        picture: One that returns a PNG, or `None`.
-        hyperparameters: By their names, or `None`.
-    """
-
-    def __init__(self, directory, *, sample=None, picture=None, hyperparameters=None):
-        super().__init__()
-        self.directory = Path(directory)
-        self.sample = sample
-        self.picture = picture
-        self.hyperparameters = hyperparameters
-        self._writers = {}
-        self._last_loss = 0
-
-    def on_train_begin(self, logs=None):
-        if self.hyperparameters:
-            from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-
-            name = self.directory.name
-            self._write("", 0, hparams_pb(self.hyperparameters, trial_id=name))
-
-    def write_loss(self, step, loss):
-        """Note a training loss within an epoch, whose mean then is left out."""
-        self._last_loss = step
-        self._write_scalar("train", step, "loss", loss)
-        self._writers["train"].flush()
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs = dict(logs or {})
-        step = int(logs.pop("step", epoch + 1))
-        if self._last_loss == step:
-            logs.pop("loss", None)
-        for name, value in logs.items():
-            run = "validation" if name.startswith("val_") else "train"
-            self._write_scalar(run, step, name.removeprefix("val_"), value)
-        if self.sample is not None:
-            self._write("", step, _text_summary("sample", self.sample()))
-        if self.picture is not None:
-            self._write("", step, _picture_summary("attention", self.picture()))
-        for writer in self._writers.values():
-            writer.flush()
-
-    def on_train_end(self, logs=None):
-        for writer in self._writers.values():
-            writer.close()
-        self._writers = {}
-
-    def _write_scalar(self, run, step, name, value):
-        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-
-        self._write(run, step, scalar_pb(_TAGS.get(name, name), float(value)))
-
-    def _write(self, run, step, summary):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        def write(**fields):
-            event = Event(wall_time=time.time(), **fields)
-            self._writers[run].write(event.SerializeToString())
-
-        if run not in self._writers:
-            folder = self.directory / run
-            folder.mkdir(parents=True, exist_ok=True)
-            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-            self._writers[run] = RecordWriter((folder / name).open("wb"))
-            write(file_version="brain.Event:2")
-        write(step=step, summary=summary)
-
-
-def _text_summary(tag, text):
-    from tensorboard.plugins.text.summary_v2 import text_pb
-
-    # TensorBoard renders Markdown: a code block keeps the text as it is
-    return text_pb(tag, "\n".join(f"    {line}" for line in text.splitlines()))
-
-
-def _picture_summary(tag, png):
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.image import metadata
-    from tensorboard.util.tensor_util import make_tensor_proto
-
-    # a PNG has its width and height behind its signature and the header's own
-    width, height = struct.unpack(">II", png[16:24])
-    tensor = make_tensor_proto([b"%d" % width, b"%d" % height, png])
-    about = metadata.create_summary_metadata(None, None)
-    value = Summary.Value(tag=tag, tensor=tensor, metadata=about)
-    return Summary(value=[value])
