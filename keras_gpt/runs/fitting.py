@@ -100,6 +100,7 @@ def fit(
             sample=sample if plan.sample_tokens else None,
             picture=picture if plan.sample_tokens else None,
             hyperparameters={
+                "backend": keras.backend.backend(),
                 "parameters": gpt.count_params(),
                 **_flat(plan.model_dump(exclude=_ABOUT_TEXTS)),
             },
