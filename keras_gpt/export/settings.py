@@ -10,7 +10,9 @@ from keras_gpt.config import suggest
 from keras_gpt.controls import CONTROLS, check_control
 from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
+from keras_gpt.language_model.completion import find_room
 from keras_gpt.tasks import LANGUAGES
+from keras_gpt.tokenizers import encode_chat
 
 # What each row of a request chooses; other controls are fixed by the export
 ROW_CONTROLS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -31,6 +33,7 @@ class Settings:
         tasks: Names of all tasks that have a signature.
         layout: What the chat template writes around messages, if there is one.
         languages: Pairs of languages that `translate` knows.
+        message_tokens: Most tokens of a message, beside what the template writes.
         max_new_tokens: Most new tokens of an answer.
         max_prompt_tokens: Longest prompt.
         stop_ids: Token ids that end a text.
@@ -49,6 +52,7 @@ class Settings:
     tasks: tuple[str, ...]
     layout: ChatLayout | None
     languages: tuple[tuple[str, str], ...]
+    message_tokens: int
     max_new_tokens: int
     max_prompt_tokens: int
     stop_ids: tuple[int, ...]
@@ -102,11 +106,15 @@ class Settings:
         for name in controls.keys() - {"seed"}:
             controls[name] = min(controls[name], LIMIT)
         tasks, layout = _choose_tasks(lm, default)
+        room = min(max_prompt_tokens, find_room(lm, max_new_tokens))
+        if "chat" in tasks:
+            room -= _count_around_message(lm, room)
         return cls(
             default=default or lm.task,
             tasks=tasks,
             layout=layout,
             languages=_list_languages(lm),
+            message_tokens=room,
             max_new_tokens=max_new_tokens,
             max_prompt_tokens=max_prompt_tokens,
             stop_ids=tuple(stop_ids),
@@ -150,16 +158,27 @@ def _choose_tasks(lm, default):
             if default != "generate":
                 raise
             return ("generate",), None
-    able = {"generate", *lm.tasks, *([] if layout is None else TASKS)}
+    able = {"generate", *lm.tasks} - {"chat"} if layout is None else set(TASKS)
     if default is not None and default not in able:
         raise ValueError(
             f"The model can't {default}: it was neither tuned for it nor has it a chat "
             f"template. Received: default={default!r}."
         )
-    wanted = {"generate", *lm.tasks, default or lm.task}
-    if layout is not None:
-        wanted.add("chat")
+    wanted = {"generate", "chat", *lm.tasks, default or lm.task} & able
     return tuple(task for task in TASKS if task in wanted), layout
+
+
+def _count_around_message(lm, room):
+    """Tokens that the chat template writes around a message, which must leave room."""
+    messages = [{"role": "user", "content": ""}]
+    count = len(encode_chat(lm.chat_template, lm.tokenizer, messages, LIMIT))
+    if count >= room:
+        raise ValueError(
+            "There is no room for a message: the chat template takes "
+            f"{count} tokens, and prompts have {room} at most. Lower `max_new_tokens` "
+            "or raise `max_prompt_tokens`."
+        )
+    return count
 
 
 def _check_integer(name, value, least, most):

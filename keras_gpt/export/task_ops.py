@@ -54,10 +54,17 @@ class TaskAnswers(tf.Module):
         languages = [_name_languages(pair) for pair in self.pairs]
         frames = [_find_frame(lm, name, names) for names in languages]
         overheads = [len(encode_prompt(lm, name, "", names)) for names in languages]
+        most = [min(longest, room - n) for n in overheads]
+        if min(most) < 1:
+            raise ValueError(
+                f"There is no room to {name}: the context has {self.context_length} "
+                f"tokens, the longest instruction {max(overheads)}, an answer up to "
+                f"{settings.max_new_tokens}. Lower `max_new_tokens`."
+            )
         with tf.device("CPU:0"):
             self.before = tf.constant([frame[0] for frame in frames])
             self.behind = tf.constant([frame[1] for frame in frames])
-            self.most = tf.constant([min(longest, room - n) for n in overheads])
+            self.most = tf.constant(most)
 
     def summarize(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Summarize texts, strings `(b,)`.

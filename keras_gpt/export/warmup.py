@@ -62,9 +62,10 @@ def sample_rows(tokenizer, settings, max_new_tokens: int) -> dict[str, dict[str,
         "top_p": 1.0,
         "seed": 0,
     }
-    chat = {"roles": ["user"], "contents": [text]}
+    message = sample_text(tokenizer, settings.message_tokens)
+    chat = {"roles": ["user"], "contents": [message]}
     languages = {"source": settings.languages[0][0], "target": settings.languages[0][1]}
-    default = {"prompt": text}
+    default = {"prompt": message}
     if settings.default == "translate" and len(settings.languages) > 1:
         default |= languages
     rows = {

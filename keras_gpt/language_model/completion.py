@@ -50,11 +50,16 @@ def encode_prompts(tokenizer, prompts: str | Sequence[str]) -> list[list[int]]:
 def encode_messages(lm, messages, max_new_tokens: int) -> list[int]:
     """The token ids of a conversation, with room for an answer of so many.
 
-    A short context is shared by both. `encode_chat` says what it leaves out and raises.
+    `encode_chat` says what it leaves out and raises.
     """
-    context_length = lm.model.config.context_length
-    room = context_length - min(max_new_tokens, context_length // 2)
+    room = find_room(lm, max_new_tokens)
     return encode_chat(lm.chat_template, lm.tokenizer, messages, room)
+
+
+def find_room(lm, max_new_tokens: int) -> int:
+    """Most tokens before an answer of so many. A short context is shared by both."""
+    context_length = lm.model.config.context_length
+    return context_length - min(max_new_tokens, context_length // 2)
 
 
 def complete(lm, ids, *, stop=(), **controls: Any) -> list[Completion]:

@@ -515,6 +515,18 @@ def test_model_that_was_tuned_for_one_pair_needs_the_text_alone(
     assert got["num_parts"][1] > 1
 
 
+def test_no_room_for_a_message_or_a_task_is_told(make_language_model, tmp_path):
+    lm = make_language_model("gpt2", "chat", context_length=48)
+    with pytest.raises(ValueError, match=r"the chat template takes \d+ tokens"):
+        lm.export(tmp_path / "1", max_prompt_tokens=30)
+    lm.chat_template, lm.tasks = None, {"chat": {}, "summarize": {}}
+    with pytest.raises(ValueError, match="can't chat"):
+        lm.export(tmp_path / "1", default="chat")
+    with pytest.raises(ValueError, match=r"no room to summarize.* Lower"):
+        lm.export(tmp_path / "1", max_new_tokens=45, progress=False)
+    assert list(tmp_path.rglob("1")) == []
+
+
 def test_missing_tensorflow_text_is_named(make_language_model, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install tensorflow tensorflow-text"):
