@@ -77,7 +77,8 @@ class ChatEncoder(tf.Module):
         Where one has no room, the oldest messages are left out as by `encode_chat`.
 
         Args:
-            roles: Strings `(b, m)`, padded with empty ones on the right.
+            roles: Strings `(b, m)`; those of a row end in an empty one, and what is
+                behind it doesn't count.
             contents: Strings `(b, m)`.
             room: Most ids of each, int32 `(b,)`.
 
@@ -128,16 +129,19 @@ class ChatEncoder(tf.Module):
             "`roles` and `contents` must both be (conversations, messages)",
             sizes,
         )
-        is_message = roles != ""
-        counts = tf.reduce_sum(tf.cast(is_message, tf.int32), axis=1)
-        is_first = tf.sequence_mask(counts, tf.shape(roles)[1])
+        # what is behind the first empty one doesn't count: a server that batches fills
+        # rows up with the first value of a request
+        is_end = roles == ""
+        is_message = tf.cumsum(tf.cast(is_end, tf.int32), axis=1) == 0
         is_known = tf.reduce_any(roles[..., None] == self.roles, axis=-1)
         roles = check(
-            (counts > 0)[:, None] & (is_known | ~is_message) & (is_message == is_first),
+            (is_known | ~is_message)
+            & tf.reduce_any(is_end & ~is_end[:, :1], 1)[:, None],
             roles,
-            f"`roles` must be {', '.join(ROLES)} for at least one message of each "
-            "conversation, with empty ones behind the last",
+            f"`roles` must be {', '.join(ROLES)} for each message, and end in an empty "
+            "one behind the last",
         )
+        counts = tf.reduce_sum(tf.cast(is_message, tf.int32), axis=1)
         matches = tf.cast(roles[..., None] == self.roles, tf.int32)
         numbers = tf.where(is_message, tf.argmax(matches, -1, tf.int32), _NONE)
         contents = replace_invalid(tf.where(is_message, contents, ""))

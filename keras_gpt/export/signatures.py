@@ -12,7 +12,7 @@ from keras_gpt.export.checks import check
 from keras_gpt.export.decode_loop import generate_ids
 from keras_gpt.export.settings import LIMIT, OWN, ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
-from keras_gpt.export.task_ops import TaskAnswers
+from keras_gpt.export.task_ops import TaskAnswers, as_messages
 from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
 from keras_gpt.generation.scoring import score_program
 
@@ -146,7 +146,7 @@ class ServedModel:
 
     def answer(self, prompt):
         """Answer messages of a user."""
-        return self.chat(tf.fill([tf.shape(prompt)[0], 1], "user"), prompt[:, None])
+        return self.chat(*as_messages(prompt))
 
     def summarize(self, text):
         """Summarize texts."""

@@ -168,14 +168,20 @@ class TaskAnswers(tf.Module):
             [tf.gather(self.before, kind), questions, tf.gather(self.behind, kind)]
         )
         if self.encode_chat is not None:
-            roles = tf.fill([tf.shape(texts)[0], 1], "user")
             room = tf.fill([tf.shape(texts)[0]], self.context_length)
-            return self.encode_chat(roles, texts[:, None], room)
+            return self.encode_chat(*as_messages(texts), room)
         token_ids, lengths = self.encode(texts)
         start = tf.constant([self.start_ids], tf.int32)
         start = tf.tile(start, [tf.shape(texts)[0], 1])
         token_ids = tf.concat([start, tf.maximum(token_ids, 0)], axis=1)
         return token_ids, lengths + len(self.start_ids)
+
+
+def as_messages(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Roles and contents of conversations that are one message `(b,)` of the user."""
+    end = tf.zeros_like(texts)
+    roles = tf.stack([tf.fill(tf.shape(texts), "user"), end], axis=1)
+    return roles, tf.stack([texts, end], axis=1)
 
 
 def _name_languages(pair):

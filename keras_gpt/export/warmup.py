@@ -63,7 +63,7 @@ def sample_rows(tokenizer, settings, max_new_tokens: int) -> dict[str, dict[str,
         "seed": 0,
     }
     message = sample_text(tokenizer, settings.message_tokens)
-    chat = {"roles": ["user"], "contents": [message]}
+    chat = {"roles": ["user", ""], "contents": [message, ""]}
     languages = {"source": settings.languages[0][0], "target": settings.languages[0][1]}
     default = {"prompt": message}
     if settings.default == "translate" and len(settings.languages) > 1:

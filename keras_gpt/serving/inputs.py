@@ -143,7 +143,7 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
 
 
 def pad_conversations(conversations) -> dict[str, np.ndarray]:
-    """Inputs `roles` and `contents`, padded with empty strings.
+    """Inputs `roles` and `contents`, padded with at least one empty string.
 
     Args:
         conversations: Lists of messages, each with `"role"` and `"content"`.
@@ -153,7 +153,7 @@ def pad_conversations(conversations) -> dict[str, np.ndarray]:
     """
     for messages in conversations:
         check_messages(messages)
-    shape = (len(conversations), max(map(len, conversations), default=0))
+    shape = (len(conversations), max(map(len, conversations), default=0) + 1)
     inputs = {name: np.full(shape, "", object) for name in ("roles", "contents")}
     for row, messages in enumerate(conversations):
         for place, message in enumerate(messages):

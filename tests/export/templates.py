@@ -90,7 +90,7 @@ def make_conversations(count, special):
 
 def as_inputs(conversations):
     """The inputs `roles` and `contents`, padded."""
-    most = max(map(len, conversations))
+    most = max(map(len, conversations)) + 1
     return {
         f"{key}s": [[m[key] for m in c] + [""] * (most - len(c)) for c in conversations]
         for key in ("role", "content")

@@ -112,14 +112,22 @@ def test_ids_of_conversations_are_those_of_encode_chat(name):
     for conversation in too_long[:2]:
         with pytest.raises(tf.errors.InvalidArgumentError, match="too long"):
             encode(*as_inputs([conversation]).values(), [ROOM])
-    bad = {
-        "roles` must be system, user, assistant": ([["tool"]], [["a"]]),
-        "empty ones behind the last": ([["", "user"]], [["", "a"]]),
-        "must both be": ([["user"]], [["a", "b"]]),
-        "at least one message": ([[""]], [["a"]]),
-    }
+    # a server that batches fills a row up with its first values
+    short = [["user", "", "user", "user"], ["user", "assistant", "user", ""]]
+    texts = [["a", "", "a", "a"], ["a", "b", "c", ""]]
+    together = encode(short, texts, [ROOM] * 2)[0][0].numpy().tolist()
+    alone = encode([["user", ""]], [["a", ""]], [ROOM])[0][0].numpy().tolist()
+    assert together[: len(alone)] == alone
+    assert not any(together[len(alone) :])
+    bad = [
+        ("roles` must be system, user, assistant", ["tool", ""], ["a", ""]),
+        ("end in an empty one", ["user"], ["a"]),
+        ("for each message", ["", "user", ""], ["", "a", ""]),
+        ("must both be", ["user", ""], ["a"]),
+    ]
     if name == "mistral":
-        bad["roles in this order"] = ([["user", "user"]], [["a", "b"]])
-    for message, inputs in bad.items():
+        bad.append(("roles in this order", ["user", "user", ""], ["a", "b", ""]))
+    for message, *row in bad:
+        inputs = [[values] for values in row]
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             encode(*inputs, [ROOM])
