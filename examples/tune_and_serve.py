@@ -63,6 +63,7 @@ def main(
     print(f"tuned in {(time.monotonic() - started) / 60:.1f} minutes")
     measure("after", lm, data, max_new_tokens)
 
+    lm = keras_gpt.LanguageModel.load(tuned, dtype="float32")  # as a server computes
     lm.merge_adapter()
     started = time.monotonic()
     folder = lm.export(
