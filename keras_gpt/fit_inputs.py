@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_gpt.token_ids import as_array, check_batch
+
 
 def is_grain(data: Any) -> bool:
     """Whether it is a grain dataset; grain isn't imported where nobody else has."""
@@ -91,3 +93,104 @@ def checked(check: Callable, data: Any, found: list[ValueError]) -> Any:
     if not isinstance(data, dict | Iterator):
         check_batch(next(iter(data)))
     return data
+
+
+class CheckedModel(keras.Model):
+    """A model of token ids that checks what `fit` and its kin are given.
+
+    Its `config` has `vocab_size` and `context_length`. Targets may be left out: then
+    each id is the target of those before it.
+    """
+
+    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
+        """Train, as `keras.Model.fit`, on data that is checked first.
+
+        Args:
+            x: Token ids, integers `(batch, sequence)`, or a dataset of batches. An
+                epoch of those of `keras_gpt.data` is one pass over them.
+            y: For each id the one that follows, of the same shape. Defaults to `x`
+                one ahead, so that `fit(ids)` trains; the batches of a dataset may
+                leave them out too.
+            *args: Others of `keras.Model.fit`.
+            validation_data: As of `keras.Model.fit`, with targets or without.
+            **kwargs: Others of `keras.Model.fit`.
+
+        Returns:
+            The `History` of `keras.Model.fit`.
+
+        Raises:
+            ValueError: Ids are out of range, or shapes don't fit: in arrays at once,
+                in grain datasets and generators in the batch that is drawn, in other
+                datasets if the first batch shows it.
+        """
+        with errors_as_found(self) as found:
+            weight = kwargs.get("sample_weight")
+            x, y = self._checked(repeated(x, kwargs), y, weight, found)
+            if isinstance(validation_data, tuple):
+                pair = self._checked(*validation_data)
+                validation_data = (*pair, *validation_data[2:])
+            elif validation_data is not None:
+                fill_steps(kwargs, "validation_steps", validation_data)
+                validation_data, _ = self._checked(validation_data, found=found)
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """Measure the loss, as `keras.Model.evaluate`; data as of `fit`."""
+        with errors_as_found(self) as found:
+            # in `fit`, Keras holds the data of validations, which was checked there
+            if not kwargs.get("_use_cached_eval_dataset"):
+                fill_steps(kwargs, "steps", x)
+                x, y = self._checked(x, y, kwargs.get("sample_weight"), found)
+            return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """Logits, as `keras.Model.predict`, of ids that are checked."""
+        with errors_as_found(self) as found:
+            fill_steps(kwargs, "steps", x)
+            x, _ = self._checked(x, found=found)
+            return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Train on a batch, as `keras.Model.train_on_batch`; data as of `fit`."""
+        x, y = self._checked(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """The loss of a batch, as `keras.Model.test_on_batch`; data as of `fit`."""
+        x, y = self._checked(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, **kwargs)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        if y is None:
+            y, y_pred = x[:, 1:], y_pred[:, :-1]
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if y is None:
+            y, y_pred = x[:, 1:], y_pred[:, :-1]
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _checked(self, x, y=None, sample_weight=None, found=None):
+        """What to give Keras for inputs and targets, or for a dataset, checked."""
+        if isinstance(x, list | tuple):
+            x = as_array(x, "x")
+        if not hasattr(x, "shape"):
+            return checked(self._check_batch, x, found), y
+        if isinstance(y, list | tuple):
+            y = as_array(y, "y")
+        self._check_batch(x, y, sample_weight)
+        return x, y
+
+    def _check_batch(self, x, y=None, sample_weight=None):
+        loss = getattr(self, "loss", None)  # none before `compile`
+        is_of_ids = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+        check_batch(
+            x,
+            y,
+            sample_weight,
+            vocab_size=self.config.vocab_size,
+            context_length=self.config.context_length,
+            targets_are_ids=is_of_ids and loss.ignore_class is None,
+        )

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig
-from keras_gpt.fit_inputs import checked, errors_as_found, fill_steps, repeated
+from keras_gpt.fit_inputs import CheckedModel
 from keras_gpt.layers import (
     CausalSelfAttention,
     DocumentPositions,
@@ -23,11 +23,11 @@ from keras_gpt.layers.adapter import Adapters
 from keras_gpt.layers.base import Normal, Zeros, make_normalization
 from keras_gpt.layers.logits import Logits
 from keras_gpt.loss import TokenCrossentropy, check_takes_logits
-from keras_gpt.token_ids import as_array, check_batch, check_token_ids
+from keras_gpt.token_ids import check_token_ids
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
-class GPT(keras.Model):
+class GPT(CheckedModel):
     """A GPT: token ids in, logits of each next token out.
 
     Args:
@@ -174,99 +174,6 @@ class GPT(keras.Model):
         config["jit_compile"] = backend.default_jit_compile(self.compute_dtype)
         super().compile(**config)
         self.optimizer.build(self.trainable_variables)
-
-    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
-        """Train, as `keras.Model.fit`, on data that is checked first.
-
-        Args:
-            x: Token ids, integers `(batch, sequence)`, or a dataset of batches. An
-                epoch of those of `keras_gpt.data` is one pass over them.
-            y: For each id the one that follows, of the same shape. Defaults to `x`
-                one ahead, so that `fit(ids)` trains; the batches of a dataset may
-                leave them out too.
-            *args: Others of `keras.Model.fit`.
-            validation_data: As of `keras.Model.fit`, with targets or without.
-            **kwargs: Others of `keras.Model.fit`.
-
-        Returns:
-            The `History` of `keras.Model.fit`.
-
-        Raises:
-            ValueError: Ids are out of range, or shapes don't fit: in arrays at once,
-                in grain datasets and generators in the batch that is drawn, in other
-                datasets if the first batch shows it.
-        """
-        with errors_as_found(self) as found:
-            weight = kwargs.get("sample_weight")
-            x, y = self._checked(repeated(x, kwargs), y, weight, found)
-            if isinstance(validation_data, tuple):
-                pair = self._checked(*validation_data)
-                validation_data = (*pair, *validation_data[2:])
-            elif validation_data is not None:
-                fill_steps(kwargs, "validation_steps", validation_data)
-                validation_data, _ = self._checked(validation_data, found=found)
-            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
-
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        """Measure the loss, as `keras.Model.evaluate`; data as of `fit`."""
-        with errors_as_found(self) as found:
-            # in `fit`, Keras holds the data of validations, which was checked there
-            if not kwargs.get("_use_cached_eval_dataset"):
-                fill_steps(kwargs, "steps", x)
-                x, y = self._checked(x, y, kwargs.get("sample_weight"), found)
-            return super().evaluate(x, y, *args, **kwargs)
-
-    def predict(self, x, *args, **kwargs):
-        """Logits, as `keras.Model.predict`, of ids that are checked."""
-        with errors_as_found(self) as found:
-            fill_steps(kwargs, "steps", x)
-            x, _ = self._checked(x, found=found)
-            return super().predict(x, *args, **kwargs)
-
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        """Train on a batch, as `keras.Model.train_on_batch`; data as of `fit`."""
-        x, y = self._checked(x, y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight, **kwargs)
-
-    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
-        """The loss of a batch, as `keras.Model.test_on_batch`; data as of `fit`."""
-        x, y = self._checked(x, y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight, **kwargs)
-
-    def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
-        if y is None:
-            y, y_pred = x[:, 1:], y_pred[:, :-1]
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if y is None:
-            y, y_pred = x[:, 1:], y_pred[:, :-1]
-        return super().compute_metrics(x, y, y_pred, sample_weight)
-
-    def _checked(self, x, y=None, sample_weight=None, found=None):
-        """What to give Keras for inputs and targets, or for a dataset, checked."""
-        if isinstance(x, list | tuple):
-            x = as_array(x, "x")
-        if not hasattr(x, "shape"):
-            return checked(self._check_batch, x, found), y
-        if isinstance(y, list | tuple):
-            y = as_array(y, "y")
-        self._check_batch(x, y, sample_weight)
-        return x, y
-
-    def _check_batch(self, x, y=None, sample_weight=None):
-        loss = getattr(self, "loss", None)  # none before `compile`
-        is_of_ids = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
-        check_batch(
-            x,
-            y,
-            sample_weight,
-            vocab_size=self.config.vocab_size,
-            context_length=self.config.context_length,
-            targets_are_ids=is_of_ids and loss.ignore_class is None,
-        )
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Keep the weights of matrices in fewer bits, to generate with less memory.

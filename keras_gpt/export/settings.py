@@ -11,7 +11,8 @@ from keras_gpt.controls import CONTROLS, check_control
 from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
 from keras_gpt.language_model.completion import find_room
-from keras_gpt.tasks import LANGUAGES
+from keras_gpt.tasks.answering import share_context
+from keras_gpt.tasks.prompts import LANGUAGES, find_languages
 from keras_gpt.tokenizers import encode_chat
 
 # What each row of a request chooses; other controls are fixed by the export
@@ -33,6 +34,7 @@ class Settings:
         tasks: Names of all tasks that have a signature.
         layout: What the chat template writes around messages, if there is one.
         languages: Pairs of languages that `translate` knows.
+        part_tokens: By task and pair of languages, most tokens of a part of a text.
         message_tokens: Most tokens of a message, beside what the template writes.
         max_new_tokens: Most new tokens of an answer.
         max_prompt_tokens: Longest prompt.
@@ -52,6 +54,7 @@ class Settings:
     tasks: tuple[str, ...]
     layout: ChatLayout | None
     languages: tuple[tuple[str, str], ...]
+    part_tokens: dict[str, list[int]]
     message_tokens: int
     max_new_tokens: int
     max_prompt_tokens: int
@@ -109,7 +112,7 @@ class Settings:
         room = min(max_prompt_tokens, find_room(lm, max_new_tokens))
         if "chat" in tasks:
             room -= _count_around_message(lm, room)
-        return cls(
+        settings = cls(
             default=default or lm.task,
             tasks=tasks,
             layout=layout,
@@ -121,8 +124,18 @@ class Settings:
             weights=weights,
             flavour=flavour,
             batch_sizes=tuple(batch_sizes),
+            part_tokens={},
             **controls,
         )
+        for task in settings.pairs:
+            if task in tasks:
+                settings.part_tokens[task] = _count_part_tokens(lm, settings, task)
+        return settings
+
+    @property
+    def pairs(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """By task, the pairs of languages in which it asks; an empty one for none."""
+        return {"summarize": ((),), "translate": self.languages}
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -179,6 +192,28 @@ def _count_around_message(lm, room):
             "or raise `max_prompt_tokens`."
         )
     return count
+
+
+def name_languages(pair: tuple[str, ...]) -> dict[str, str]:
+    """The names of a pair of languages, for a prompt."""
+    fields = ("source_language", "target_language")
+    return find_languages(dict(zip(fields, pair, strict=True))) if pair else {}
+
+
+def _count_part_tokens(lm, settings, task):
+    """Most tokens of a part of a text that is summarized or translated, by pair."""
+    most = [
+        share_context(lm, task, settings.max_new_tokens, name_languages(pair))[1]
+        for pair in settings.pairs[task]
+    ]
+    if min(most) < 1:
+        raise ValueError(
+            f"There is no room to {task}: a context of "
+            f"{lm.model.config.context_length} tokens can't hold the instruction, a "
+            "text and an answer. Lower `max_new_tokens`. Received: max_new_tokens="
+            f"{settings.max_new_tokens}."
+        )
+    return most
 
 
 def _check_integer(name, value, least, most):

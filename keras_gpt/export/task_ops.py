@@ -13,9 +13,10 @@ import tensorflow as tf
 from keras_gpt.export.chat_layout import SPACES, TRIM
 from keras_gpt.export.chat_ops import ChatEncoder
 from keras_gpt.export.checks import check
+from keras_gpt.export.settings import name_languages
 from keras_gpt.export.text_ops import TextEncoder, replace_invalid
 from keras_gpt.tasks.cutting import ANYWHERE, ENDS_OF_SENTENCES, WIDE_ENDS
-from keras_gpt.tasks.prompts import LANGUAGES, TASKS, ask, encode_prompt
+from keras_gpt.tasks.prompts import TASKS, ask
 
 _AT_ONCE = 8  # questions, as many as `keras_gpt.tasks` asks at once
 _MARK = "\ufdd0"  # stands for the text while the words around it are looked for
@@ -45,26 +46,15 @@ class TaskAnswers(tf.Module):
     ):
         super().__init__()
         self.task = name
-        self.pairs = settings.languages if name == "translate" else (None,)
+        self.pairs = settings.pairs[name]
         self.start_ids = list(lm.tokenizer.start_ids)
         self.encode, self.encode_chat, self.answer = encode, encode_chat, answer
         self.context_length = lm.model.config.context_length
-        room = self.context_length - settings.max_new_tokens
-        longest = room if name == "summarize" else settings.max_new_tokens * 2 // 3
-        languages = [_name_languages(pair) for pair in self.pairs]
-        frames = [_find_frame(lm, name, names) for names in languages]
-        overheads = [len(encode_prompt(lm, name, "", names)) for names in languages]
-        most = [min(longest, room - n) for n in overheads]
-        if min(most) < 1:
-            raise ValueError(
-                f"There is no room to {name}: the context has {self.context_length} "
-                f"tokens, the longest instruction {max(overheads)}, an answer up to "
-                f"{settings.max_new_tokens}. Lower `max_new_tokens`."
-            )
+        frames = [_find_frame(lm, name, pair) for pair in self.pairs]
         with tf.device("CPU:0"):
             self.before = tf.constant([frame[0] for frame in frames])
             self.behind = tf.constant([frame[1] for frame in frames])
-            self.most = tf.constant(most)
+            self.most = tf.constant(settings.part_tokens[name])
 
     def summarize(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Summarize texts, strings `(b,)`.
@@ -123,8 +113,7 @@ class TaskAnswers(tf.Module):
 
     def _find_pairs(self, source, target):
         """Numbers of pairs of languages, checked."""
-        sources = [pair[0] for pair in self.pairs]
-        targets = [pair[1] for pair in self.pairs]
+        sources, targets = zip(*self.pairs, strict=True)
         is_pair = (source[:, None] == sources) & (target[:, None] == targets)
         known = ", ".join(f"{a} to {b}" for a, b in self.pairs[:8])
         more = ", ..." if len(self.pairs) > 8 else ""
@@ -184,15 +173,9 @@ def as_messages(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return roles, tf.stack([texts, end], axis=1)
 
 
-def _name_languages(pair):
-    if pair is None:
-        return {}
-    source, target = (LANGUAGES[code] for code in pair)
-    return {"source_language": source, "target_language": target}
-
-
-def _find_frame(lm, name, languages):
+def _find_frame(lm, name, pair):
     """What stands before a text and behind it in the prompt."""
+    languages = name_languages(pair)
     if lm.chat_template is None:
         prompt = TASKS[name].plain.format(question=_MARK, **languages)
     else:

@@ -64,8 +64,7 @@ def summarize(
     """Summarize texts; see `LanguageModel.summarize`."""
     _check_task(lm, "summarize")
     rows = [texts] if isinstance(texts, str) else list(texts)
-    max_new_tokens, room = _share_context(lm, "summarize", max_new_tokens)
-    most = room - len(encode_prompt(lm, "summarize", "", {}))
+    max_new_tokens, most = share_context(lm, "summarize", max_new_tokens, {})
     pending = range(len(rows))
     while pending:
         parts = [cut(rows[i], _counter(lm), most) for i in pending]
@@ -105,11 +104,7 @@ def translate(
     languages = find_languages({"source_language": source, "target_language": target})
     _check_task(lm, "translate")
     rows = [texts] if isinstance(texts, str) else list(texts)
-    max_new_tokens, room = _share_context(lm, "translate", max_new_tokens)
-    most = min(
-        room - len(encode_prompt(lm, "translate", "", languages)),
-        max_new_tokens * 2 // 3,  # a translation is about as long as its source
-    )
+    max_new_tokens, most = share_context(lm, "translate", max_new_tokens, languages)
     parts = [cut(text, _counter(lm), most) for text in rows]
     prompts = [
         encode_prompt(lm, "translate", part.strip(), languages)
@@ -214,8 +209,20 @@ def _check_task(lm, name):
         )
 
 
-def _share_context(lm, name, max_new_tokens):
-    """Most tokens of an answer, by default half of a short context; of a prompt."""
+def share_context(
+    lm, name: str, max_new_tokens: int | None, languages: dict[str, str]
+) -> tuple[int, int]:
+    """Most tokens of an answer, by default half of a short context, and of a part.
+
+    Args:
+        lm: A `LanguageModel`.
+        name: `"summarize"` or `"translate"`.
+        max_new_tokens: What the caller gave.
+        languages: As of `find_languages`.
+
+    Raises:
+        ValueError: `max_new_tokens` leaves no room for a prompt.
+    """
     context_length = lm.model.config.context_length
     if max_new_tokens is None:
         max_new_tokens = min(MOST_NEW_TOKENS[name], context_length // 2)
@@ -226,4 +233,7 @@ def _share_context(lm, name, max_new_tokens):
             f"Received: max_new_tokens={max_new_tokens}, "
             f"context_length={context_length}."
         )
+    room -= len(encode_prompt(lm, name, "", languages))
+    if name == "translate":  # which is about as long as its source
+        room = min(room, max_new_tokens * 2 // 3)
     return max_new_tokens, room
