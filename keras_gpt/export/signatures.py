@@ -48,13 +48,9 @@ class ServedModel:
             for name in settings.tasks
             if name in ("summarize", "translate")
         }
-        # One graph, which all signatures that write text call. The server optimizes a
-        # graph when it first runs, for seconds: not inlined, once for all signatures.
+        # one graph, which all signatures that write text call
         self._continue = tf.function(
-            self._continue,
-            autograph=False,
-            reduce_retracing=True,
-            experimental_attributes={"_noinline": True},
+            self._continue, autograph=False, reduce_retracing=True
         )
 
     def save(self, path):
