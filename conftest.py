@@ -60,6 +60,7 @@ LONGEST = (
     "tests/test_model.py",
     "tests/journeys/",
     "tests/generation/",
+    "keras_gpt/model.py",
     "docs/",
     "tests/data/test_preparation.py",
     "tests/runs/",

@@ -32,12 +32,7 @@ SIGNATURES = {
     "score",
     "tokenize",
 }
-PAIRS = [
-    ("gpt2", "byte_pairs"),
-    ("llama", "sentence_piece"),
-    ("llama", "characters"),
-    CHAT,
-]
+PAIRS = [("gpt2", "byte_pairs"), ("llama", "sentence_piece"), ("llama", "characters")]
 HERE = {"tensorflow": PAIRS, "jax": [], "torch": [CHAT]}[keras.backend.backend()]
 
 
