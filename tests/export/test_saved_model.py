@@ -18,7 +18,7 @@ from tests.export.answer import answer
 from tests.export.conftest import CONTEXT_LENGTH, MAX_NEW_TOKENS, TEXT, graph_ops
 from tests.export.templates import as_inputs, make_conversations, special_tokens
 
-# Each tokenizer and each architecture; on PyTorch one, since there an export takes a
+# Each architecture; on PyTorch one, since there an export takes a
 # process that starts TensorFlow; and on JAX what tasks need
 CHAT = ("llama", "chat")
 SIGNATURES = {
@@ -32,7 +32,7 @@ SIGNATURES = {
     "score",
     "tokenize",
 }
-PAIRS = [("gpt2", "byte_pairs"), ("llama", "sentence_piece"), ("llama", "characters")]
+PAIRS = [("gpt2", "byte_pairs"), ("llama", "sentence_piece")]
 HERE = {"tensorflow": PAIRS, "jax": [], "torch": [CHAT]}[keras.backend.backend()]
 
 
