@@ -12,7 +12,8 @@ from keras_gpt.export.warmup import sample_rows
 FILE = "README.md"
 _MOST_PAIRS = 8
 _DEFAULTS = {
-    "chat": "Answers one message of a user for each row, as `chat` does",
+    "chat": "Answers one message of a user for each row as `chat` does, below the "
+    "instruction of `complete` if the model was tuned with one",
     "summarize": "As `summarize`",
     "translate": "As `translate`, with the languages if there are several pairs",
     "generate": "Continues plain text, as `generate` does",

@@ -12,7 +12,7 @@ from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
 from keras_gpt.language_model.completion import find_room
 from keras_gpt.tasks.answering import share_context
-from keras_gpt.tasks.prompts import LANGUAGES, find_languages
+from keras_gpt.tasks.prompts import LANGUAGES, ask, find_languages
 from keras_gpt.tokenizers import encode_chat
 
 # What each row of a request chooses; other controls are fixed by the export
@@ -182,8 +182,8 @@ def _choose_tasks(lm, default):
 
 
 def _count_around_message(lm, room):
-    """Tokens that the chat template writes around a message, which must leave room."""
-    messages = [{"role": "user", "content": ""}]
+    """Tokens of template and instruction around a message, which must leave room."""
+    messages = ask(lm, "complete", "", {})
     count = len(encode_chat(lm.chat_template, lm.tokenizer, messages, LIMIT))
     if count >= room:
         raise ValueError(

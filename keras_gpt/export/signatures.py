@@ -12,7 +12,7 @@ from keras_gpt.export.checks import check
 from keras_gpt.export.decode_loop import generate_ids
 from keras_gpt.export.settings import LIMIT, OWN, ROW_CONTROLS
 from keras_gpt.export.stored_weights import StoredWeights
-from keras_gpt.export.task_ops import TaskAnswers, as_messages
+from keras_gpt.export.task_ops import TaskAnswers, as_messages, find_frame
 from keras_gpt.export.text_ops import TextDecoder, make_text_encoder
 from keras_gpt.generation.scoring import score_program
 
@@ -42,12 +42,13 @@ class ServedModel:
                 name,
                 settings,
                 self.encoder,
-                self.encode_chat,
+                self._encode_questions,
                 self._answer_greedily,
             )
             for name in settings.tasks
             if name in ("summarize", "translate")
         }
+        self.message_frame = find_frame(lm, "complete")
         # one graph, which all signatures that write text call
         self._continue = tf.function(
             self._continue, autograph=False, reduce_retracing=True
@@ -141,8 +142,9 @@ class ServedModel:
         return self._write(token_ids, lengths, controls)
 
     def answer(self, prompt):
-        """Answer messages of a user."""
-        return self.chat(*as_messages(prompt))
+        """Answer messages of a user, below the instruction if there is one."""
+        before, behind = self.message_frame
+        return self.chat(*as_messages(tf.strings.join([before, prompt, behind])))
 
     def summarize(self, text):
         """Summarize texts."""
@@ -160,6 +162,17 @@ class ServedModel:
         [pair] = self.settings.languages
         source, target = (tf.fill(tf.shape(prompt), code) for code in pair)
         return self.translate(prompt, source, target)
+
+    def _encode_questions(self, texts):
+        """Ids and lengths of prompts of a task, as messages where there is a template.
+
+        They have room in the context, or nearly: what is a token longer slides.
+        """
+        if self.encode_chat is None:
+            return self._encode_prompts("text", texts, LIMIT)
+        context_length = self.weights.model.config.context_length
+        room = tf.fill([tf.shape(texts)[0]], context_length)
+        return self.encode_chat(*as_messages(texts), room)
 
     def _answer_greedily(self, token_ids, lengths):
         controls = self._own_controls(tf.shape(lengths)[0])

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_gpt.export.chat_layout import SPACES, TRIM
-from keras_gpt.export.chat_ops import ChatEncoder
 from keras_gpt.export.checks import check
 from keras_gpt.export.settings import name_languages
 from keras_gpt.export.text_ops import TextEncoder, replace_invalid
@@ -30,7 +29,8 @@ class TaskAnswers(tf.Module):
         name: The task.
         settings: The `Settings` of the export.
         encode: The tokenizer as operations.
-        encode_chat: The chat template as operations, or `None` where there is none.
+        encode_prompts: Gives token ids `(q, t)` and their numbers `(q,)` of prompts
+            `(q,)`, with what stands around them.
         answer: Gives what the model writes, `(q,)`, behind token ids `(q, t)` of
             `lengths` `(q,)`.
     """
@@ -41,16 +41,14 @@ class TaskAnswers(tf.Module):
         name: str,
         settings,
         encode: TextEncoder,
-        encode_chat: ChatEncoder | None,
+        encode_prompts: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
         answer: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     ):
         super().__init__()
         self.task = name
         self.pairs = settings.pairs[name]
-        self.start_ids = list(lm.tokenizer.start_ids)
-        self.encode, self.encode_chat, self.answer = encode, encode_chat, answer
-        self.context_length = lm.model.config.context_length
-        frames = [_find_frame(lm, name, pair) for pair in self.pairs]
+        self.encode, self.encode_prompts, self.answer = encode, encode_prompts, answer
+        frames = [find_frame(lm, name, pair) for pair in self.pairs]
         with tf.device("CPU:0"):
             self.before = tf.constant([frame[0] for frame in frames])
             self.behind = tf.constant([frame[1] for frame in frames])
@@ -153,17 +151,11 @@ class TaskAnswers(tf.Module):
     def _encode_questions(self, questions, kind):
         if self.task == "translate":
             questions = tf.strings.regex_replace(questions, TRIM, "")
-        texts = tf.strings.join(
-            [tf.gather(self.before, kind), questions, tf.gather(self.behind, kind)]
+        return self.encode_prompts(
+            tf.strings.join(
+                [tf.gather(self.before, kind), questions, tf.gather(self.behind, kind)]
+            )
         )
-        if self.encode_chat is not None:
-            room = tf.fill([tf.shape(texts)[0]], self.context_length)
-            return self.encode_chat(*as_messages(texts), room)
-        token_ids, lengths = self.encode(texts)
-        start = tf.constant([self.start_ids], tf.int32)
-        start = tf.tile(start, [tf.shape(texts)[0], 1])
-        token_ids = tf.concat([start, tf.maximum(token_ids, 0)], axis=1)
-        return token_ids, lengths + len(self.start_ids)
 
 
 def as_messages(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,8 +165,14 @@ def as_messages(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return roles, tf.stack([texts, end], axis=1)
 
 
-def _find_frame(lm, name, pair):
-    """What stands before a text and behind it in the prompt."""
+def find_frame(lm, name: str, pair: tuple[str, ...] = ()) -> tuple[str, str]:
+    """What stands before a text and behind it in the prompt of a task.
+
+    Args:
+        lm: The `LanguageModel`.
+        name: The task.
+        pair: Codes of the two languages of a translation.
+    """
     languages = name_languages(pair)
     if lm.chat_template is None:
         prompt = TASKS[name].plain.format(question=_MARK, **languages)

@@ -65,10 +65,12 @@ def make_language_model():
             options = {
                 "context_length": CHAT_CONTEXT_LENGTH,
                 "num_layers": 1,
+                "sliding_window": None,  # the answer depends on all of the prompt
                 **options,
             }
             about["chat_template"] = ChatTemplate(SMOLLM)
             about["tasks"] = {
+                "complete": {"instruction": "Go on."},
                 "summarize": {"instruction": "Be brief."},
                 "translate": {"languages": [["en", "de"], ["de", "en"]]},
             }

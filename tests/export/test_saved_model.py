@@ -177,7 +177,7 @@ def test_tasks_are_done_as_in_process(export_once):
     )
     greedy = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0}
     assert default["text"] == lm.answer(texts[:2], **greedy)
-    question = [{"role": "user", "content": texts[0]}]
+    question = [{"role": "user", "content": f"Go on.\n\n{texts[0]}"}]
     assert default["text"][0] == lm.chat(question, **greedy)
     assert summaries["text"] == lm.summarize(texts, MAX_NEW_TOKENS)
     assert translations["text"] == lm.translate(
@@ -443,8 +443,7 @@ def test_the_model_card_says_how_to_load_it_in_python(export_once, monkeypatch, 
     assert code.index("import tensorflow_text") < code.index("saved_model.load")
     monkeypatch.chdir(folder)
     exec(code, {})
-    message = {"role": "user", "content": "Once upon a time"}
-    said = lm.chat([message], MAX_NEW_TOKENS, temperature=0)
+    said = lm.answer("Once upon a time", MAX_NEW_TOKENS, temperature=0)
     assert capsys.readouterr().out == f"{said}\n"
 
 
