@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Self
 
-from keras_gpt.config import suggest
+from keras_gpt.config import check_choice, suggest
 from keras_gpt.controls import CONTROLS, check_control
 from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
@@ -103,8 +103,8 @@ class Settings:
         for size in batch_sizes:
             _check_integer("batch_sizes", size, 1, 4096)
         if weights is not None:
-            _check_choice("weights", weights, WEIGHTS)
-        _check_choice("flavour", flavour, FLAVOURS)
+            check_choice("weights", weights, WEIGHTS)
+        check_choice("flavour", flavour, FLAVOURS)
         controls = {name: check_control(name, value) for name, value in given.items()}
         for name in controls.keys() - {"seed"}:
             controls[name] = min(controls[name], LIMIT)
@@ -162,7 +162,7 @@ def _list_languages(lm):
 def _choose_tasks(lm, default):
     """The tasks that have signatures, and the layout of the chat template."""
     if default is not None:
-        _check_choice("default", default, TASKS)
+        check_choice("default", default, TASKS)
     layout = None
     if lm.chat_template is not None:
         try:
@@ -223,8 +223,3 @@ def _check_integer(name, value, least, most):
             f"`{name}` must be an integer of at least {least} and at most {most}. "
             f"Received: {name}={value!r}."
         )
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"Unknown `{name}`. {suggest(name, value, choices)}")
