@@ -9,7 +9,7 @@ with quiet_tensorflow():
     import keras  # noqa: F401
 
 from keras_gpt import data, generation, layers, tokenizers, training
-from keras_gpt.config import PRESETS, GPTConfig
+from keras_gpt.config import FAST_ARCHITECTURE, PRESETS, GPTConfig
 from keras_gpt.generation import generate
 from keras_gpt.language_model import LanguageModel
 from keras_gpt.model import GPT
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors
 __version__ = "0.1.0"
 
 __all__ = [
+    "FAST_ARCHITECTURE",
     "GPT",
     "PRESETS",
     "BytePairTokenizer",

@@ -31,6 +31,15 @@ _SMOLLM2 = {
     "rotary_base": 100000.0,
 }
 
+# What a small GPT learns fastest with (benchmarks/recipe.py), whatever its sizes
+FAST_ARCHITECTURE = {
+    "position_embedding": "rotary",
+    "normalization": "rms_norm",
+    "activation": "relu_squared",
+    "use_bias": False,
+    "qk_norm": True,
+}
+
 
 def _sizes(embedding_dimension, num_layers, num_heads, **others):
     return {

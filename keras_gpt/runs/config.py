@@ -8,7 +8,7 @@ import keras
 from pydantic import AfterValidator, Field, model_validator
 
 from keras_gpt import training
-from keras_gpt.config import GPTConfig, check_choice
+from keras_gpt.config import FAST_ARCHITECTURE, GPTConfig, check_choice
 from keras_gpt.runs.settings import (
     Bool,
     Count,
@@ -19,7 +19,7 @@ from keras_gpt.runs.settings import (
     Settings,
     WholeNumber,
 )
-from keras_gpt.training.recipe import OPTIMIZERS, SCHEDULES
+from keras_gpt.training.recipe import OPTIMIZERS, RECIPES, SCHEDULES
 
 _VALIDATIONS = 5  # of a fine-tuning run, where nothing is said of them
 
@@ -46,6 +46,7 @@ class Recipe(Settings):
             than 1000 steps; in fine-tuning to a twentieth of the steps.
         schedule: `"cosine"`, `"wsd"` or `"constant"`.
         optimizer: `"adamw"` or `"muon"`.
+        momentum: Of Muon.
         weight_decay: On matrices.
         beta_1: Of AdamW.
         beta_2: Of AdamW.
@@ -60,6 +61,7 @@ class Recipe(Settings):
     warmup_steps: WholeNumber | None = None
     schedule: Literal[SCHEDULES] = "cosine"
     optimizer: Literal[OPTIMIZERS] = "adamw"
+    momentum: Fraction = 0.95
     weight_decay: NotNegative = 0.1
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.95
@@ -125,6 +127,9 @@ class RunConfig(Plan):
     Its fields are those of its parts, `Plan` and `Recipe`, and:
 
     Args:
+        recipe: `"classic"`, or `"fast"`: what `optimizer`, its `momentum`
+            and rates default to, as of `training.compile_model`, and of the model what
+            `FAST_ARCHITECTURE` names and `model` doesn't.
         corpus: `"embedded"`, or the path of a text file, a folder, JSON Lines or
             Parquet (`keras_gpt.data.prepare`).
         data: A folder that `keras-gpt prepare` wrote, instead of `corpus`.
@@ -141,6 +146,7 @@ class RunConfig(Plan):
     """
 
     inner_fields = tuple(f"model.{field.name}" for field in fields(GPTConfig))
+    recipe: Literal[tuple(RECIPES)] = "classic"
     corpus: str = "embedded"
     data: str | None = None
     tokenizer: str = "byte_pair"
@@ -152,6 +158,11 @@ class RunConfig(Plan):
     packing: Literal["windows", "documents"] = "windows"
     evaluation_batches: Count | None = None
     sample_prompt: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_recipe(cls, fields):
+        return {**RECIPES.get(str(fields.get("recipe")), {}), **fields}
 
     @model_validator(mode="after")
     def _check(self):
@@ -167,7 +178,8 @@ class RunConfig(Plan):
 
     def architecture(self, **defaults: Any) -> GPTConfig:
         """The model's configuration, with defaults for what the run doesn't say."""
-        fields = {**defaults, **self.model}
+        fast = FAST_ARCHITECTURE if self.recipe == "fast" else {}
+        fields = {**defaults, **fast, **self.model}
         preset = fields.pop("preset", None)
         if preset is None:
             return GPTConfig.from_dict(fields)

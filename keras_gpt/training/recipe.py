@@ -8,6 +8,22 @@ from keras import ops
 
 from keras_gpt.config import suggest
 
+# What arguments of `compile_model` default to
+RECIPES = {
+    "classic": {
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "final_learning_rate": None,
+        "momentum": 0.95,
+    },
+    # Keras scales Muon's updates to the size of AdamW's, so one rate serves both
+    "fast": {
+        "optimizer": "muon",
+        "learning_rate": 5e-3,
+        "final_learning_rate": 0.0,
+        "momentum": 0.9,
+    },
+}
 SCHEDULES = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "muon")
 _NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "at least 0")
@@ -15,8 +31,10 @@ _FRACTION = (lambda x: 0 <= x < 1, "at least 0 and below 1")
 _COUNT = (lambda x: 1 <= x == int(x), "a positive integer")
 # Argument of `compile_model`: (whether a value is in range, the range in words)
 _RANGES = {
+    "recipe": (lambda x: x in RECIPES, f"one of {tuple(RECIPES)}"),
     "optimizer": (lambda x: x in OPTIMIZERS, f"one of {OPTIMIZERS}"),
     "learning_rate": (lambda x: 0 < x < math.inf, "above 0"),
+    "momentum": _FRACTION,
     "weight_decay": _NOT_NEGATIVE,
     "beta_1": _FRACTION,
     "beta_2": _FRACTION,
@@ -124,13 +142,15 @@ def _check(**options):
 
 def compile_model(
     model,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     *,
+    recipe: str = "classic",
     total_steps: int | None = None,
     warmup_steps: int = 0,
     schedule: str | None = None,
     final_learning_rate: float | None = None,
-    optimizer: str = "adamw",
+    optimizer: str | None = None,
+    momentum: float | None = None,
     weight_decay: float = 0.1,
     beta_1: float = 0.9,
     beta_2: float = 0.95,
@@ -144,15 +164,21 @@ def compile_model(
 
     Args:
         model: A `GPT`.
-        learning_rate: The highest learning rate.
+        learning_rate: The highest learning rate. Defaults to the recipe's: 1e-3, or
+            5e-3 if `"fast"`.
+        recipe: What the arguments default to: `"classic"`, AdamW and a rate that ends
+            at a tenth, or `"fast"`, Muon and a rate that ends at 0, which reaches the
+            same loss in fewer steps of a model with `keras_gpt.FAST_ARCHITECTURE`.
         total_steps: Optimizer steps of the whole run, which the schedule needs.
             Defaults to `None`: no schedule, and none of the next three arguments.
         warmup_steps: Steps of linear warm-up.
         schedule: `"cosine"`, `"wsd"` or `"constant"`; see `WarmupSchedule`. Defaults
             to `"cosine"`.
-        final_learning_rate: Of the schedule. Defaults to a tenth of the highest.
+        final_learning_rate: Of the schedule. Defaults to a tenth of the highest, or
+            0 if the recipe is `"fast"`.
         optimizer: `"adamw"`, or `"muon"` with AdamW for all but the matrices inside
-            the blocks.
+            the blocks. Defaults to the recipe's.
+        momentum: Of Muon. Defaults to 0.95, or 0.9 if the recipe is `"fast"`.
         weight_decay: Decoupled; on matrices only, not on biases and norms.
         beta_1: Of AdamW.
         beta_2: Of AdamW.
@@ -183,6 +209,14 @@ def compile_model(
         if name not in inspect.signature(keras.Model.compile).parameters:
             said = suggest("argument", name, (*_RANGES, "jit_compile"))
             raise TypeError(f"Unknown argument of compile_model. {said}")
+    _check(recipe=recipe)
+    default = RECIPES[recipe]
+    optimizer = default["optimizer"] if optimizer is None else optimizer
+    momentum = default["momentum"] if momentum is None else momentum
+    if learning_rate is None:
+        learning_rate = default["learning_rate"]
+    if final_learning_rate is None and total_steps is not None:
+        final_learning_rate = default["final_learning_rate"]
     of_schedule = {
         "warmup_steps": warmup_steps or None,
         "schedule": schedule,
@@ -192,6 +226,7 @@ def compile_model(
     _check(
         learning_rate=learning_rate,
         optimizer=optimizer,
+        momentum=momentum,
         weight_decay=weight_decay,
         beta_1=beta_1,
         beta_2=beta_2,
@@ -225,6 +260,7 @@ def compile_model(
         made = keras.optimizers.AdamW(beta_1=beta_1, beta_2=beta_2, **arguments)
     else:
         made = keras.optimizers.Muon(
+            momentum=momentum,
             adam_beta_1=beta_1,
             adam_beta_2=beta_2,
             adam_weight_decay=weight_decay,

@@ -1,7 +1,11 @@
 import pytest
 import yaml
 
+from keras_gpt import FAST_ARCHITECTURE, GPTConfig
 from keras_gpt.runs import FinetuneConfig, RunConfig
+
+SIZES = {"vocab_size": 65, "context_length": 8}
+SIZES |= {"embedding_dimension": 16, "num_layers": 1, "num_heads": 2}
 
 
 def test_overrides_win_over_the_file_which_wins_over_the_defaults(tmp_path):
@@ -40,6 +44,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
         ("steps", r"NAME=VALUE"),
         ("sample_prompt=[", r"isn't valid YAML.*'sample_prompt=\['.*quotes"),
         ("steps.most=3", r"`steps` has no fields"),
+        ("recipe=quick", r"`recipe` must be 'classic' or 'fast'.*recipe='quick'"),
         ("optimizer=sgd", r"`optimizer` must be 'adamw' or 'muon'.*optimizer='sgd'"),
         ("schedule=linear", r"`schedule` must be 'cosine', 'wsd' or 'constant'"),
         ("sequence_length=0", r"`sequence_length` must be greater than"),
@@ -72,6 +77,19 @@ def test_a_changed_field_of_the_model_leaves_the_others_of_its_preset(tmp_path):
     assert config.model == {**yaml.safe_load(f"{{{own}}}"), "num_layers": 8}
     with pytest.raises(ValueError, match=r"`steps` has no fields.*'steps.most=3'"):
         RunConfig.from_yaml(path, ["steps.most=3"])
+
+
+def test_a_recipe_gives_way_to_what_the_run_says():
+    config = RunConfig(recipe="fast", learning_rate=0.5, model={"preset": "char_cpu"})
+    assert (config.learning_rate, config.optimizer) == (0.5, "muon")
+    assert config.final_learning_rate == 0
+    assert config.architecture() == GPTConfig.from_preset(
+        "char_cpu", **FAST_ARCHITECTURE
+    )
+    config = config.replaced(optimizer="adamw", model={"activation": "gelu", **SIZES})
+    assert (config.learning_rate, config.optimizer) == (0.5, "adamw")
+    assert config.architecture().activation == "gelu"
+    assert config.architecture().qk_norm
 
 
 def test_an_evaluation_is_never_further_off_than_the_end_of_the_run():

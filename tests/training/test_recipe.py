@@ -75,6 +75,10 @@ def test_schedule_refuses_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            {"recipe": "quick"},
+            r"`recipe` must be one of \('classic', 'fast'\).*'quick'",
+        ),
         ({"optimizer": "sgd"}, "`optimizer` must be one of .*Received: 'sgd'"),
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0. Received: 0.0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be above 0"),
@@ -115,6 +119,25 @@ def test_an_unknown_argument_is_named_with_what_was_meant():
     for theirs, ours in (("lr", "learning_rate"), ("grad_clip", "clip_norm")):
         with pytest.raises(TypeError, match=f"'{theirs}'. Did you mean '{ours}'"):
             training.compile_model(None, **{theirs: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer", "rates"),
+    [
+        ({}, "AdamW", [1e-3, 1e-4]),
+        ({"recipe": "fast"}, "Muon", [5e-3, 0]),
+        ({"recipe": "fast", "final_learning_rate": 1e-3}, "Muon", [5e-3, 1e-3]),
+        ({"recipe": "fast", "optimizer": "adamw"}, "AdamW", [5e-3, 0]),
+    ],
+)
+def test_a_recipe_says_what_is_not_given(make_model, given, optimizer, rates):
+    model = make_model()
+    training.compile_model(model, total_steps=10, **given)
+    assert isinstance(model.optimizer, getattr(keras.optimizers, optimizer))
+    rate = model.optimizer.get_config()["learning_rate"]
+    schedule = keras.saving.deserialize_keras_object(rate)
+    # float32
+    np.testing.assert_allclose([schedule(0), schedule(10)], rates, rtol=1e-6)
 
 
 def random_gradients(model, scale, seed):

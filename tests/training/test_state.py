@@ -11,7 +11,7 @@ from keras_gpt.training.callbacks import SaveState
 
 RECIPES = {
     "adamw": {"total_steps": 4, "accumulation_steps": 2, "ema_momentum": 0.9},
-    "muon": {"optimizer": "muon", "total_steps": 8, "warmup_steps": 2},
+    "muon": {"recipe": "fast", "total_steps": 8, "warmup_steps": 2},
     "float16": {"dtype": "mixed_float16"},
 }
 
