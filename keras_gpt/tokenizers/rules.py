@@ -67,3 +67,28 @@ PRE_TOKENIZERS = {
 }
 # Llama 3's and Mistral's: a word that is a token is not merged, and BOS is the default
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+
+
+def safe_cut(text: str, start: int, stop: int) -> int | None:
+    """Where a text can be cut so that its tokens stay the same, late before `stop`.
+
+    After a newline that stands alone, or else before a space that stands alone: none
+    of these rules joins across either.
+
+    Args:
+        text: The text.
+        start: Where the part to cut off begins.
+        stop: Below which place to look, from the middle of the part on. The text goes
+            on there.
+
+    Returns:
+        The place, or `None` where there is none.
+    """
+    for mark, length in (("\n", 1), (" ", 0)):
+        least = (start + stop) // 2
+        position = text.rfind(mark, least, stop)
+        while position > start:
+            if not text[position - 1].isspace() and not text[position + 1].isspace():
+                return position + length
+            position = text.rfind(mark, least, position)
+    return None

@@ -1,4 +1,5 @@
 import json
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_gpt.tokenizers import BytePairTokenizer
+from keras_gpt.tokenizers.rules import PRE_TOKENIZERS
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,25 @@ def test_ids_decode_as_in_the_tokenizers_library(byte_pair, tmp_path_factory, da
     assert byte_pair.decode(ids) == library.decode(ids)
     text = data.draw(st.text())
     assert byte_pair.encode(text) == library.encode(text).ids
+
+
+@pytest.mark.parametrize("rule", ["smollm", "llama3", "qwen2", "tekken", "default"])
+def test_ids_of_a_long_text_are_those_of_the_library(byte_pair, documents, rule):
+    content = {**json.loads(byte_pair.to_json()), "pre_tokenizer": PRE_TOKENIZERS[rule]}
+    tokenizer = BytePairTokenizer(json.dumps(content))
+    library = huggingface.Tokenizer.from_str(tokenizer.to_json())
+    library.encode_special_tokens = True
+    chooser = random.Random(rule)
+    words = [*" ".join(documents).split()[:500], "1234", "we'll", "é你", "f(x);", "."]
+    spaces = [" ", "\n", "  ", "\n\n", " \n", "\r\n", "\t", "\u3000", "<|user|>", ""]
+    texts = [
+        "".join(chooser.choice(words) + chooser.choice(spaces) for _ in range(6000)),
+        "short",
+        "x" * 11_000,  # nowhere to cut
+    ]
+    expected = [library.encode(text).ids for text in texts]
+    assert tokenizer.encode_batch(texts) == expected
+    assert tokenizer.encode(texts[0]) == expected[0]
 
 
 def test_vocab_size_below_the_bytes_is_refused():
