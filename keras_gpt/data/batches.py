@@ -71,7 +71,8 @@ def load_batches(
         process_count: How many processes share each batch; each gets
             `batch_size // process_count` rows of it.
         verify: Whether to read all files of the split once and compare their
-            checksums, a second for each GB.
+            checksums: the first GB now, the rest in a thread while batches are read,
+            one of which then raises the error.
 
     Returns:
         A `grain.IterDataset` with `len`, and `repeat()` for one without end. Its items
@@ -108,7 +109,9 @@ def load_batches(
         )
     seed = choose_seed(order, seed)
     check_choice("packing", packing, ("windows", "documents"))
-    tokens = TokenDataset(directory, split, verify=verify)
+    tokens = TokenDataset(directory, split)
+    if verify:
+        tokens.verify_meanwhile()
     prepared = tokens.metadata["vocab_size"]
     if vocab_size is not None and prepared > vocab_size:
         raise ValueError(

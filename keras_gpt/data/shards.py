@@ -7,6 +7,7 @@ which is written last: a directory without it is unfinished.
 
 import hashlib
 import os
+import threading
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -33,6 +34,8 @@ _METADATA = {
 # What `SplitWriter.save` gives
 STATE = {"counts": dict.fromkeys(COUNTS, int), "shards": _SHARDS}
 _END_DTYPE = np.dtype("<i8")
+# What `verify_meanwhile` reads before anything is used, in half a second
+_BYTES_AT_ONCE = 2**30
 
 
 class SplitWriter:
@@ -170,18 +173,24 @@ class TokenDataset:
         lengths = [shard["num_tokens"] for shard in description["shards"]]
         self._starts = [0, *accumulate(lengths)]
         self._shards = [
-            self._map(shard, self.dtype, length, verify)
+            self._map(shard, self.dtype, length)
             for shard, length in zip(description["shards"], lengths, strict=True)
         ]
         self.document_ends = self._map(
-            description["documents"], _END_DTYPE, description["num_documents"], verify
+            description["documents"], _END_DTYPE, description["num_documents"]
         )
+        self._files = [*description["shards"], description["documents"]]
+        self._damage: Exception | None = None
+        if verify:
+            self._compare_checksums(self._files)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, window: slice) -> np.ndarray:
         """Give the ids of a slice with step 1, in the type of the files."""
+        if self._damage is not None:
+            raise self._damage
         start, stop, _ = window.indices(len(self))
         index = bisect_right(self._starts, start) - 1
         parts = []
@@ -209,14 +218,43 @@ class TokenDataset:
             windows[row] = self[start : start + length]
         return windows
 
+    def verify_meanwhile(self) -> None:
+        """Compare the checksums of the first GB now, and of the rest in a thread.
+
+        What the thread finds is raised by the next read: a corpus of any size can be
+        used at once, and none is used for long that is damaged.
+
+        Raises:
+            ValueError: A file in the first GB is damaged.
+        """
+        ends = accumulate(self._path(file).stat().st_size for file in self._files)
+        num_now = sum(end <= _BYTES_AT_ONCE for end in ends)
+        self._compare_checksums(self._files[:num_now])
+        if later := self._files[num_now:]:
+
+            def compare():
+                try:
+                    self._compare_checksums(later)
+                except (OSError, ValueError) as error:
+                    self._damage = error
+
+            threading.Thread(target=compare, daemon=True).start()
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Without it, pickling would copy the tokens themselves.
         return TokenDataset, (self._directory, self._split)
 
-    def _map(
-        self, file: dict[str, Any], dtype: np.dtype, length: int, verify: bool
-    ) -> np.ndarray:
-        path = self._directory / file["file"]
+    def _path(self, file: dict[str, Any]) -> Path:
+        return self._directory / file["file"]
+
+    def _compare_checksums(self, files: list[dict[str, Any]]) -> None:
+        for file in files:
+            path = self._path(file)
+            if _sha256(path) != file["sha256"]:
+                raise ValueError(f"{path} has another checksum. {_PREPARE_AGAIN}")
+
+    def _map(self, file: dict[str, Any], dtype: np.dtype, length: int) -> np.ndarray:
+        path = self._path(file)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing. {_PREPARE_AGAIN}")
         num_bytes = length * dtype.itemsize
@@ -225,8 +263,6 @@ class TokenDataset:
             raise ValueError(
                 f"{path} must have {size}: it is damaged. {_PREPARE_AGAIN}"
             )
-        if verify and _sha256(path) != file["sha256"]:
-            raise ValueError(f"{path} has another checksum. {_PREPARE_AGAIN}")
         # A plain array over the map: slicing `np.memmap` costs four times as much.
         return np.asarray(np.memmap(path, dtype, mode="r", shape=(length,)))
 

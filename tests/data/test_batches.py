@@ -266,7 +266,9 @@ def test_bad_argument_says_the_way_out(data, options, message):
 
 @pytest.mark.parametrize("place", [0, 40, -1])
 @pytest.mark.parametrize("file", ["val-00000.bin", "val-documents.bin"])
-def test_a_flipped_byte_is_found_when_batches_are_loaded(data, tmp_path, file, place):
+def test_a_flipped_byte_is_found_when_batches_are_loaded(
+    data, tmp_path, monkeypatch, file, place
+):
     folder = shutil.copytree(data / "stream", tmp_path / "copy")
     content = bytearray((folder / file).read_bytes())
     content[min(place, len(content) - 1)] ^= 1
@@ -275,6 +277,11 @@ def test_a_flipped_byte_is_found_when_batches_are_loaded(data, tmp_path, file, p
         load_batches(folder, "val", 2, 8)
     load_batches(folder, "val", 2, 8, verify=False)
     load_batches(folder, "train", 2, 8)
+    # in more than a GB, while batches are read
+    monkeypatch.setattr("keras_gpt.data.shards._BYTES_AT_ONCE", 20)
+    batches = load_batches(folder, "val", 2, 8).repeat()
+    with pytest.raises(ValueError, match=f"{file} has another checksum"):
+        take(batches, 1_000_000)
 
 
 @pytest.mark.parametrize("metadata", ["null", "[1]", '{"splits": null}', "{}", "{"])
