@@ -24,14 +24,16 @@ def measure_peak_flops(dtype: str = "float32") -> float:
     Returns:
         Operations a second, the best of a few products, for utilisation figures.
     """
-    size = 1024
-    best = float("inf")
-    matrix = ops.cast(ops.ones((size, size)), dtype)
-    for _ in range(8):
-        start = time.perf_counter()
-        product = ops.matmul(matrix, matrix)
-        float(product[0, 0])  # wait for it: some backends only start the work
-        best = min(best, time.perf_counter() - start)
+    size, best = 512, 0.0
+    # a GPU is done with a small one before it could be told of the next
+    while best < 1e-3 and size < 16384:
+        size, best = 2 * size, float("inf")
+        matrix = ops.cast(ops.ones((size, size)), dtype)
+        for _ in range(8):
+            start = time.perf_counter()
+            product = ops.matmul(matrix, matrix)
+            float(product[0, 0])  # wait for it: some backends only start the work
+            best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
