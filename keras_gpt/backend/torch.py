@@ -2,12 +2,14 @@
 
 # Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
+import functools
 import threading
 
 import keras
 import torch
 
-_STEPS_BEFORE_RECORDING = 16
+from keras_gpt.backend.torch_steps import record_step  # noqa: F401
+
 _running = threading.Lock()
 
 
@@ -77,9 +79,14 @@ def matmul_int8(x, kernel, scale):
     if x.device.type != "cpu" or x.requires_grad or not is_read_whole:
         return torch.matmul(x, kernel.to(x.dtype)) / scale.to(x.dtype)
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-    ones = torch.ones(kernel.shape[1], dtype=torch.bfloat16)
+    ones = _ones(kernel.shape[1])
     product = torch._weight_int8pack_mm(rows, _laid_out(kernel).t(), ones)
     return (product / scale).to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+@functools.cache
+def _ones(size):
+    return torch.ones(size, dtype=torch.bfloat16)
 
 
 def _laid_out(kernel):
@@ -88,43 +95,6 @@ def _laid_out(kernel):
         with torch.inference_mode(False):
             kernel.data = kernel.t().contiguous().t()
     return kernel
-
-
-def record_step(function):
-    """`function(*trees)` as a recording of its tensor operations, replayed each time.
-
-    Half of the time of a step on a CPU is Python running Keras's layers. To record
-    takes as long as some dozens of steps, so the first ones of each shape just run.
-    """
-    counts, recordings = {}, {}
-
-    def step(*trees):
-        leaves = keras.tree.flatten(trees)
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        if shapes not in recordings:
-            counts[shapes] = counts.get(shapes, 0) + 1
-            if counts[shapes] <= _STEPS_BEFORE_RECORDING:
-                return function(*trees)
-            recordings[shapes] = _record(function, trees, leaves)
-        graph, result = recordings[shapes]
-        return keras.tree.pack_sequence_as(result, graph(*leaves))
-
-    return step
-
-
-def _record(function, trees, leaves):
-    """The graph from leaves to leaves, and the structure of what it returns."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    structure = None
-
-    def flat(*leaves):
-        nonlocal structure
-        result = function(*keras.tree.pack_sequence_as(trees, leaves))
-        structure = keras.tree.map_structure(lambda leaf: 0, result)
-        return keras.tree.flatten(result)
-
-    return make_fx(flat)(*leaves), structure
 
 
 def with_dense_gradient(variable):

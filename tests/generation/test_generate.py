@@ -1,4 +1,5 @@
 import gc
+import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,6 +73,46 @@ def test_steps_that_pytorch_replays_equal_those_that_it_ran(
     # the next call replays from its first step on
     new = keras_gpt.generate(model, PROMPTS, max_new_tokens=23, temperature=0)
     assert new == naive(model, next_logits, PROMPTS, 23)[0]
+
+
+@RECORDS
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "packed"])
+def test_steps_in_pieces_equal_those_that_pytorch_ran(
+    models, next_logits, variant, monkeypatch
+):
+    from keras_gpt.backend import torch_steps
+
+    pieces = []
+
+    def keep(region, _):
+        pieces.append(region)
+        return region
+
+    # two rows, a shape of its own: no step of it was recorded before
+    model, prompts = models(variant), PROMPTS[:2]
+    monkeypatch.setattr(torch_steps, "_READS_BEFORE_COMPILING", 0)
+    monkeypatch.setattr(torch_steps, "_STEPS_BEFORE_COMPILING", 18)
+    monkeypatch.setattr(torch_steps, "compile_region", keep)
+    new = keras_gpt.generate(model, prompts, max_new_tokens=23, temperature=0)
+    assert new == naive(model, next_logits, prompts, 23)[0]
+    # before the layers, one of them, and the last with what follows
+    assert len(pieces) == 3
+
+
+@RECORDS
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_steps_that_pytorch_compiles_equal_those_that_it_ran(next_logits, monkeypatch):
+    from keras_gpt.backend import torch_steps
+
+    monkeypatch.setattr(torch_steps, "_READS_BEFORE_COMPILING", 0)
+    monkeypatch.setattr(torch_steps, "_STEPS_BEFORE_COMPILING", 18)
+    model = make_small(num_layers=1)
+    run = Generation(model, [[1, 2]], max_new_tokens=23, temperature=0)
+    run.advance()
+    expected, log_probs = naive(model, next_logits, [[1, 2]], 23)
+    assert run.ids == expected
+    # float32 sums in another order
+    np.testing.assert_allclose(run.log_probs, log_probs, atol=1e-5)
 
 
 def test_documents_that_end_in_the_new_text_are_left_behind(models, next_logits):
@@ -269,9 +310,10 @@ def test_new_weights_write_new_text(models):
     assert keras_gpt.generate(model, PROMPTS, **GREEDY) == before
 
 
-def make_small():
+def make_small(num_layers=2):
     config = {"vocab_size": 23, "context_length": 32, "embedding_dimension": 16}
-    return keras_gpt.GPT(keras_gpt.GPTConfig(**config, num_layers=2, num_heads=4))
+    config |= {"num_layers": num_layers, "num_heads": 4}
+    return keras_gpt.GPT(keras_gpt.GPTConfig(**config))
 
 
 @RECORDS
