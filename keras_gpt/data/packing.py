@@ -113,26 +113,44 @@ def _count_up(counts: np.ndarray) -> np.ndarray:
 
 
 def _best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Give each length a row so that no row exceeds the capacity."""
+    """Give each length a row so that no row exceeds the capacity.
+
+    Equal lengths are placed together: each fills the rows that it fits best, one row
+    after the other, before the next best are begun.
+    """
     rows = np.empty(len(lengths), np.int64)
     rows_by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = 0  # Bit `s` is set when some row has exactly `s` free.
     num_rows = 0
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        fitting = spaces >> length
-        if fitting:
-            # The lowest bit that is set: the smallest space that is large enough.
-            space = length + (fitting & -fitting).bit_length() - 1
-            row = rows_by_space[space].pop()
-            if not rows_by_space[space]:
-                spaces ^= 1 << space
-        else:
-            space, row = capacity, num_rows
-            num_rows += 1
-        rows[index] = row
-        left = space - length
-        if left:
-            rows_by_space[left].append(row)
-            spaces |= 1 << left
+    order = np.argsort(-lengths, kind="stable")
+    values, counts = np.unique(lengths, return_counts=True)
+    done = 0
+    for length, left in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while left:
+            fitting = spaces >> length
+            if fitting:
+                # The lowest bit that is set: the smallest space that is large enough.
+                space = length + (fitting & -fitting).bit_length() - 1
+                found = rows_by_space[space]
+            else:
+                space = capacity
+                found = range(num_rows, num_rows + left)
+            each = space // length
+            num_used = min(len(found), -(-left // each))
+            if fitting:  # the latest first
+                used = found[: -num_used - 1 : -1]
+                del found[-num_used:]
+                if not found:
+                    spaces ^= 1 << space
+            else:
+                used = found[:num_used]
+                num_rows += num_used
+            placed = min(left, each * num_used)
+            rows[order[done : done + placed]] = np.repeat(used, each)[:placed]
+            done, left = done + placed, left - placed
+            last = each - (each * num_used - placed)  # how many are in the last row
+            for taken, some in ((each, used[:-1]), (last, used[-1:])):
+                if some and space > taken * length:
+                    rows_by_space[space - taken * length].extend(some)
+                    spaces |= 1 << (space - taken * length)
     return rows

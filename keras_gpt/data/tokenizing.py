@@ -1,9 +1,9 @@
 """Tokenize a stream of texts on all cores, in order."""
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +39,16 @@ def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
         ValueError: The tokenizer gave an id outside its vocabulary.
     """
     lists = tokenizer.encode_batch([piece.text for piece in pieces])
-    if tokenizer.end_of_text_id is not None:
-        lists = [
-            [*ids, tokenizer.end_of_text_id] if piece.ends_document else ids
-            for ids, piece in zip(lists, pieces, strict=True)
-        ]
-    ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
-    token_ids = np.fromiter(chain.from_iterable(lists), np.int64, count=ends[-1])
+    end_of_text_id = tokenizer.end_of_text_id
+    joined = array("q")  # of a list it takes half as long as NumPy
+    ends = []
+    for ids, piece in zip(lists, pieces, strict=True):
+        joined.fromlist(list(ids))
+        if piece.ends_document:
+            if end_of_text_id is not None:
+                joined.append(end_of_text_id)
+            ends.append(len(joined))
+    token_ids = np.frombuffer(joined, np.int64)
     vocab_size = tokenizer.vocab_size
     if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
         raise ValueError(
@@ -53,13 +56,13 @@ def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
             f"Received: ids from {token_ids.min()} to {token_ids.max()}. "
             "Its vocab_size must count the special tokens too."
         )
-    ends = ends[[piece.ends_document for piece in pieces]]
     counts = {
         "num_documents": len(ends),
         "num_characters": sum(len(piece.text) for piece in pieces),
         "num_bytes": sum(len(piece.text.encode("utf-8")) for piece in pieces),
         "num_pieces": len(pieces),
     }
+    ends = np.array(ends, np.int64)
     return Tokens(token_ids.astype(token_dtype(vocab_size)), ends, counts)
 
 

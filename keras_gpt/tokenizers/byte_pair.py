@@ -152,7 +152,10 @@ class BytePairTokenizer(Tokenizer):
             return _ids(self._tokenizer, texts)
         parts = [list(_parts(text)) for text in texts]
         ids = iter(_ids(self._tokenizer, [part for some in parts for part in some]))
-        return [list(chain(*islice(ids, len(some)))) for some in parts]
+        return [
+            next(ids) if len(some) == 1 else list(chain(*islice(ids, len(some))))
+            for some in parts
+        ]
 
     @functools.cached_property
     def _special_tokenizer(self):

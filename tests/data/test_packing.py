@@ -48,3 +48,17 @@ def test_packing_wastes_little():
     lengths = np.random.default_rng(0).integers(2, 200, size=2000)
     plan = plan_packing(np.cumsum(lengths), 256)
     assert plan.num_rows <= 1.02 * lengths.sum() / 256
+
+
+@given(LENGTHS, st.integers(2, 16))
+def test_each_rest_goes_into_the_row_that_it_fills_best(lengths, size):
+    lengths = [length for length in lengths if 1 < length <= size] or [size]
+    spaces = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [space for space in spaces if space >= length] or [size]
+        if min(fitting) in spaces:
+            spaces.remove(min(fitting))
+        spaces.append(min(fitting) - length)
+    plan = plan_packing(np.cumsum(lengths), size)
+    filled = np.add.reduceat(plan.lengths, plan.row_splits[:-1])
+    assert sorted(size - filled) == sorted(spaces)
