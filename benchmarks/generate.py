@@ -101,6 +101,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="new for each prompt")
     parser.add_argument("--repeats", type=int, default=3, help="calls that are timed")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--openvino", action="store_true")
     parser.add_argument(
         "--llama-cpp", help="path of a Python that has llama-cpp-python, to measure it"
     )
@@ -125,6 +126,11 @@ def _contestants(arguments) -> list[tuple]:
         if backend in arguments.backends:
             options = {"library": "keras_hub", "dtype": "float32"}
             found.append((f"KerasHub {backend} float32", backend, options))
+    if arguments.openvino:
+        for weights in ("float32", "int8", "int4"):
+            options = {"library": "openvino", "dtype": weights}
+            # Keras chooses the tokens
+            found.append((f"keras_gpt OpenVINO {weights}", "jax", options))
     if arguments.llama_cpp:
         options = {"library": "llama_cpp", "dtype": arguments.llama_cpp}
         found.append(("llama.cpp Q4_1", None, options))
@@ -146,6 +152,7 @@ def measure(
     load = {
         "keras_gpt": _load_keras_gpt,
         "keras_hub": _load_keras_hub,
+        "openvino": _load_openvino,
         "transformers": _load_transformers,
     }[library]
     generate, before = load(folder, dtype)
@@ -182,7 +189,6 @@ def _peak():
 
 def _load_keras_gpt(folder, dtype):
     import keras_gpt
-    from keras_gpt.generation import Generation
 
     before = _peak()
     is_int8 = dtype == "int8"
@@ -191,16 +197,35 @@ def _load_keras_gpt(folder, dtype):
     )
     if is_int8:
         lm.quantize("int8")
+    return _make_generate(lm.model), before
+
+
+def _make_generate(model):
+    from keras_gpt.generation import Generation
 
     def generate(prompts, num_new):
         start = time.perf_counter()
-        run = Generation(lm.model, prompts, max_new_tokens=num_new, temperature=0)
+        run = Generation(model, prompts, max_new_tokens=num_new, temperature=0)
         run.advance(1)
         first = time.perf_counter() - start
         run.advance()
         return first
 
-    return generate, before
+    return generate
+
+
+def _load_openvino(folder, weights):
+    """The model that OpenVINO runs, exported in the first round."""
+    import keras_gpt
+
+    exported = Path(folder) / f"openvino_{weights}"
+    if not exported.exists():
+        code = "import sys, keras_gpt; keras_gpt.LanguageModel.from_pretrained("
+        code += "sys.argv[1], dtype='float32').export(sys.argv[2], "
+        code += "flavour='openvino', weights=sys.argv[3], progress=False)"
+        run([sys.executable, "-c", code, folder, exported, weights])
+    before = _peak()
+    return _make_generate(keras_gpt.LanguageModel.load(exported).model), before
 
 
 def _load_transformers(folder, dtype):

@@ -22,20 +22,24 @@ def info(
 
     Of other libraries' models it reads no weights.
     """
-    from keras_gpt import GPT, checkpoints, runs, training
+    from keras_gpt import checkpoints, runs, training
+    from keras_gpt.generation import is_outside
 
     if is_ours(model):
         lm, base = load(model), None
         if training.has_lora(lm.model):
             base = training.read_adapter(model)["base"]
-        rows = describe(lm, lm.model, base)
+        if is_outside(lm.model):
+            rows = describe(lm, _make_shapes(lm.model.config))
+            rows["memory"] = (
+                f"{_size_on_disk(Path(model)) / 1e6:,.0f} MB on disk, weights in "
+                f"{lm.model.quantization or 'float32'}, run by OpenVINO"
+            )
+        else:
+            rows = describe(lm, lm.model, base)
     else:
-        import keras
-
         checkpoint = checkpoints.find(model, revision=revision)
-        with keras.StatelessScope(initialize_variables=False):
-            gpt = GPT(checkpoint.config)  # shapes alone, no memory
-        rows = describe(checkpoint, gpt)
+        rows = describe(checkpoint, _make_shapes(checkpoint.config))
     if (Path(model) / runs.RESULT_FILE).is_file():
         rows |= describe_result(runs.read_result(model))
     print_table(rows)
@@ -71,6 +75,16 @@ def import_(
         "translate": ["--file", "TEXT"],
     }
     suggest(lm.task, output, *words[lm.task])
+
+
+def _make_shapes(config):
+    """A GPT that has shapes alone, no memory."""
+    import keras
+
+    from keras_gpt import GPT
+
+    with keras.StatelessScope(initialize_variables=False):
+        return GPT(config)
 
 
 def _opening(tokenizer):
@@ -144,12 +158,18 @@ def export(
         typer.Option(help="Longest prompt. \\[default: the model's context]", min=1),
     ] = None,
     weights: Annotated[
-        options.Weights | None,
-        typer.Option(help="Fewer bits take less room on disk, not in memory."),
+        options.ExportedWeights | None,
+        typer.Option(
+            help="Fewer bits take less room on disk; in OpenVINO, which has int4 too, "
+            "in memory as well, and are faster."
+        ),
     ] = None,
     flavour: Annotated[
         options.Flavour,
-        typer.Option(help="xla only for servers started with an XLA flag."),
+        typer.Option(
+            help="openvino for a folder that `generate`, `chat` and openvino_genai run "
+            "on CPUs; xla only for servers started with an XLA flag."
+        ),
     ] = options.Flavour.STOCK,
     batch_sizes: Annotated[
         list[int] | None,
@@ -169,7 +189,7 @@ def export(
     dtype: options.Dtype = None,
     revision: options.Revision = None,
 ) -> None:
-    """Write a SavedModel for TensorFlow Serving: text in, text out."""
+    """Write a SavedModel for TensorFlow Serving, or a folder for OpenVINO."""
     # TensorFlow makes the graph, whatever trained the model
     os.environ["KERAS_BACKEND"] = "tensorflow"
     lm = load(model, dtype, revision=revision, merge=True)
@@ -185,6 +205,9 @@ def export(
         **options.given(batch_sizes=batch_sizes),
         **options.sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
+    if flavour == options.Flavour.OPENVINO:
+        suggest(lm.task, folder)
+        return
     note(
         f"How to serve and ask it: {folder / 'README.md'}. Its default is to "
         f"{default or lm.task}."

@@ -103,6 +103,15 @@ class Weights(StrEnum):
     INT8 = "int8"
 
 
+class ExportedWeights(StrEnum):
+    """What an exported model's weights are stored in; int4 by OpenVINO alone."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 class Format(StrEnum):
     """What other libraries read."""
 
@@ -111,10 +120,11 @@ class Format(StrEnum):
 
 
 class Flavour(StrEnum):
-    """Which servers run an exported model."""
+    """What runs an exported model."""
 
     STOCK = "stock"
     XLA = "xla"
+    OPENVINO = "openvino"
 
 
 class ServedTask(StrEnum):

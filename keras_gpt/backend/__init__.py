@@ -23,12 +23,20 @@ if chosen is not None:
     with_dense_gradient = chosen.with_dense_gradient
     write_cache = chosen.write_cache
     zeros = chosen.zeros
-else:
+elif keras.backend.backend() == "openvino":  # the backend of an export alone
+    from keras_gpt.backend import openvino
 
-    def __getattr__(name):
-        # raised on use, not on import: tokenizers and data need no backend
-        raise ImportError(
-            "keras_gpt models run on TensorFlow, JAX and PyTorch. Received: "
-            f"KERAS_BACKEND={keras.backend.backend()}. Set it to tensorflow, jax or "
-            "torch before Python starts."
-        )
+    apply_to_rows = openvino.apply_to_rows
+    assign = openvino.assign
+    fused_attention = openvino.fused_attention
+    write_cache = openvino.write_cache
+    zeros = openvino.zeros
+
+
+def __getattr__(name):
+    # raised on use, not on import: tokenizers and data need no backend
+    raise ImportError(
+        "keras_gpt models run on TensorFlow, JAX and PyTorch. Received: "
+        f"KERAS_BACKEND={keras.backend.backend()}. Set it to tensorflow, jax or "
+        "torch before Python starts."
+    )

@@ -12,12 +12,12 @@ import numpy as np
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 
 
-def fused_attention(query, key, value):
+def fused_attention(query, key, value, mask=None):
     """Causal attention of `(b, n, t, h)` to `(b, k, t, h)`, cuDNN's where it serves.
 
     `None` on CPUs, for which XLA has no kernel.
     """
-    if jax.default_backend() == "cpu":
+    if mask is not None or jax.default_backend() == "cpu":
         return None
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     context = keras.ops.dot_product_attention(query, key, value, is_causal=True)

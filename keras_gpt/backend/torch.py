@@ -13,8 +13,10 @@ from keras_gpt.backend.torch_steps import record_step  # noqa: F401
 _running = threading.Lock()
 
 
-def fused_attention(query, key, value):
+def fused_attention(query, key, value, mask=None):
     """Causal attention of `(b, n, t, h)` to `(b, k, t, h)` by PyTorch's kernel."""
+    if mask is not None:
+        return None
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
     )

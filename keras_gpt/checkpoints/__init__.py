@@ -9,7 +9,7 @@ from keras_gpt.checkpoints.gguf.reading import read_gguf
 from keras_gpt.checkpoints.gguf.writing import write_gguf
 from keras_gpt.checkpoints.huggingface.hub import HUB, download
 from keras_gpt.checkpoints.huggingface.reading import read_huggingface
-from keras_gpt.checkpoints.huggingface.writing import write_huggingface
+from keras_gpt.checkpoints.huggingface.writing import write_huggingface, write_usage
 from keras_gpt.checkpoints.keras_hub import read_keras_hub
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "read_keras_hub",
     "write_gguf",
     "write_huggingface",
+    "write_usage",
 ]
 
 KERAS_HUB = "keras_hub://"

@@ -4,21 +4,17 @@ import contextlib
 import errno
 import importlib.util
 import os
-import pickle
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_gpt.export.process import call_on_backend
 from keras_gpt.export.settings import Settings
 from keras_gpt.files import atomic_path
 from keras_gpt.generation.scoring import score_program
 from keras_gpt.language_model import LanguageModel
-
-_REFUSED = 2  # the status of a process that has written the error to its output
 
 
 def export_saved_model(
@@ -67,7 +63,15 @@ def export_saved_model(
     if keras.backend.backend() == "tensorflow":
         write_saved_model(lm, path, settings, progress=progress)
     else:
-        _write_in_process(lm, path, settings, progress)
+        with tempfile.TemporaryDirectory() as folder:
+            lm.save(folder)
+            call_on_backend(
+                "tensorflow",
+                __name__,
+                write_saved_folder.__name__,
+                *(folder, path, settings, progress),
+                progress=progress,
+            )
     return path
 
 
@@ -168,41 +172,9 @@ def _loss(model, ids):
     return -float(keras.ops.mean(keras.ops.concatenate(log_probs)))
 
 
-def _write_in_process(lm, path, settings, progress):
-    """Let a process with the TensorFlow backend write what this one has."""
-    code = "from keras_gpt.export import saved_model; saved_model.answer_request()"
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-    environment["KERAS_BACKEND"] = "tensorflow"
-    with tempfile.TemporaryDirectory() as folder:
-        lm.save(folder)
-        process = subprocess.run(
-            [sys.executable, "-c", code],
-            input=pickle.dumps((folder, path, settings, progress)),
-            stdout=subprocess.PIPE,
-            stderr=None if progress else subprocess.PIPE,
-            env=environment,
-            check=False,
-        )
-    if process.returncode == _REFUSED:
-        raise pickle.loads(process.stdout)
-    if process.returncode != 0:
-        raise RuntimeError(
-            f"The process that exports ended with status {process.returncode}. "
-            f"{(process.stderr or b'').decode(errors='replace')}"
-        )
-
-
-def answer_request() -> None:
-    """Be the process in which TensorFlow builds the graph.
-
-    It reads the request from its standard input. An error that a user can mend it
-    writes to its output; others are bugs, and keep their traceback.
-    """
-    folder, path, settings, progress = pickle.load(sys.stdin.buffer)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            lm = LanguageModel.load(folder)
-            write_saved_model(lm, path, settings, progress=progress)
-    except (ValueError, OSError) as error:
-        pickle.dump(error, sys.stdout.buffer)
-        sys.exit(_REFUSED)
+def write_saved_folder(
+    folder: str, path: Path, settings: Settings, progress: bool
+) -> None:
+    """Write the SavedModel of a language model that is in a folder."""
+    lm = LanguageModel.load(folder)
+    write_saved_model(lm, path, settings, progress=progress)

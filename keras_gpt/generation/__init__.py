@@ -2,6 +2,7 @@
 
 from keras_gpt.generation.beam import BeamSearch, beam_search
 from keras_gpt.generation.generate import generate, start
+from keras_gpt.generation.outside import is_outside
 from keras_gpt.generation.run import Generation
 from keras_gpt.generation.scoring import Evaluation, evaluate_ids, score
 from keras_gpt.generation.text import TextAssembler
@@ -14,6 +15,7 @@ __all__ = [
     "beam_search",
     "evaluate_ids",
     "generate",
+    "is_outside",
     "score",
     "start",
 ]

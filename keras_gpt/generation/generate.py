@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from keras_gpt.generation.beam import BeamSearch
+from keras_gpt.generation.outside import is_outside
 from keras_gpt.generation.rows import check_count
 from keras_gpt.generation.run import Generation, Run
 
@@ -111,6 +112,11 @@ def start(
     """
     check_count("num_beams", num_beams)
     check_count("lookup_tokens", lookup_tokens, least=0)
+    if is_outside(model) and (num_beams > 1 or lookup_tokens):
+        raise ValueError(
+            "A model that another engine runs has neither beams nor lookup. Received: "
+            f"num_beams={num_beams}, lookup_tokens={lookup_tokens}. Leave them out."
+        )
     if num_beams == 1:
         if length_penalty != 1:
             raise ValueError(

@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.generation.programs import (
+    OneByOne,
     add_token,
     compiled,
     has_work,
@@ -24,7 +25,7 @@ from keras_gpt.generation.programs import (
 _LONGEST_MATCH = 3
 
 
-class PromptLookup:
+class PromptLookup(OneByOne):
     """Decoding that reads drafts, and keeps of them what it would have chosen.
 
     Args:

@@ -58,6 +58,11 @@ class OneByOne:
 
     room = 0  # of the cache, beyond what the rows' text takes
 
+    def prefill(self, model, cache_length):
+        """The compiled `prefill_program`."""
+        cache_length += self.room
+        return compiled(model, prefill_program, cache_length=cache_length)
+
     def loop(self, model, cache_length):
         """The compiled loop, see `loop_program`."""
         return compiled(model, loop_program, cache_length=cache_length)

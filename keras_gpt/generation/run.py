@@ -5,7 +5,8 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.generation.lookup import PromptLookup
-from keras_gpt.generation.programs import OneByOne, compiled, prefill_program
+from keras_gpt.generation.outside import Outside, is_outside
+from keras_gpt.generation.programs import OneByOne
 from keras_gpt.generation.rows import (
     check_stop_ids,
     control_arrays,
@@ -113,6 +114,8 @@ class Generation(Run):
         # no draft reaches beyond the context
         lookup_tokens = min(lookup_tokens, model.config.context_length - 1)
         self._decoding = PromptLookup(lookup_tokens) if lookup_tokens else OneByOne()
+        if is_outside(model):
+            self._decoding = Outside()
         self._state = None
 
     def _advance(self, num_tokens):
@@ -154,11 +157,7 @@ class Generation(Run):
         # a power of two on every backend: PyTorch records a step for each length
         longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
         cache_length = min(1 << max(longest - 1, 15).bit_length(), context_length)
-        prefill = compiled(
-            self._model,
-            prefill_program,
-            cache_length=cache_length + self._decoding.room,
-        )
+        prefill = self._decoding.prefill(self._model, cache_length)
         # looked up once here, not for each token of a stream
         self._loop = self._decoding.loop(self._model, cache_length)
         num_new = max(row.max_new_tokens for row in rows)

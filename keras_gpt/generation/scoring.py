@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
+from keras_gpt.generation.outside import is_outside, measure_outside
 from keras_gpt.generation.programs import compiled
 from keras_gpt.generation.rows import check_prompts, pad_prompts, to_tensors
 
@@ -50,7 +51,7 @@ def score(model, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
     Raises:
         ValueError: A row is empty, too long or has ids out of range.
     """
-    return _score_rows(model, ids, score_program, _BATCH_SIZE)
+    return _score_rows(model, ids, _log_probs, _BATCH_SIZE)
 
 
 def score_against_greedy(
@@ -70,31 +71,22 @@ def score_against_greedy(
     Raises:
         ValueError: As of `score`.
     """
-    rows = _score_rows(model, ids, greedy_program, batch_size)
+    rows = _score_rows(model, ids, _log_probs_and_greedy, batch_size)
     return [(row[:, 0], row[:, 1] == 1) for row in rows]
 
 
 def score_program(model):
     """Make the function from ids and targets to log-probabilities, all `(b, t)`."""
-
-    def score(state, inputs):
-        return _measure(model, inputs, _log_probs)
-
-    return score
+    return measuring_program(model, _log_probs)
 
 
-def greedy_program(model):
-    """Make that function, with whether targets are greedy beside it: `(b, t, 2)`."""
+def measuring_program(model, measure):
+    """Make the function from ids and targets to `measure(logits, targets)`."""
 
-    def measure(logits, targets):
-        log_probs = _log_probs(logits, targets)
-        is_greedy = ops.equal(ops.argmax(logits, axis=-1), targets)
-        return ops.stack([log_probs, ops.cast(is_greedy, log_probs.dtype)], axis=-1)
-
-    def score(state, inputs):
+    def run(state, inputs):
         return _measure(model, inputs, measure)
 
-    return score
+    return run
 
 
 def _measure(model, inputs, measure):
@@ -124,10 +116,20 @@ def _log_probs(logits, targets):
     return chosen - ops.logsumexp(logits, axis=-1)
 
 
-def _score_rows(model, ids, program, batch_size):
-    """For each row what the program gives for its tokens but the first."""
+def _log_probs_and_greedy(logits, targets):
+    """These, and whether the targets are greedy, `(b, t, 2)`."""
+    log_probs = _log_probs(logits, targets)
+    is_greedy = ops.equal(ops.argmax(logits, axis=-1), targets)
+    return ops.stack([log_probs, ops.cast(is_greedy, log_probs.dtype)], axis=-1)
+
+
+def _score_rows(model, ids, measure, batch_size):
+    """What `measure(logits, targets)` gives for each row's tokens but the first."""
     rows = check_prompts(ids, model.config, most=model.config.context_length + 1)
-    program = compiled(model, program)
+    if is_outside(model):
+        program = measure_outside(model, measure)
+    else:
+        program = compiled(model, measuring_program, measure=measure)
     scores = [np.zeros(0, "float32")] * len(rows)
     # rows of like length together, so that little is computed for padding
     waiting = sorted(range(len(rows)), key=lambda row: len(rows[row]))

@@ -275,7 +275,7 @@ class LanguageModel:
         progress: bool = True,
         **defaults,
     ) -> Path:
-        """Write a SavedModel that TensorFlow Serving serves as text in, text out.
+        """Write a SavedModel that TensorFlow Serving serves, or a folder for OpenVINO.
 
         Its signatures are described in the README.md that is written with it:
         `serving_default` is what `answer` does; `chat`, `summarize` and `translate`
@@ -285,7 +285,7 @@ class LanguageModel:
 
         Args:
             path: The version folder, whose name is a number: `"served/docs/1"` is
-                version 1 of the model `docs`.
+                version 1 of the model `docs`. For OpenVINO any folder.
             default: The task of `serving_default`: `"chat"`, `"summarize"`,
                 `"translate"` or `"generate"`. Defaults to `task`.
             max_new_tokens: Most tokens of an answer.
@@ -293,9 +293,14 @@ class LanguageModel:
             stop_ids: Token ids that end a text. Defaults to the model's.
             weights: What they are stored in: `"float32"`, `"bfloat16"` or `"int8"`.
                 The server expands them once, when it loads the model. Defaults to
-                what the model has.
+                what the model has. For OpenVINO, which multiplies with them as they
+                are: `"float32"`, the default, `"int8"` or `"int4"`.
             flavour: `"stock"` runs on every server; `"xla"` only on one that was
                 started with `--xla_cpu_compilation_enabled`, or the like for GPUs.
+                `"openvino"` writes what `LanguageModel.load` and
+                `openvino_genai.LLMPipeline` open, and OpenVINO runs on a CPU: of
+                the other arguments it takes `stop_ids`, `progress` and the
+                defaults.
             batch_sizes: Numbers of rows that the server is warmed up with: those
                 that its batching allows.
             next_version: Whether `path` is the folder of all versions, in which the
@@ -327,6 +332,15 @@ class LanguageModel:
         from keras_gpt import export
 
         storage.check_merged(self.model)
+        if flavour == "openvino":
+            return export.export_openvino(
+                self,
+                path,
+                weights=weights,
+                stop_ids=stop_ids,
+                progress=progress,
+                **defaults,
+            )
         return export.export_saved_model(
             self,
             path,

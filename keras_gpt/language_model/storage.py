@@ -7,6 +7,7 @@ from keras_gpt import tokenizers, training
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.model import GPT
+from keras_gpt.openvino_model import OpenVINOModel
 from keras_gpt.tokenizers import ChatTemplate
 from keras_gpt.weights import load_weights, save_weights
 
@@ -19,7 +20,15 @@ _FORMAT = 1
 def save(lm, directory: str | Path) -> None:
     """Write a language model; see `LanguageModel.save`."""
     check_merged(lm.model)
-    description = {
+    with atomic_update(directory) as temporary:
+        lm.tokenizer.save(temporary / TOKENIZER_FOLDER)
+        save_weights(lm.model, temporary / WEIGHTS_FILE)
+        write_json(temporary / CONFIG_FILE, describe(lm))
+
+
+def describe(lm) -> dict[str, Any]:
+    """What `config.json` holds, ready for JSON."""
+    return {
         "format": _FORMAT,
         "model": lm.model.config.to_dict(),
         "dtype": lm.model.dtype_policy.name,
@@ -29,10 +38,6 @@ def save(lm, directory: str | Path) -> None:
         "source": lm.source,
         **describe_use(lm),
     }
-    with atomic_update(directory) as temporary:
-        lm.tokenizer.save(temporary / TOKENIZER_FOLDER)
-        save_weights(lm.model, temporary / WEIGHTS_FILE)
-        write_json(temporary / CONFIG_FILE, description)
 
 
 def load_parts(directory: Path, dtype: str | None) -> dict[str, Any]:
@@ -43,24 +48,35 @@ def load_parts(directory: Path, dtype: str | None) -> dict[str, Any]:
         ValueError: A file is damaged or doesn't fit the others.
     """
     description = _read_description(directory)
-    config = GPTConfig.from_dict(description["model"])
     tokenizer = tokenizers.load(directory / TOKENIZER_FOLDER)
     if tokenizer.fingerprint != description["tokenizer_fingerprint"]:
         raise ValueError(
             f"The tokenizer in {directory} isn't the one that the model was saved "
             "with. Put the original back."
         )
-    model = GPT(config, dtype=dtype or description["dtype"], initial_weights=False)
-    if description.get("quantization") is not None:
-        model.quantize(description["quantization"])
-    load_weights(model, directory / WEIGHTS_FILE)
     return {
-        "model": model,
+        "model": _load_model(directory, description, dtype),
         "tokenizer": tokenizer,
         "generation_defaults": description.get("generation_defaults"),
         "source": description.get("source"),
         **read_use(description),
     }
+
+
+def _load_model(directory, description, dtype):
+    config = GPTConfig.from_dict(description["model"])
+    if "openvino" in description:
+        if dtype not in (None, "float32"):
+            raise ValueError(
+                f"OpenVINO runs {directory} in float32. Received: dtype={dtype}. Leave "
+                "it out."
+            )
+        return OpenVINOModel(directory, config, **description["openvino"])
+    model = GPT(config, dtype=dtype or description["dtype"], initial_weights=False)
+    if description.get("quantization") is not None:
+        model.quantize(description["quantization"])
+    load_weights(model, directory / WEIGHTS_FILE)
+    return model
 
 
 def describe_use(lm) -> dict[str, Any]:
@@ -123,7 +139,12 @@ def is_adapter(directory: str | Path) -> bool:
 
 
 def check_merged(model: GPT) -> None:
-    """Raise `ValueError` where a model has an adapter, which would be lost."""
+    """Raise `ValueError` unless a model has weights of Keras's, and no adapter."""
+    if isinstance(model, OpenVINOModel):
+        raise ValueError(
+            "A model that OpenVINO runs can't be written anew. Load the model that it "
+            "was exported from."
+        )
     if training.has_lora(model):
         raise ValueError(
             "The model has an adapter. Call lm.merge_adapter() first, or write the "

@@ -186,7 +186,9 @@ class CausalSelfAttention(BaseLayer):
         mask = self._sees(position, s)  # (b, t, s)
         if document_start is not None:
             mask = ops.logical_and(mask, s >= document_start[:, :, None])
-        context, _ = self._attend(query, keys, values, mask[:, None, None])
+        context = backend.fused_attention(query, keys, values, mask[:, None])
+        if context is None:
+            context, _ = self._attend(query, keys, values, mask[:, None, None])
         return self._combine(context), (keys, values)
 
     def _project(self, x, angles, training=False):

@@ -304,7 +304,8 @@ def read_adapter(
 
 def has_lora(model) -> bool:
     """Whether a model has adapters."""
-    return model.adapters.settings is not None
+    adapters = getattr(model, "adapters", None)  # no model of another engine has any
+    return adapters is not None and adapters.settings is not None
 
 
 def count_trainable(model) -> dict[str, int]:

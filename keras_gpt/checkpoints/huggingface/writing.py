@@ -88,17 +88,22 @@ def write_huggingface(lm: Any, directory: str | Path, dtype: str | None = None) 
     }
     with atomic_update(directory) as folder:
         write_json(folder / "config.json", settings)
-        write_json(folder / "generation_config.json", _generation_settings(lm))
-        write_tokenizer(lm.tokenizer, folder)
+        write_usage(lm, folder)
         if family == "qwen2":
             _warn_of_words(lm.tokenizer)
-        write_json(folder / "tokenizer_config.json", _tokenizer_settings(lm))
-        if lm.chat_template is not None:
-            template = lm.chat_template.template
-            (folder / "chat_template.jinja").write_text(template, "utf-8")
         (folder / "README.md").write_text(_card(lm.source.get("license")), "utf-8")
         parts = list(names_of(family).parts(config))
         _write_tensors(weights, parts, np.dtype(dtype), folder)
+
+
+def write_usage(lm: Any, folder: Path) -> None:
+    """Write how a model is used: its tokenizer, chat template and defaults."""
+    write_json(folder / "generation_config.json", _generation_settings(lm))
+    write_tokenizer(lm.tokenizer, folder)
+    write_json(folder / "tokenizer_config.json", _tokenizer_settings(lm))
+    if lm.chat_template is not None:
+        template = lm.chat_template.template
+        (folder / "chat_template.jinja").write_text(template, "utf-8")
 
 
 def _token_ids(lm):

@@ -1,0 +1,168 @@
+"""Language models that OpenVINO runs: exported, and loaded as any other."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import keras_gpt
+from keras_gpt.openvino_model import GRAPH_FILE
+from keras_gpt.tokenizers import ChatTemplate
+
+openvino = pytest.importorskip("openvino", reason="pip install openvino")
+
+from openvino import opset13  # noqa: E402
+
+from keras_gpt.export.openvino_weights import (  # noqa: E402
+    compress_weights,
+    store_int4,
+)
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+TEXT = "a dog and a fox ran to the old mill. "
+PROMPTS = ["a dog", "the old mill and the fox ran", "r"]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """A model with grouped queries and peaked logits, whose context is soon full."""
+    tokenizer = keras_gpt.BytePairTokenizer.train([TEXT], vocab_size=270)
+    config = keras_gpt.GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=48,
+        embedding_dimension=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        position_embedding="rotary",
+        normalization="rms_norm",
+        activation="swiglu",
+        qk_norm=True,
+        use_bias=False,
+    )
+    model = keras_gpt.GPT(config)
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        noise = 0.2 * generator.standard_normal(weight.shape)
+        weight.assign(noise if len(weight.shape) == 2 else 1 + noise)
+    return keras_gpt.LanguageModel(
+        model,
+        tokenizer,
+        chat_template=ChatTemplate("{{ messages[-1]['content'] }}"),
+        generation_defaults={"temperature": 1.0, "top_k": 8},
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(lm, tmp_path_factory):
+    """The model as OpenVINO has it, by what the weights are stored in."""
+    folder = tmp_path_factory.mktemp("openvino")
+    path = folder / "float32"
+    lm.export(path, flavour="openvino", weights="float32", progress=False)
+    found = {"float32": path}
+    for weights in ("int8", "int4"):
+        # as export does it, but for the process in which the graph is built
+        found[weights] = folder / weights
+        shutil.copytree(path, found[weights])
+        graph = openvino.Core().read_model(path / GRAPH_FILE)
+        compress_weights(graph, weights)
+        openvino.save_model(graph, found[weights] / GRAPH_FILE, compress_to_fp16=False)
+        about = json.loads((path / "config.json").read_text())
+        about["openvino"]["weights"] = weights
+        (found[weights] / "config.json").write_text(json.dumps(about))
+    return found
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+    return keras_gpt.LanguageModel.load(folders["float32"])
+
+
+def test_scores_are_those_of_keras(lm, loaded):
+    for ours, theirs in zip(lm.score(PROMPTS), loaded.score(PROMPTS), strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("controls", [{"temperature": 0}, {"seed": 3}])
+def test_text_is_that_of_keras(lm, loaded, controls):
+    # rows of unlike length, which outgrow the context
+    wanted = lm.generate(PROMPTS, 60, **controls)
+    assert loaded.generate(PROMPTS, 60, **controls) == wanted
+    assert "".join(loaded.stream(PROMPTS[0], 60, **controls)) == wanted[0]
+
+
+@pytest.mark.parametrize(("weights", "most"), [("int8", 0.1), ("int4", 0.6)])
+def test_fewer_bits_take_less_room_and_cost_little(lm, folders, weights, most):
+    loaded = keras_gpt.LanguageModel.load(folders[weights])
+    assert weights in repr(loaded)
+    assert abs(loaded.evaluate(TEXT).loss - lm.evaluate(TEXT).loss) < most
+    sizes = {
+        name: (folder / GRAPH_FILE).with_suffix(".bin").stat().st_size
+        for name, folder in folders.items()
+    }
+    assert sizes["int4"] < sizes["int8"] < 0.4 * sizes["float32"]
+
+
+def test_int4_loses_nothing_of_weights_in_16_steps():
+    """As those that were read from a GGUF file of Q4_1 are."""
+    generator = np.random.default_rng(0)
+    steps = generator.integers(16, size=(8, 4, 32))
+    steps[..., :2] = [0, 15]  # a group's minimum and maximum
+    scale = generator.uniform(0.01, 0.1, (8, 4, 1)).astype("float16").astype("float32")
+    least = -8.3 * scale
+    values = (least + scale * steps).reshape(8, 128)
+    graph = openvino.Model([opset13.result(store_int4(values))], [])
+    result = openvino.compile_model(graph, "CPU", EXACT)({})[0]
+    # float16 keeps 11 bits of the zero point
+    np.testing.assert_allclose(result, values, atol=2**-9 * scale.max())
+
+
+def test_openvino_genai_opens_the_folder(lm, folders):
+    genai = pytest.importorskip("openvino_genai", reason="pip install openvino-genai")
+    pytest.importorskip("openvino_tokenizers", reason="pip install openvino-tokenizers")
+    pipeline = genai.LLMPipeline(folders["float32"], "CPU", **EXACT)
+    asked = {"max_new_tokens": 12, "do_sample": False, "apply_chat_template": False}
+    wanted = lm.generate(PROMPTS[0], 12, temperature=0)
+    assert pipeline.generate(PROMPTS[0], **asked) == wanted
+
+
+def test_two_texts_grow_at_once(loaded):
+    wanted = [loaded.generate(prompt, 8, seed=1) for prompt in PROMPTS[:2]]
+    streams = [loaded.stream(prompt, 8, seed=1) for prompt in PROMPTS[:2]]
+    pieces = list(zip(*streams, strict=True))
+    assert ["".join(parts) for parts in zip(*pieces, strict=True)] == wanted
+
+
+def test_it_chats_and_evaluates(lm, loaded):
+    messages = [{"role": "user", "content": "a dog"}]
+    assert loaded.chat(messages, 8) == lm.chat(messages, 8)
+    assert loaded.evaluate(TEXT).loss == pytest.approx(lm.evaluate(TEXT).loss, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda lm: lm.generate("a", 4, num_beams=2), "neither beams nor lookup"),
+        (lambda lm: lm.save("elsewhere"), "can't be written anew"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(loaded, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(loaded)
+
+
+def test_it_has_nothing_to_train(loaded):
+    with pytest.raises(AttributeError, match="no 'fit'"):
+        loaded.model.fit()
+
+
+def test_what_openvino_has_not_is_refused_before_it_is_built(lm, tmp_path):
+    config = dataclasses.replace(lm.model.config, document_separator_id=0)
+    packed = keras_gpt.LanguageModel(keras_gpt.GPT(config), lm.tokenizer)
+    with pytest.raises(ValueError, match="document_separator_id=0"):
+        packed.export(tmp_path / "docs", flavour="openvino")
+    with pytest.raises(ValueError, match="weights"):
+        lm.export(tmp_path / "docs", flavour="openvino", weights="int3")
+    assert not (tmp_path / "docs").exists()
