@@ -18,6 +18,20 @@ from keras_gpt.language_model import LanguageModel, storage
 from keras_gpt.openvino_model import GRAPH_FILE
 
 WEIGHTS = ("float32", "int8", "int4")
+_CARD = """\
+# A language model for OpenVINO
+
+Written by [keras_gpt](https://pypi.org/project/keras-gpt/): {num_parameters:,} \
+parameters, their weights in {weights}, a context of {context_length:,} tokens.
+
+```python
+lm = keras_gpt.LanguageModel.load(folder)
+print(lm.generate("Once upon a time"))
+```
+
+`openvino_genai.LLMPipeline(folder, "CPU")` opens it too, where there is an \
+`openvino_tokenizer.xml`.
+"""
 _SAMPLE_TOKENS = 4000
 _WINDOW = 512
 
@@ -79,6 +93,9 @@ def export_openvino(
         why_not = _write_tokenizers(folder)
         about = {"weights": weights, "num_parameters": lm.model.count_params()}
         lm.tokenizer.save(folder / storage.TOKENIZER_FOLDER)
+        length = lm.model.config.context_length
+        card = _CARD.format(context_length=length, **about)
+        (folder / "README.md").write_text(card, "utf-8")
         write_json(
             folder / storage.CONFIG_FILE, {**storage.describe(lm), "openvino": about}
         )
