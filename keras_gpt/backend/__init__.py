@@ -18,9 +18,10 @@ if chosen is not None:
     compile_function = chosen.compile_function
     default_jit_compile = chosen.default_jit_compile
     fused_attention = chosen.fused_attention
+    look_up = chosen.look_up
     matmul_int8 = chosen.matmul_int8
     record_step = chosen.record_step
-    with_dense_gradient = chosen.with_dense_gradient
+    update_adamw = chosen.update_adamw
     write_cache = chosen.write_cache
     zeros = chosen.zeros
 elif keras.backend.backend() == "openvino":  # the backend of an export alone

@@ -35,6 +35,9 @@ def default_jit_compile(dtype):
     return True
 
 
+update_adamw = None  # XLA makes few passes of Keras's
+
+
 def zeros(shape, dtype):
     """Zeros that take no memory until they are replaced."""
     return jax.device_put(_allocate(np.zeros, shape, dtype))
@@ -86,9 +89,9 @@ def record_step(function):
     return function
 
 
-def with_dense_gradient(variable):
-    """The variable itself: the gradient of a look-up is dense on JAX."""
-    return variable
+def look_up(embedding, ids):
+    """The embeddings of ids, in training; their gradient is dense."""
+    return embedding(ids)
 
 
 def write_cache(cache, new, position):

@@ -36,6 +36,9 @@ def default_jit_compile(dtype):
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
 
 
+update_adamw = None  # XLA makes few passes of Keras's
+
+
 def zeros(shape, dtype):
     """Zeros, to be replaced."""
     return keras.ops.zeros(shape, dtype)
@@ -73,14 +76,23 @@ def record_step(function):
     return function
 
 
-def with_dense_gradient(variable):
-    """The value of a variable, whose gradient is a tensor and no list of rows."""
+def look_up(embedding, ids):
+    """The embeddings of ids, in training, with a gradient that is no list of rows."""
 
     @tf.custom_gradient
-    def identity(value):
-        return tf.identity(value), tf.convert_to_tensor
+    def call(ids):
+        def gradient(upstream, variables):
+            sums = [
+                tf.math.unsorted_segment_sum(
+                    tf.cast(upstream, v.dtype), ids, v.shape[0]
+                )
+                for v in variables
+            ]
+            return None, sums
 
-    return identity(tf.convert_to_tensor(keras.ops.convert_to_tensor(variable)))
+        return embedding(ids), gradient
+
+    return call(tf.convert_to_tensor(ids))
 
 
 def write_cache(cache, new, position):

@@ -3,10 +3,12 @@
 # Axes: b batch, k key-value head, t new position, s cache position, h head dimension
 
 import functools
+import math
 import threading
 
 import keras
 import torch
+from torch.optim.adamw import adamw
 
 from keras_gpt.backend.torch_steps import record_step  # noqa: F401
 
@@ -99,9 +101,78 @@ def _laid_out(kernel):
     return kernel
 
 
-def with_dense_gradient(variable):
-    """The variable itself: the gradient of a look-up is dense on PyTorch."""
-    return variable
+def look_up(embedding, ids):
+    """The embeddings of ids, in training; their gradient is dense."""
+    return embedding(ids)
+
+
+def update_adamw(
+    variables,
+    gradients,
+    means,
+    squares,
+    *,
+    step,
+    learning_rate,
+    beta_1,
+    beta_2,
+    epsilon,
+    weight_decay,
+    clip_norm,
+):
+    """A step of AdamW, in place, by the kernel of `torch.optim.AdamW(fused=True)`.
+
+    It is told that infinitely many steps were done, and corrects no bias: Keras, which
+    does so in the rate, adds epsilon to the uncorrected root.
+
+    Args:
+        variables: Those to train; of them matrices decay.
+        gradients: Tensors of the same shapes, which are scaled in place.
+        means: Variables, the moving averages of the gradients.
+        squares: Variables, those of their squares.
+        step: The number of this one, from 1, a tensor.
+        learning_rate: A tensor.
+        beta_1: Of the means.
+        beta_2: Of the squares.
+        epsilon: Added to the root of the squares.
+        weight_decay: For a learning rate of 1.
+        clip_norm: Largest norm of all gradients, or `None`.
+    """
+    device = gradients[0].device
+    learning_rate = keras.ops.convert_to_tensor(learning_rate)
+    to_mean = 1 - beta_1**step
+    to_square = torch.sqrt(1 - beta_2**step)
+    rate = learning_rate * to_square / to_mean
+    decay, scale = 0.0, None
+    if device.type == "cpu":
+        decay = float(weight_decay * to_mean / to_square)
+    elif weight_decay:  # reading a number would wait for the device
+        matrices = [v.value for v in variables if len(v.shape) > 1]
+        torch._foreach_mul_(matrices, 1 - weight_decay * learning_rate)
+    if clip_norm is not None:
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # what isn't finite shall show in all weights
+        scale = torch.clamp(norm / clip_norm, min=1.0) + (norm - norm)
+    everything = list(zip(variables, gradients, means, squares, strict=True))
+    for decays in (True, False):
+        chosen = [group for group in everything if (len(group[0].shape) > 1) == decays]
+        adamw(
+            [variable.value for variable, _, _, _ in chosen],
+            [gradient for _, gradient, _, _ in chosen],
+            [mean.value for _, _, mean, _ in chosen],
+            [square.value for _, _, _, square in chosen],
+            [],
+            [torch.full((), math.inf, device=device)] * len(chosen),
+            fused=True,
+            grad_scale=scale,
+            amsgrad=False,
+            beta1=beta_1,
+            beta2=beta_2,
+            lr=rate,
+            weight_decay=decay if decays else 0.0,
+            eps=epsilon,
+            maximize=False,
+        )
 
 
 def write_cache(cache, new, position):

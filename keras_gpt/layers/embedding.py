@@ -102,6 +102,7 @@ class TokenAndPositionEmbedding(BaseLayer):
             embedding_dimension,
             tie_weights=tie_embeddings,
             embeddings_initializer=self.embeddings_initializer.clone(),
+            reverse_dtype=self.compute_dtype,  # Keras would keep the matrix in float32
             dtype=self.dtype_policy,
             name="tokens",
         )
@@ -173,4 +174,4 @@ def _look_up(embedding, ids, training):
     """
     if not training or embedding.quantization_mode is not None:
         return embedding(ids)
-    return ops.take(backend.with_dense_gradient(embedding.embeddings), ids, axis=0)
+    return backend.look_up(embedding, ids)

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_gpt.config import suggest
+from keras_gpt.training.adamw import AdamW
 
 # What arguments of `compile_model` default to
 RECIPES = {
@@ -257,7 +258,9 @@ def compile_model(
         "ema_momentum": 0.99 if ema_momentum is None else ema_momentum,
     }
     if optimizer == "adamw":
-        made = keras.optimizers.AdamW(beta_1=beta_1, beta_2=beta_2, **arguments)
+        is_plain = accumulation_steps == 1 and ema_momentum is None
+        adamw = AdamW if is_plain else keras.optimizers.AdamW
+        made = adamw(beta_1=beta_1, beta_2=beta_2, **arguments)
     else:
         made = keras.optimizers.Muon(
             momentum=momentum,

@@ -94,11 +94,14 @@ def test_untied_projection_has_a_matrix_of_its_own(randomize):
     np.testing.assert_allclose(array(embedding.project(x)), expected, atol=1e-5)
 
 
-def test_logits_are_float32_in_half_precision():
+def test_logits_are_float32_and_multiplied_in_half_precision():
     embedding = TokenAndPositionEmbedding(**SIZES, dtype="mixed_bfloat16")
     x = embedding(IDS)
     assert keras.backend.standardize_dtype(x.dtype) == "bfloat16"
-    assert keras.backend.standardize_dtype(embedding.project(x).dtype) == "float32"
+    logits = embedding.project(x)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    in_half = array(ops.cast(ops.cast(logits, "bfloat16"), "float32"))
+    np.testing.assert_array_equal(array(logits), in_half)
 
 
 def test_dropout_acts_only_in_training():
