@@ -22,7 +22,11 @@ from keras_gpt.layers import (
 from keras_gpt.layers.adapter import Adapters
 from keras_gpt.layers.base import Normal, Zeros, make_normalization
 from keras_gpt.layers.logits import Logits
-from keras_gpt.loss import TokenCrossentropy, check_takes_logits
+from keras_gpt.loss import (
+    TokenCrossentropy,
+    check_takes_logits,
+    making_logits,
+)
 from keras_gpt.token_ids import check_token_ids
 
 
@@ -147,7 +151,9 @@ class GPT(CheckedModel):
             token_ids = check_token_ids(token_ids, self.config.vocab_size)
         return super().__call__(token_ids, *args, **kwargs)
 
-    def compile(self, optimizer=None, loss=None, *, jit_compile=None, **kwargs):
+    def compile(
+        self, optimizer=None, loss=None, *, jit_compile=None, remat=False, **kwargs
+    ):
         """Configure training; without arguments AdamW and sparse cross-entropy.
 
         Args:
@@ -156,6 +162,8 @@ class GPT(CheckedModel):
             loss: Defaults to sparse cross-entropy, averaged over the tokens whose
                 sample weight isn't 0.
             jit_compile: Defaults to what is fastest on the backend and device.
+            remat: Whether training keeps only the input of each block, and computes
+                what is inside a second time for the gradients: less memory, more time.
             **kwargs: Other arguments of `keras.Model.compile`.
 
         Raises:
@@ -166,6 +174,8 @@ class GPT(CheckedModel):
         loss = loss or TokenCrossentropy()
         if jit_compile is None:
             jit_compile = backend.default_jit_compile(self.compute_dtype)
+        for block in self.blocks:
+            block.remat = remat
         super().compile(optimizer, loss, jit_compile=jit_compile, **kwargs)
 
     def compile_from_config(self, config):
@@ -174,6 +184,29 @@ class GPT(CheckedModel):
         config["jit_compile"] = backend.default_jit_compile(self.compute_dtype)
         super().compile(**config)
         self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, *state_and_batch):
+        with self._leaving_logits_to_loss(state_and_batch[-1], is_training=True):
+            return super().train_step(*state_and_batch)
+
+    def test_step(self, *state_and_batch):
+        with self._leaving_logits_to_loss(state_and_batch[-1], is_training=False):
+            return super().test_step(*state_and_batch)
+
+    def _leaving_logits_to_loss(self, batch, is_training):
+        """Have our loss make the logits, if they are many and nothing else reads them.
+
+        A subclass may, in a `compute_loss` of its own.
+        """
+        is_ours = type(self) is GPT and isinstance(self.loss, TokenCrossentropy)
+        shape = keras.tree.flatten(batch)[0].shape  # of the token ids
+        if (
+            is_ours
+            and len(self.metrics) == 1
+            and self.loss.can_make_logits(shape, self.config)
+        ):
+            return making_logits(self.logits, is_training)
+        return making_logits(None)
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Keep the weights of matrices in fewer bits, to generate with less memory.

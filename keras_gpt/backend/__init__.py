@@ -21,6 +21,8 @@ if chosen is not None:
     look_up = chosen.look_up
     matmul_int8 = chosen.matmul_int8
     record_step = chosen.record_step
+    rematerialize = chosen.rematerialize
+    sum_over_chunks = chosen.sum_over_chunks
     update_adamw = chosen.update_adamw
     write_cache = chosen.write_cache
     zeros = chosen.zeros

@@ -89,6 +89,57 @@ def record_step(function):
     return function
 
 
+def rematerialize(function, layer, x):
+    """`function(x)`, which calls the layer; what is inside is not kept for gradients.
+
+    They make it anew, with the same dropout.
+    """
+    variables = layer.variables
+    counts = [v for v in variables if "int" in v.dtype]  # of seeds
+
+    def pure(values, x):
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            return function(x), [scope.get_current_value(v) for v in counts]
+
+    y, new = jax.checkpoint(pure)([v.value for v in variables], x)
+    for count, value in zip(counts, new, strict=True):
+        count.assign(value)
+    return y
+
+
+def sum_over_chunks(function, variables, x, others):
+    """The sum of `function(x, *others)` over the first axis of all, a number.
+
+    Its gradients, to `x` and to what is trained of the `variables` that it reads, are
+    made along with it, so that nothing is kept of a chunk.
+    """
+    trained = [v for v in variables if v.trainable]
+    fixed = [(v, v.value) for v in variables if not v.trainable]
+
+    def of_chunk(values, x, others):
+        mapping = fixed + list(zip(trained, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            return function(x, *others)
+
+    @jax.custom_gradient
+    def total(values, x):
+        cast = [value.astype(x.dtype) for value in values]
+
+        def add(sums, chunk):
+            value, (new, to_x) = jax.value_and_grad(of_chunk, (0, 1))(cast, *chunk)
+            return jax.tree.map(jnp.add, sums, (value, new)), to_x
+
+        start = (jnp.zeros(()), [jnp.zeros_like(value) for value in values])
+        (value, sums), to_x = jax.lax.scan(add, start, (x, others))
+        return value, lambda upstream: (
+            [upstream * gradient for gradient in sums],
+            (upstream * to_x).astype(x.dtype),
+        )
+
+    return total([v.value for v in trained], x)
+
+
 def look_up(embedding, ids):
     """The embeddings of ids, in training; their gradient is dense."""
     return embedding(ids)

@@ -76,6 +76,74 @@ def record_step(function):
     return function
 
 
+def rematerialize(function, layer, x):
+    """`function(x)`, which calls the layer; what is inside is not kept for gradients.
+
+    They make it anew, with the same dropout.
+    """
+    counts = [v for v in layer.variables if "int" in v.dtype]  # of seeds
+    before, after = [tf.convert_to_tensor(v.value) for v in counts], []
+
+    def pure(x):
+        mapping = list(zip(counts, before, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            y = function(x)
+        after[:] = after or [scope.get_current_value(v) for v in counts]
+        return y
+
+    y = tf.recompute_grad(pure)(x)
+    for count, value in zip(counts, after, strict=True):
+        count.assign(value)
+    return y
+
+
+def sum_over_chunks(function, variables, x, others):
+    """The sum of `function(x, *others)` over the first axis of all, a number.
+
+    Its gradients, to `x` and to what is trained of the `variables` that it reads, are
+    made along with it, so that nothing is kept of a chunk.
+    """
+    trained = [v for v in variables if v.trainable]
+
+    @tf.custom_gradient
+    def total(x, *values):
+        cast = [tf.cast(value, x.dtype) for value in values]
+
+        def add(i, value, sums, to_x):
+            chunk = x[i]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([chunk, *cast])
+                mapping = list(zip(trained, cast, strict=True))
+                with keras.StatelessScope(state_mapping=mapping):
+                    new = function(chunk, *(other[i] for other in others))
+            gradient, *gradients = tape.gradient(
+                new, [chunk, *cast], unconnected_gradients="zero"
+            )
+            pairs = zip(sums, gradients, strict=True)
+            sums = [old + tf.cast(more, old.dtype) for old, more in pairs]
+            return i + 1, value + new, sums, to_x.write(i, gradient)
+
+        count = tf.shape(x)[0]
+        start = (
+            0,
+            tf.zeros(()),
+            [tf.zeros_like(value) for value in values],
+            tf.TensorArray(x.dtype, count, element_shape=x.shape[1:]),
+        )
+        _, value, sums, to_x = tf.while_loop(
+            lambda i, *_: i < count, add, start, parallel_iterations=1
+        )
+        to_x = to_x.stack()
+
+        def gradient(upstream):
+            scaled = upstream * tf.cast(to_x, upstream.dtype)
+            return tf.cast(scaled, x.dtype), *(upstream * s for s in sums)
+
+        return value, gradient
+
+    return total(x, *(tf.convert_to_tensor(v.value) for v in trained))
+
+
 def look_up(embedding, ids):
     """The embeddings of ids, in training, with a gradient that is no list of rows."""
 

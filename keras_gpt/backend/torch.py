@@ -101,6 +101,71 @@ def _laid_out(kernel):
     return kernel
 
 
+def rematerialize(function, layer, x):
+    """`function(x)`, which calls the layer; what is inside is not kept for gradients.
+
+    They make it anew, with the same dropout.
+    """
+    counts = [v for v in layer.variables if "int" in v.dtype]  # of seeds
+    before, after = [v.value.clone() for v in counts], []
+
+    def pure(x):
+        mapping = list(zip(counts, before, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            y = function(x)
+        after[:] = after or [scope.get_current_value(v) for v in counts]
+        return y
+
+    y = torch.utils.checkpoint.checkpoint(pure, x, use_reentrant=False)
+    for count, value in zip(counts, after, strict=True):
+        count.assign(value)
+    return y
+
+
+def sum_over_chunks(function, variables, x, others):
+    """The sum of `function(x, *others)` over the first axis of all, a number.
+
+    Its gradients, to `x` and to what is trained of the `variables` that it reads, are
+    made along with it, so that nothing is kept of a chunk.
+    """
+    trained = [v for v in variables if v.trainable]
+    return _SumOverChunks.apply(
+        function, trained, others, x, *(v.value for v in trained)
+    )
+
+
+class _SumOverChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, variables, others, x, *values):
+        cast = [value.detach().to(x.dtype).requires_grad_() for value in values]
+        sums = [None] * len(values)
+        to_x = torch.empty_like(x)
+        total = 0.0
+        mapping = list(zip(variables, cast, strict=True))
+        for i in range(len(x)):
+            chunk = x[i].detach().requires_grad_()
+            with torch.enable_grad(), keras.StatelessScope(state_mapping=mapping):
+                value = function(chunk, *(other[i] for other in others))
+            gradient, *gradients = torch.autograd.grad(
+                value, [chunk, *cast], allow_unused=True
+            )
+            total = total + value.detach()
+            to_x[i] = gradient
+            for j, new in enumerate(gradients):
+                if sums[j] is None:  # in the gradient's own layout, to add fast
+                    sums[j] = None if new is None else new.to(values[j].dtype)
+                elif new is not None:
+                    sums[j].add_(new)
+        ctx.gradients = to_x, sums
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):
+        to_x, sums = ctx.gradients
+        sums = (None if sum_ is None else sum_ * upstream for sum_ in sums)
+        return None, None, None, (upstream * to_x).to(to_x.dtype), *sums
+
+
 def look_up(embedding, ids):
     """The embeddings of ids, in training; their gradient is dense."""
     return embedding(ids)

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_gpt import backend
 from keras_gpt.layers.base import BaseLayer, make_normalization
 
 
@@ -27,6 +28,10 @@ class TransformerBlock(BaseLayer):
         `(batch, sequence, embedding)`; with `return_attention_scores` also
         `(batch, heads, query, key)`.
 
+    Attributes:
+        remat: Whether training keeps only a block's input, and computes what is inside
+            a second time for the gradients. Defaults to False.
+
     Example:
 
     >>> import numpy as np
@@ -38,6 +43,8 @@ class TransformerBlock(BaseLayer):
     >>> tuple(block(np.ones((1, 3, 8), "float32")).shape)
     (1, 3, 8)
     """
+
+    remat = False
 
     def __init__(
         self,
@@ -68,6 +75,16 @@ class TransformerBlock(BaseLayer):
             if not part.built:  # one that was read from a file is
                 part.build(x_shape)
         self.built = True
+
+    def __call__(self, x, *args, training=None, **kwargs):
+        def run(x):
+            return super(TransformerBlock, self).__call__(
+                x, *args, training=training, **kwargs
+            )
+
+        if self.remat and training:
+            return backend.rematerialize(run, self, x)
+        return run(x)
 
     def call(
         self,

@@ -3,6 +3,7 @@
 import keras
 
 from keras_gpt.layers.base import BaseLayer
+from keras_gpt.loss import makes_logits
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -29,7 +30,8 @@ class Logits(BaseLayer):
         self.built = True
 
     def call(self, x):
-        return self.embedding.project(x)
+        # while a loss makes them, chunk by chunk, the hidden states are passed on
+        return x if makes_logits(self) else self.embedding.project(x)
 
     def compute_output_spec(self, x):
         shape = (*x.shape[:-1], self.vocab_size)

@@ -54,6 +54,7 @@ class Recipe(Settings):
         accumulation_steps: Batches for one optimizer step.
         ema_momentum: Of the averaged weights, which then are evaluated and saved.
         jit_compile: Defaults to what is fastest.
+        remat: Compute what is inside each block twice, for less memory.
     """
 
     learning_rate: Positive = 1e-3
@@ -69,6 +70,7 @@ class Recipe(Settings):
     accumulation_steps: Count = 1
     ema_momentum: Fraction | None = None
     jit_compile: Bool | None = None
+    remat: Bool = False
 
     def arguments(self) -> dict[str, Any]:
         """These fields alone, as arguments of `compile_model`."""

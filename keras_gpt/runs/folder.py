@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "sample_prompt",
     "sample_tokens",
     "jit_compile",
+    "remat",
 )
 
 

@@ -99,7 +99,9 @@ class PreferenceModel(keras.Model):
         """Those of the GPT."""
         return self.gpt.adapters
 
-    def compile(self, optimizer=None, loss=None, *, jit_compile=None, **kwargs):
+    def compile(
+        self, optimizer=None, loss=None, *, jit_compile=None, remat=False, **kwargs
+    ):
         """Configure training; `keras_gpt.training.compile_model` knows more.
 
         Args:
@@ -107,11 +109,14 @@ class PreferenceModel(keras.Model):
             loss: Defaults to `BinaryCrossentropy(from_logits=True)`; its
                 `label_smoothing` is for pairs of which some are the wrong way round.
             jit_compile: Defaults to what is fastest on the backend and device.
+            remat: As of `GPT.compile`.
             **kwargs: Other arguments of `keras.Model.compile`. `metrics` defaults to
                 `accuracy`, how often the chosen answer has become the likelier one.
         """
         if jit_compile is None:
             jit_compile = backend.default_jit_compile(self.gpt.compute_dtype)
+        for block in self.gpt.blocks:
+            block.remat = remat
         accuracy = keras.metrics.BinaryAccuracy("accuracy", threshold=0)
         super().compile(
             optimizer=optimizer or keras.optimizers.AdamW(1e-5),

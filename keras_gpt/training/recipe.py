@@ -159,6 +159,7 @@ def compile_model(
     accumulation_steps: int = 1,
     ema_momentum: float | None = None,
     jit_compile: bool | None = None,
+    remat: bool = False,
     **kwargs,
 ) -> None:
     """Compile a GPT as GPTs are trained.
@@ -188,6 +189,8 @@ def compile_model(
         ema_momentum: Keep an exponential moving average of the weights with this
             momentum; `fit` puts it in place at its end. `None` for none.
         jit_compile: Defaults to what is fastest on the backend and device.
+        remat: Whether training keeps only the input of each block, and computes what
+            is inside a second time for the gradients: less memory, more time.
         **kwargs: Other arguments of `GPT.compile`.
 
     Raises:
@@ -208,7 +211,7 @@ def compile_model(
     """
     for name in kwargs:
         if name not in inspect.signature(keras.Model.compile).parameters:
-            said = suggest("argument", name, (*_RANGES, "jit_compile"))
+            said = suggest("argument", name, (*_RANGES, "jit_compile", "remat"))
             raise TypeError(f"Unknown argument of compile_model. {said}")
     _check(recipe=recipe)
     default = RECIPES[recipe]
@@ -273,4 +276,4 @@ def compile_model(
     made.exclude_from_weight_decay(
         var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
     )
-    model.compile(optimizer=made, jit_compile=jit_compile, **kwargs)
+    model.compile(optimizer=made, jit_compile=jit_compile, remat=remat, **kwargs)

@@ -32,6 +32,7 @@ CONFIG = RunConfig(
     evaluation_batches=1,
     accumulation_steps=2,
     ema_momentum=0.9,
+    remat=True,
     batch_size=4,
     learning_rate=1e-2,
     sample_tokens=0,
