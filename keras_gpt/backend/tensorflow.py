@@ -165,10 +165,9 @@ def look_up(embedding, ids):
 
 def write_cache(cache, new, position):
     """Put `new` `(b, k, t, h)` at each row's `position` `(b, t)` of `(b, k, s, h)`."""
-    b, k, t = tf.shape(cache)[0], cache.shape[1], new.shape[2]
-    rows = tf.repeat(tf.range(b), k * t)
-    heads = tf.tile(np.repeat(np.arange(k, dtype="int32"), t), [b])
-    places = tf.reshape(tf.tile(position[:, None], [1, k, 1]), [-1])
-    indices = tf.stack([rows, heads, places], axis=1)  # (bkt, 3)
-    updates = tf.reshape(new, (b * k * t, cache.shape[3]))
-    return tf.tensor_scatter_nd_update(cache, indices, updates)
+    # from `position` and constants alone: a graph makes them once for all layers
+    rows = tf.range(tf.shape(position)[0])[:, None, None, None]
+    heads = np.arange(cache.shape[1], dtype="int32")[:, None, None]
+    places = position[:, None, :, None]
+    indices = rows * [1, 0, 0] + heads * [0, 1, 0] + places * [0, 0, 1]  # (b, k, t, 3)
+    return tf.tensor_scatter_nd_update(cache, indices, new)
