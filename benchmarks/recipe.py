@@ -43,7 +43,7 @@ ABLATIONS = {
     "final_learning_rate": ({"final_learning_rate": 5e-4}, {}),
     "architecture": ({}, None),
     "rotary": ({}, {"position_embedding": "learned"}),
-    "relu_squared": ({}, {"activation": "gelu"}),
+    "swiglu": ({}, {"activation": "gelu"}),
     "qk_norm": ({}, {"qk_norm": False}),
     "rms_norm": ({}, {"normalization": "layer_norm"}),
 }

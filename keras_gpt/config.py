@@ -24,20 +24,13 @@ _LLAMA = {
     "activation": "swiglu",
     "use_bias": False,
 }
+# What a small GPT learns fast with (benchmarks/recipe.py): Qwen3's mathematics
+FAST_ARCHITECTURE = {**_LLAMA, "qk_norm": True}
 _SMOLLM2 = {
     **_LLAMA,
     "vocab_size": 49152,
     "context_length": 8192,
     "rotary_base": 100000.0,
-}
-
-# What a small GPT learns fastest with (benchmarks/recipe.py), whatever its sizes
-FAST_ARCHITECTURE = {
-    "position_embedding": "rotary",
-    "normalization": "rms_norm",
-    "activation": "relu_squared",
-    "use_bias": False,
-    "qk_norm": True,
 }
 
 
@@ -62,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # nanoGPT's two Tiny Shakespeare configurations, characters
     "char_cpu": _characters(128, 4, 4, context_length=64),
     "char_gpu": _characters(384, 6, 6, context_length=256, dropout_rate=0.2),
-    # what `keras-gpt quickstart` trains
+    # what `keras-gpt train` trains unless told otherwise
     "quickstart": _sizes(192, 4, 6, vocab_size=2048, context_length=128, **_LLAMA),
     # https://openai.com/research/better-language-models, Table 2 of the paper
     "gpt2": _gpt2(768, 12, 12),
