@@ -16,8 +16,8 @@ from keras_gpt.tokenizers.inputs import (
 from keras_gpt.tokenizers.rules import PRE_TOKENIZERS, byte_level, safe_cut
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte where there is no character
-# The library is a quarter faster on texts of this length than on ten times as long ones
-_PART_CHARACTERS = 10_000
+# The library is a quarter faster on texts of this length than on 100,000 characters
+_PART_CHARACTERS = 4_000
 
 
 class BytePairTokenizer(Tokenizer):
