@@ -113,8 +113,14 @@ def add_token(logits, state, inputs):
     index = ops.arange(state["tokens"].shape[1], dtype="int32")
     at_step = ops.equal(index, step[..., None])  # (n,), or (b, n) of each row's own
     uniforms = ops.sum(ops.where(at_step, inputs["uniforms"], 0.0), axis=1)
+    penalty = inputs["repetition_penalty"]
+    penalized = ops.cond(
+        ops.any(ops.not_equal(penalty, 1.0)),
+        lambda: penalize_repetition(logits, state["seen"], penalty),
+        lambda: logits,
+    )
     token = choose(
-        penalize_repetition(logits, state["seen"], inputs["repetition_penalty"]),
+        penalized,
         temperature=inputs["temperature"],
         top_k=inputs["top_k"],
         top_p=inputs["top_p"],

@@ -3,10 +3,12 @@
 Randomness is an input: the same uniforms choose the same ids on every backend.
 """
 
-# Axes: b batch, v vocabulary
+# Axes: b batch, v vocabulary, n block, i place in a block
 
 import numpy as np
 from keras import ops
+
+from keras_gpt.generation.truncation import BLOCK_SIZE, in_blocks, truncation_mask
 
 
 def draw_uniforms(seeds, num_tokens, start=0):
@@ -84,37 +86,6 @@ def penalize_repetition(logits, seen, penalty):
     return ops.where(seen, penalized, logits)
 
 
-def truncation_mask(probabilities, top_k, top_p, min_p):
-    """The tokens that sampling may choose; the likeliest always is one.
-
-    Args:
-        probabilities: `(batch, vocabulary)`, each row summing to 1.
-        top_k: Integers `(batch,)`: only the `top_k` likeliest, and what is as likely
-            as the last of them.
-        top_p: `(batch,)`: of those, the fewest likeliest that together have at least
-            the fraction `top_p` of their probability.
-        min_p: `(batch,)`: only those at least `min_p` times as likely as the
-            likeliest.
-
-    Returns:
-        Booleans `(batch, vocabulary)`.
-
-    References:
-        - [Holtzman et al., 2020](https://arxiv.org/abs/1904.09751), top-p
-        - [Nguyen et al., 2024](https://arxiv.org/abs/2407.01082), min-p
-    """
-    # descending; the probabilities themselves, not their places, set the thresholds
-    ranked = -ops.sort(-probabilities, axis=-1)  # (b, v)
-    ranks = ops.arange(ranked.shape[1], dtype="int32")
-    in_top_k = ops.where(ranks < top_k[:, None], ranked, 0.0)
-    mass = ops.sum(in_top_k, axis=-1, keepdims=True)
-    mass_before = ops.cumsum(in_top_k, axis=-1) - in_top_k
-    kept = ops.logical_and(in_top_k > 0, mass_before < top_p[:, None] * mass)
-    threshold = ops.min(ops.where(kept, ranked, 2.0), axis=-1, keepdims=True)
-    threshold = ops.maximum(threshold, min_p[:, None] * ranked[:, :1])
-    return probabilities >= ops.minimum(threshold, ranked[:, :1])
-
-
 def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     """The next token of each row.
 
@@ -130,36 +101,61 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     Returns:
         Token ids, int32 `(batch,)`.
     """
-    # of integers: of floats Keras also tells 0 from -0, by an op that OpenVINO lacks
-    is_best = ops.equal(logits, ops.max(logits, axis=-1, keepdims=True))
-    greedy = ops.cast(ops.argmax(ops.cast(is_best, "int32"), axis=-1), "int32")
+    blocks = in_blocks(logits, -np.inf)
+    largest = ops.max(blocks, axis=-1)  # (b, n)
+    best_block = _first(ops.equal(largest, ops.max(largest, axis=-1, keepdims=True)))
+    candidates = _take_block(blocks, best_block)  # (b, i)
+    best = ops.max(candidates, axis=-1, keepdims=True)
+    greedy = best_block * BLOCK_SIZE + _first(ops.equal(candidates, best))
     is_sampled = temperature > 0
-    vocab_size = logits.shape[1]
-    is_truncated = ops.logical_or(
-        top_k < vocab_size, ops.logical_or(top_p < 1, min_p > 0)
-    )
 
     def sample():
         # below 1e-4 sampling is greedy but for ties, and the quotient would overflow
         safe_temperature = ops.maximum(ops.where(is_sampled, temperature, 1.0), 1e-4)
-        below_best = logits - ops.max(logits, axis=-1, keepdims=True)
-        probabilities = ops.softmax(below_best / safe_temperature[:, None], axis=-1)
-        weights = ops.cond(
-            ops.any(is_truncated),
-            lambda: ops.where(
-                truncation_mask(probabilities, top_k, top_p, min_p), probabilities, 0.0
-            ),
-            lambda: probabilities,
-        )
-        cumulative = ops.cumsum(weights, axis=-1)
-        target = uniforms[:, None] * cumulative[:, -1:]
-        # XLA's parallel sum isn't monotonic: never draw where the weight is 0
-        is_beyond = ops.logical_and(weights > 0, cumulative > target)
-        drawn = ops.cast(ops.argmax(is_beyond, axis=-1), "int32")
-        drawn = ops.where(ops.any(is_beyond, axis=-1), drawn, greedy)
-        return ops.where(is_sampled, drawn, greedy)
+        weights = ops.exp((logits - best) / safe_temperature[:, None])
+        is_kept = truncation_mask(weights, top_k, top_p, min_p)
+        drawn = _draw(ops.where(is_kept, weights, 0.0), uniforms)
+        return ops.where(ops.logical_and(is_sampled, drawn >= 0), drawn, greedy)
 
     return ops.cond(ops.any(is_sampled), sample, lambda: greedy)
+
+
+def _draw(weights, uniforms):
+    """Invert the cumulative sum of `(b, v)`, first of blocks, then in one of them.
+
+    XLA's parallel sums aren't monotonic: what has no weight is passed over.
+
+    Returns:
+        int32 `(b,)`, -1 where nothing has weight.
+    """
+    blocks = in_blocks(weights, 0.0)
+    sums = ops.sum(blocks, axis=-1)  # (b, n)
+    cumulative = ops.cumsum(sums, axis=-1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    is_beyond = ops.logical_and(sums > 0, cumulative > target)
+    block = _first(is_beyond)
+    index = block[:, None]
+    before = ops.take_along_axis(cumulative - sums, index, axis=1)
+    inside = _take_block(blocks, block)  # (b, i)
+    is_beyond_inside = before + ops.cumsum(inside, axis=-1) > target
+    # rounding may hide the last one
+    place = ops.arange(BLOCK_SIZE, dtype="int32")
+    last = ops.max(ops.where(inside > 0, place, 0), axis=-1, keepdims=True)
+    is_beyond_inside = ops.logical_or(is_beyond_inside, ops.equal(place, last))
+    place = _first(ops.logical_and(inside > 0, is_beyond_inside))
+    drawn = block * BLOCK_SIZE + place
+    return ops.where(ops.any(is_beyond, axis=-1), drawn, -1)
+
+
+def _take_block(blocks, index):
+    """Of `(b, n, i)` the block of each row's index `(b,)`, `(b, i)`."""
+    return ops.take_along_axis(blocks, index[:, None, None], axis=1)[:, 0]
+
+
+def _first(is_true):
+    """Where the first true one of each row is, 0 where none is, int32 `(b,)`."""
+    # of integers: of floats Keras also tells 0 from -0, by an op that OpenVINO lacks
+    return ops.cast(ops.argmax(ops.cast(is_true, "int32"), axis=-1), "int32")
 
 
 def chosen_log_probs(logits, token_ids):
