@@ -42,6 +42,7 @@ TESTS = {
         "tests/generation/test_generate.py",
     ],
     "generation/sampling.py": ["tests/generation/test_sampling.py", *GENERATION],
+    "generation/truncation.py": ["tests/generation/test_sampling.py", *GENERATION],
     "generation/generate.py": GENERATION,
     "generation/programs.py": GENERATION,
     "generation/rows.py": GENERATION,

@@ -1,8 +1,8 @@
 """Sampling beside greedy decoding: SmolLM2-135M in float32, tokens/s of both.
 
 Each backend has a process of its own, in which greedy decoding and a way to sample take
-turns; tokens/s are medians, and the ratio is the median of those of two neighbours. Time
-is that after the first token, so without the prompt's; compilation isn't in it either.
+turns; tokens/s are medians, and so is the ratio, of those of two neighbours. Time is
+that after the first token, so without the prompt's; compilation isn't in it either.
 Exits with 1 if a ratio is below `--limit`.
 """
 

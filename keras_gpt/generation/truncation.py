@@ -65,8 +65,8 @@ def _least_kept(weights, top_k, top_p):
     # rows go their own ways, so that none depends on what others ask for
     is_all = ops.logical_and(top_k >= size, top_p >= 1)
     least = ops.where(is_all, 0.0, least)
-    is_beyond = ops.logical_and(top_k > few, top_k < size)
-    is_beyond = ops.logical_or(is_beyond, known < top_p * mass)
+    is_beyond = ops.logical_or(top_k < size, known < top_p * mass)
+    is_beyond = ops.logical_and(is_beyond, top_k > few)
     is_beyond = ops.logical_and(is_beyond, ops.logical_not(is_all))
     return ops.cond(
         ops.any(is_beyond),
@@ -79,14 +79,15 @@ def _least_kept(weights, top_k, top_p):
 
 def _search(weights, ranked, top_k, top_p, is_asked):
     """The least weight kept, `(b, 1)`, of rows that keep more than is ranked."""
-    none = ops.zeros_like(ranked[:, :1])
-    by_count = ops.logical_and(is_asked, top_k < weights.shape[1])
     target = ops.cast(top_k, "float32")
+    none = ops.zeros_like(target)
+    by_count = ops.logical_and(is_asked, top_k < weights.shape[1])
     of_top_k = ops.cond(
         ops.any(by_count),
         lambda: _bisect(weights, ranked, target, none, by_count, True),
         lambda: none,
     )
+    of_top_k = ops.where(by_count, of_top_k, 0.0)
     is_above = ops.cast(weights > of_top_k, "float32")
     # of those that are as likely as the last, as many as there is room for
     ties = target - ops.sum(is_above, axis=-1, keepdims=True)
@@ -99,8 +100,7 @@ def _search(weights, ranked, top_k, top_p, is_asked):
         lambda: _bisect(weights, ranked, top_p * mass, lowest, by_mass, False),
         lambda: none,
     )
-    of_top_p = ops.where(by_mass, of_top_p, 0.0)
-    return ops.maximum(ops.where(by_count, of_top_k, 0.0), of_top_p)
+    return ops.maximum(of_top_k, ops.where(by_mass, of_top_p, 0.0))
 
 
 def _bisect(weights, ranked, target, low, is_asked, is_count):
@@ -144,8 +144,9 @@ def _bisect(weights, ranked, target, low, is_asked, is_count):
             ops.where(is_lower, more, reached),
         )
 
-    high = ranked[:, -1:]
-    start = ops.maximum(low, 1e-30 * ranked[:, :1]), high, above(ranked, high)
+    high = ops.min(ranked, axis=-1, keepdims=True)
+    largest = ops.max(ranked, axis=-1, keepdims=True)
+    start = ops.maximum(low, 1e-30 * largest), high, above(ranked, high)
     _, high, reached = ops.while_loop(
         lambda *state: ops.any(is_open(*state)), step, start
     )
@@ -157,12 +158,16 @@ def _last_needed(ranked, measures, reached, target):
     """The last of descending weights before which a target isn't reached, `(b, 1)`."""
     before = reached + ops.cumsum(measures, axis=-1) - measures
     is_needed = ops.logical_and(measures > 0, before < target)
-    needed = ops.where(is_needed, ranked, ranked[:, :1])
+    largest = ops.max(ranked, axis=-1, keepdims=True)
+    needed = ops.where(is_needed, ranked, largest)
     return ops.min(needed, axis=-1, keepdims=True)
 
 
 def _largest(weights):
-    """The few largest of `(b, v)`, descending, `(b, k)`."""
+    """The few largest of `(b, v)`, descending, `(b, k)`.
+
+    Don't slice the result: XLA would take the slice of a sort of them all.
+    """
     if weights.shape[1] > _FEW * BLOCK_SIZE:
         # they are in the blocks with the largest maxima
         blocks = in_blocks(weights, 0.0)

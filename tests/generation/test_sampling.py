@@ -314,3 +314,59 @@ def test_log_probs_are_those_of_the_softmax():
     np.testing.assert_allclose(
         ops.convert_to_numpy(output), expected[np.arange(5), token_ids], atol=5e-5
     )
+
+
+def sorted_choice(logits, temperature, top_k, top_p, min_p, uniform):
+    """What a row draws, by a sort in float64, and whether no edge is near."""
+    if temperature == 0:
+        return int(np.argmax(logits)), True
+    shifted = (logits - logits.max()).astype("float32") / np.float32(temperature)
+    weights = np.exp(shifted).astype("float64")
+    support, margin = truncated(weights / weights.sum(), top_k, top_p)
+    least = max(weights[support].min(), min_p)
+    support = np.flatnonzero(weights >= least)  # with what is as likely as the last
+    edges = np.cumsum(weights[support]) / weights[support].sum()
+    place = min(np.sum(edges <= uniform), len(support) - 1)
+    is_clear = np.abs(edges - uniform).min() > 1e-5
+    is_clear &= np.abs(weights / np.float32(min_p) - 1).min() > 1e-5 if min_p else True
+    return support[place], is_clear and (margin > 1e-5 or top_p == 1)
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("size", [3, 65, 7001])
+def test_a_row_draws_what_a_sort_would_whatever_its_neighbours_ask(size):
+    # 64 are sorted at once, and 64 to a block: fewer, few more, and many with a rest
+    random = np.random.default_rng(size)
+    rows = 96
+    scales = random.choice([0.0, 0.01, 0.3, 1.0, 3.0, 10.0], size=rows)
+    logits = scales[:, None] * random.normal(size=(rows, size))
+    is_tied = random.random(rows) < 0.3
+    logits[is_tied] = np.round(logits[is_tied])
+    logits = logits.astype("float32")
+    some = [1, 2, 40, 63, 64, 65, 100, 1000, size - 1, size, 1 << 30]
+    controls = {
+        "temperature": random.choice([0, 1e-3, 0.3, 0.8, 1, 2, 100], rows),
+        "top_k": random.choice(some + [1 << 30] * 6, rows),
+        "top_p": random.choice([1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 1, 1, 1], rows),
+        "min_p": random.choice([0, 0, 0, 1e-3, 0.1, 0.5, 1], rows),
+    }
+    controls = {
+        k: v.astype("int32" if k == "top_k" else "float32") for k, v in controls.items()
+    }
+    uniforms = random.random(rows).astype("float32")
+    mixed = sample(logits, uniforms, **controls)
+    compared = 0
+    for row in range(rows):
+        expected, is_clear = sorted_choice(
+            logits[row].astype("float64"),
+            *(x[row] for x in controls.values()),
+            uniforms[row],
+        )
+        compared += is_clear
+        assert mixed[row] == expected or not is_clear
+    assert compared > 0.7 * rows
+    # in a batch of the same shape, whose other rows are greedy
+    for row in range(0, rows, 24):
+        alone = {name: np.array(x) for name, x in controls.items()}
+        alone["temperature"][np.arange(rows) != row] = 0
+        assert sample(logits, uniforms, **alone)[row] == mixed[row]
