@@ -108,6 +108,7 @@ def measure_blocks(
     batch_size: int,
     steps: int,
     blocks: int,
+    autocast: bool = False,
 ) -> list[float]:
     """Milliseconds for a training step, as in its `train.py`, on average over a block.
 
@@ -118,6 +119,7 @@ def measure_blocks(
         batch_size: Sequences in a step.
         steps: In a block.
         blocks: How many, after one to warm up.
+        autocast: Whether products are in bfloat16, which it does on GPUs alone.
     """
     import torch
 
@@ -159,7 +161,8 @@ def measure_blocks(
     for _ in range(1 + blocks):
         start = time.perf_counter()
         for _ in itertools.repeat(None, steps):
-            _, loss = model(x, y)
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                _, loss = model(x, y)
             x, y = get_batch()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,17 +1,17 @@
 """Time of a training step against nanoGPT's, in one run.
 
-Each measurement is a fresh process with as many threads; nanoGPT's is repeated before
-each of ours, and the ratio is taken to that one, so that a machine that becomes slower
-or faster meanwhile doesn't matter. nanoGPT: its model and optimizer, the step as in its
-`train.py`, batches included. Ours: `fit` with the grain batches, compiled by
-`keras_gpt.training.compile_model`.
+Each measurement is a fresh process with as many threads. In each round nanoGPT as it
+ships, in float32, comes first, then nanoGPT under a bfloat16 autocast, then ours; the
+ratio is nanoGPT's time over the contestant's, each of its best block. nanoGPT: its
+model and optimizer, the step as in its `train.py`, batches included. Ours: `fit` with
+the grain batches, compiled by `keras_gpt.training.compile_model`.
 
 Time is taken over blocks of steps, because some backends return before a step is done.
+All sizes read characters: what a step costs doesn't depend on which ids it reads.
 """
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -33,6 +33,17 @@ THREAD_VARIABLES = (
     "TF_NUM_INTRAOP_THREADS",
 )
 SETTINGS = {"": None, "jit": True, "nojit": False}
+# preset, batch size, steps in a block, and fields that differ from the preset's
+SIZES = {
+    "0.8M": ("char_cpu", 12, 40, {}),
+    "10.7M": ("char_gpu", 16, 3, {}),
+    "124M": ("gpt2", 2, 1, {"vocab_size": 50304, "context_length": 512}),
+}
+CONTESTANTS = {
+    "0.8M": ["jax:float32", "tensorflow:float32", "torch:float32"],
+    "10.7M": ["jax:float32", "tensorflow:bfloat16", "torch:bfloat16"],
+    "124M": ["jax:bfloat16", "tensorflow:bfloat16", "torch:bfloat16"],
+}
 
 
 def main() -> int:
@@ -42,55 +53,44 @@ def main() -> int:
     )
     parser.add_argument("--corpus", required=True, help="a text file")
     parser.add_argument("--nanogpt", required=True, help="folder of a checkout")
-    parser.add_argument("--preset", default="char_cpu", help="GPT-2's architecture")
-    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument(
         "--contestants",
         nargs="+",
-        metavar="BACKEND[:SETTING]",
-        default=["jax", "tensorflow", "tensorflow:nojit", "torch"],
+        metavar="BACKEND:DTYPE[:SETTING]",
         help="backends as compile_model sets them up, or with jit_compile=True (:jit) "
-        "or False (:nojit); torch:jit compiles for a minute",
+        "or False (:nojit); torch:float32:jit compiles for a minute. Defaults to what "
+        "is fastest on each backend",
     )
-    parser.add_argument("--dtype", default="float32", help="of ours")
-    parser.add_argument("--block-steps", type=int, default=25)
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(arguments.threads)))
     print(
         describe_machine(
-            setting=f"{arguments.preset}, batch {arguments.batch_size}, "
-            f"{arguments.dtype}, {arguments.threads} threads, {arguments.rounds} "
-            f"rounds, median of {arguments.blocks} blocks of {arguments.block_steps} "
-            "steps",
-            peer=f"nanoGPT, {describe_commit(arguments.nanogpt)}, float32",
+            setting=f"{arguments.threads} threads, {arguments.rounds} rounds, the best "
+            f"of {arguments.blocks} blocks in each",
+            peer=f"nanoGPT, {describe_commit(arguments.nanogpt)}",
         )
     )
-    with tempfile.TemporaryDirectory() as folder:
-        print_table(
-            ["", "jit_compile", "ms a step", "nanoGPT's beside", "ratio (its range)"],
-            measure_all(folder, arguments),
-        )
+    rows = []
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += measure_size(folder, size, arguments)
+    print_table(["size", "contestant", "jit_compile", "ms a step", "ratio"], rows)
     return 0
 
 
-def measure_all(folder: str, arguments) -> list[list[str]]:
+def measure_size(folder: str, size: str, arguments) -> list[list[str]]:
     """Rows of the table."""
-    common = {
-        "task": "prepare",
-        "folder": folder,
-        "preset": arguments.preset,
-        "corpus": arguments.corpus,
-    }
-    fields = run_worker(__file__, None, **common)
-    if fields["normalization"] != "layer_norm" or fields["num_kv_heads"] is not None:
-        sys.exit(f"nanoGPT has no model like {arguments.preset}: name one of GPT-2's.")
+    preset, batch_size, steps, changes = SIZES[size]
+    corpus = {"corpus": arguments.corpus, "preset": preset, "changes": changes}
+    fields = run_worker(__file__, None, task="prepare", folder=folder, **corpus)
     common = {
         "fields": fields,
-        "batch_size": arguments.batch_size,
-        "steps": arguments.block_steps,
+        "batch_size": batch_size,
+        "steps": steps,
         "blocks": arguments.blocks,
     }
     peer = {
@@ -99,32 +99,33 @@ def measure_all(folder: str, arguments) -> list[list[str]]:
         "train_bin": f"{folder}/train.bin",
         **common,
     }
-    ours = {"task": "ours", "folder": folder, "dtype": arguments.dtype, **common}
-    pairs, jit_compile = {}, {}  # by contestant: times of ours and nanoGPT's
+    best, jit_compile = {}, {}  # by contestant
+
+    def note(name, times, is_compiled=""):
+        best[name] = min(best.get(name, float("inf")), *times)
+        jit_compile[name] = is_compiled
+
     for _ in range(arguments.rounds):
-        for contestant in arguments.contestants:
-            backend, _, setting = contestant.partition(":")
-            theirs = statistics.median(run_worker(__file__, None, **peer))
+        for name, autocast in (("float32", False), ("autocast", True)):
+            times = run_worker(__file__, None, autocast=autocast, **peer)
+            note(f"nanoGPT, {name}", times)
+        for contestant in arguments.contestants or CONTESTANTS[size]:
+            backend, dtype, *setting = contestant.split(":")
             result = run_worker(
-                __file__, backend, jit_compile=SETTINGS[setting], **ours
+                __file__,
+                backend,
+                task="ours",
+                folder=folder,
+                dtype="mixed_bfloat16" if dtype == "bfloat16" else dtype,
+                jit_compile=SETTINGS[setting[0] if setting else ""],
+                **common,
             )
-            pair = (statistics.median(result["times"]), theirs)
-            pairs.setdefault(contestant, []).append(pair)
-            jit_compile[contestant] = result["jit_compile"]
-    rows = []
-    for contestant, rounds in pairs.items():
-        ratios = [mine / theirs for mine, theirs in rounds]
-        rows.append(
-            [
-                f"keras_gpt, {contestant}",
-                jit_compile[contestant],
-                f"{statistics.median(mine for mine, _ in rounds):.1f}",
-                f"{statistics.median(theirs for _, theirs in rounds):.1f}",
-                f"{statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f})",
-            ]
-        )
-    return rows
+            note(f"keras_gpt, {contestant}", **result)
+    theirs = best["nanoGPT, float32"]
+    return [
+        [size, name, jit_compile[name], f"{time:.1f}", f"{theirs / time:.2f}"]
+        for name, time in best.items()
+    ]
 
 
 def work(task: str, **arguments):
@@ -137,7 +138,7 @@ def work(task: str, **arguments):
     return tasks[task](**arguments)
 
 
-def prepare(folder: str, corpus: str, preset: str) -> dict:
+def prepare(folder: str, corpus: str, preset: str, changes: dict) -> dict:
     """Tokenize the corpus for both; return the fields of the model."""
     import numpy as np
 
@@ -148,7 +149,7 @@ def prepare(folder: str, corpus: str, preset: str) -> dict:
     keras_gpt.data.prepare(corpus, f"{folder}/data", tokenizer, progress=False)
     tokens = keras_gpt.data.TokenDataset(f"{folder}/data", "train")
     np.asarray(tokens[0 : len(tokens)], np.uint16).tofile(f"{folder}/train.bin")
-    fields = keras_gpt.GPTConfig.from_preset(preset).to_dict()
+    fields = {**keras_gpt.GPTConfig.from_preset(preset).to_dict(), **changes}
     fields["vocab_size"] = max(fields["vocab_size"], tokenizer.vocab_size)
     return fields
 
@@ -202,7 +203,7 @@ def measure_ours(
         shuffle=False,
         verbose=0,
     )
-    return {"times": clock.times[1:], "jit_compile": bool(model.jit_compile)}
+    return {"times": clock.times[1:], "is_compiled": bool(model.jit_compile)}
 
 
 if __name__ == "__main__":
