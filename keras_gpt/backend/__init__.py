@@ -36,10 +36,12 @@ elif keras.backend.backend() == "openvino":  # the backend of an export alone
     zeros = openvino.zeros
 
 
-def __getattr__(name):
-    # raised on use, not on import: tokenizers and data need no backend
-    raise ImportError(
-        "keras_gpt models run on TensorFlow, JAX and PyTorch. Received: "
-        f"KERAS_BACKEND={keras.backend.backend()}. Set it to tensorflow, jax or "
-        "torch before Python starts."
-    )
+if chosen is None:
+
+    def __getattr__(name):
+        # raised on use, not on import: tokenizers and data need no backend
+        raise ImportError(
+            "keras_gpt models run on TensorFlow, JAX and PyTorch. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}. Set it to tensorflow, jax or "
+            "torch before Python starts."
+        )
