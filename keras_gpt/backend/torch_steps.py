@@ -96,9 +96,10 @@ def _compile(graph):
 
 def compile_region(region, inputs):
     """The function in C++ that does what a `torch.fx.GraphModule` does with inputs."""
-    from torch._inductor import standalone_compile
+    from torch._inductor import config, standalone_compile
 
-    return standalone_compile(region, inputs, dynamic_shapes="from_example_inputs")
+    with config.patch(compile_threads=1):  # or processes are started, and stay
+        return standalone_compile(region, inputs, dynamic_shapes="from_example_inputs")
 
 
 def compile_regions(graph, compile_region):
