@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -102,6 +103,35 @@ def describe_commit(folder: str | Path) -> str:
     commit = _first_line("git", "-C", str(folder), "rev-parse", "--short", "HEAD")
     changed = _first_line("git", "-C", str(folder), "status", "--porcelain", "-uno")
     return f"commit {commit}" + ("" if changed == "none" else ", changed")
+
+
+def make_clock():
+    """A callback of `fit` whose `times` are the seconds of each epoch.
+
+    At the end of one Keras reads the loss, so all is done.
+    """
+    import keras
+
+    class Clock(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.times = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.times.append(time.perf_counter() - self.start)
+
+    return Clock()
+
+
+def make_prompts(batch_size: int, length: int) -> list[list[int]]:
+    """Prompts of SmolLM2's token ids, each another."""
+    return [
+        [(977 * row + 31 * i) % 40_000 + 100 for i in range(length)]
+        for row in range(batch_size)
+    ]
 
 
 def print_table(columns: list[str], rows: list[list]) -> None:

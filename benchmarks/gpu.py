@@ -41,7 +41,14 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-from common import describe_commit, describe_machine, environment, print_table
+from common import (
+    describe_commit,
+    describe_machine,
+    environment,
+    make_clock,
+    print_table,
+)
+from small_models import MODELS
 
 # Relative to the largest: float32 with the products in another order
 LOGITS_TOLERANCE = 1e-4
@@ -78,16 +85,7 @@ TINY = {
 }
 _CHECKED = {**TINY, "num_heads": 4, "embedding_dimension": 256, "context_length": 128}
 CHECKED_MODELS = {  # heads of 64, as the fused kernels want them
-    "gpt2_like": {**_CHECKED, "activation": "gelu_tanh"},
-    "llama_like": {
-        **_CHECKED,
-        "num_kv_heads": 2,
-        "position_embedding": "rotary",
-        "normalization": "rms_norm",
-        "activation": "swiglu",
-        "use_bias": False,
-        "tie_embeddings": False,
-    },
+    name: {**fields, **_CHECKED} for name, fields in MODELS.items()
 }
 
 
@@ -464,29 +462,15 @@ def measure_ours(
 ) -> list[float]:
     """Seconds for a step of `fit` in bfloat16, on average over each block."""
     del device, peak
-    import keras
 
     import keras_gpt
-
-    class Clock(keras.callbacks.Callback):
-        """Times of epochs; at the end of one Keras reads the loss, so all is done."""
-
-        def __init__(self):
-            super().__init__()
-            self.times = []
-
-        def on_epoch_begin(self, epoch, logs=None):
-            self.start = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.times.append((time.perf_counter() - self.start) / steps)
 
     model = make_model(fields, "mixed_bfloat16")
     keras_gpt.training.compile_model(
         model, 6e-4, total_steps=1000, warmup_steps=10, jit_compile=jit_compile
     )
     ids = draw_ids(fields, steps * batch_size)
-    clock = Clock()
+    clock = make_clock()
     model.fit(
         ids[:, :-1],
         ids[:, 1:],
@@ -497,7 +481,7 @@ def measure_ours(
         verbose=0,
     )
     tell(note="jit_compile", jit_compile=bool(model.jit_compile))
-    return clock.times[1:]
+    return [seconds / steps for seconds in clock.times[1:]]
 
 
 def measure_nanogpt(

@@ -14,6 +14,7 @@ from common import (
     answer_worker,
     describe_machine,
     make_parser,
+    make_prompts,
     print_table,
     run_worker,
 )
@@ -92,10 +93,7 @@ def _time(lm, batch_size, tokens, **controls):
     """Seconds for all tokens after the first."""
     from keras_gpt.generation import Generation
 
-    prompts = [
-        [(977 * row + 31 * i) % 40_000 + 100 for i in range(PROMPT_TOKENS)]
-        for row in range(batch_size)
-    ]
+    prompts = make_prompts(batch_size, PROMPT_TOKENS)
     run = Generation(lm.model, prompts, max_new_tokens=tokens, **controls)
     run.advance(1)
     start = time.perf_counter()

@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import nanogpt
@@ -22,6 +21,7 @@ from common import (
     answer_worker,
     describe_commit,
     describe_machine,
+    make_clock,
     print_table,
     run_worker,
 )
@@ -164,22 +164,7 @@ def measure_ours(
     blocks: int,
 ) -> dict:
     """Milliseconds for a training step, on average over each block of `fit`."""
-    import keras
-
     import keras_gpt
-
-    class Clock(keras.callbacks.Callback):
-        """Times of epochs; at the end of one Keras reads the loss, so all is done."""
-
-        def __init__(self):
-            super().__init__()
-            self.times = []
-
-        def on_epoch_begin(self, epoch, logs=None):
-            self.start = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.times.append(1000 * (time.perf_counter() - self.start) / steps)
 
     config = keras_gpt.GPTConfig.from_dict(fields)
     model = keras_gpt.GPT(config, dtype=dtype)
@@ -194,7 +179,7 @@ def measure_ours(
     batches = keras_gpt.data.load_batches(
         f"{folder}/data", "train", batch_size, config.context_length
     )
-    clock = Clock()
+    clock = make_clock()
     model.fit(
         batches,
         epochs=1 + blocks,
@@ -203,7 +188,8 @@ def measure_ours(
         shuffle=False,
         verbose=0,
     )
-    return {"times": clock.times[1:], "is_compiled": bool(model.jit_compile)}
+    times = [1000 * seconds / steps for seconds in clock.times[1:]]
+    return {"times": times, "is_compiled": bool(model.jit_compile)}
 
 
 if __name__ == "__main__":

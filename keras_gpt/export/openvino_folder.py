@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from keras_gpt.checkpoints import write_usage
 from keras_gpt.config import check_choice, suggest
 from keras_gpt.controls import CONTROLS, check_control
 from keras_gpt.export.process import call_on_backend
+from keras_gpt.export.saved_model import describe_losses, describe_size
 from keras_gpt.files import atomic_path, write_json
 from keras_gpt.generation import score
 from keras_gpt.generation.rows import check_stop_ids
@@ -77,16 +77,13 @@ def export_openvino(
         raise ImportError("To export needs openvino. Run: pip install openvino")
     console = Console(stderr=True, quiet=not progress, highlight=False)
     with atomic_path(path) as folder:
-        with (
-            console.status("Building the graph..."),
-            tempfile.TemporaryDirectory() as d,
-        ):
-            lm.save(d)
+        with console.status("Building the graph..."):
             call_on_backend(
                 "openvino",
                 "keras_gpt.export.openvino_graph",
                 "write_graph",
-                *(d, folder / GRAPH_FILE, weights),
+                *(lm, folder / GRAPH_FILE, weights),
+                dtype="float32",
                 progress=progress,
             )
         write_usage(lm, folder)
@@ -99,17 +96,13 @@ def export_openvino(
         write_json(
             folder / storage.CONFIG_FILE, {**storage.describe(lm), "openvino": about}
         )
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    console.print(f"{path}: {size / 1e6:,.1f} MB on disk, weights in {weights}.")
+    console.print(describe_size(path, weights))
     if why_not:
         console.print(f"openvino_genai can't open it: {why_not}.")
     if progress and weights != "float32":
         with console.status("Measuring what the stored weights cost..."):
-            before, after = (_loss(each) for each in (lm, LanguageModel.load(path)))
-        console.print(
-            f"Loss on a sample of the embedded corpus: {after:.4f} nats per token "
-            f"({after - before:+.4f} by storing the weights in {weights})."
-        )
+            losses = [_loss(each) for each in (lm, LanguageModel.load(path))]
+        console.print(describe_losses(*losses, weights))
     return path
 
 

@@ -18,15 +18,15 @@ from keras_gpt.language_model import LanguageModel
 from keras_gpt.model import GPT
 
 
-def write_graph(folder: str, path: Path, weights: str) -> None:
-    """Write the graph of a language model that is in a folder.
+def write_graph(lm: LanguageModel, path: Path, weights: str) -> None:
+    """Write the graph of a language model.
 
     Args:
-        folder: What `LanguageModel.save` wrote.
+        lm: A `LanguageModel` on the OpenVINO backend.
         path: Of the graph's `.xml`; its weights go into a `.bin` beside it.
         weights: As of `compress_weights`.
     """
-    graph = build_graph(LanguageModel.load(folder, dtype="float32").model)
+    graph = build_graph(lm.model)
     compress_weights(graph, weights)
     openvino.save_model(graph, path, compress_to_fp16=False)
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 
 import keras
@@ -61,18 +60,30 @@ def export_saved_model(
                 "tensorflow tensorflow-text tensorflow-serving-api"
             )
     if keras.backend.backend() == "tensorflow":
-        write_saved_model(lm, path, settings, progress=progress)
+        write_saved_model(lm, path, settings, progress)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            lm.save(folder)
-            call_on_backend(
-                "tensorflow",
-                __name__,
-                write_saved_folder.__name__,
-                *(folder, path, settings, progress),
-                progress=progress,
-            )
+        call_on_backend(
+            "tensorflow",
+            __name__,
+            write_saved_model.__name__,
+            *(lm, path, settings, progress),
+            progress=progress,
+        )
     return path
+
+
+def describe_size(path: Path, stored: str) -> str:
+    """What was written, and what the weights are stored in."""
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return f"{path}: {size / 1e6:,.1f} MB on disk, weights in {stored}."
+
+
+def describe_losses(before: float, after: float, stored: str) -> str:
+    """What storing the weights costs."""
+    return (
+        f"Loss on a sample of the embedded corpus: {after:.4f} nats per token "
+        f"({after - before:+.4f} by storing the weights in {stored})."
+    )
 
 
 def next_version_path(directory: str | Path) -> Path:
@@ -89,7 +100,7 @@ def _is_version(path):
 
 
 def write_saved_model(
-    lm: LanguageModel, path: Path, settings: Settings, *, progress: bool
+    lm: LanguageModel, path: Path, settings: Settings, progress: bool
 ) -> None:
     """Write the SavedModel, its warm-up requests and its model card, or nothing.
 
@@ -114,15 +125,9 @@ def write_saved_model(
             losses = _compare_losses(lm, served.weights)
         write_warmup(lm.tokenizer, settings, folder, path.parent.name)
         write_model_card(lm, settings, folder, path, served.weights.kind, losses)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    stored = served.weights.kind
-    console.print(f"{path}: {size / 1e6:,.1f} MB on disk, weights in {stored}.")
+    console.print(describe_size(path, served.weights.kind))
     if losses is not None:
-        before, after = losses
-        console.print(
-            f"Loss on a sample of the embedded corpus: {after:.4f} nats per token "
-            f"({after - before:+.4f} by storing the weights in {stored})."
-        )
+        console.print(describe_losses(*losses, served.weights.kind))
     if not _is_version(path):
         console.print(
             "TensorFlow Serving reads only folders whose names are numbers: rename "
@@ -170,11 +175,3 @@ def _loss(model, ids):
         for rows in np.array_split(windows, -(-windows.size // 1024))
     ]
     return -float(keras.ops.mean(keras.ops.concatenate(log_probs)))
-
-
-def write_saved_folder(
-    folder: str, path: Path, settings: Settings, progress: bool
-) -> None:
-    """Write the SavedModel of a language model that is in a folder."""
-    lm = LanguageModel.load(folder)
-    write_saved_model(lm, path, settings, progress=progress)

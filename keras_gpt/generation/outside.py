@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gpt.generation.programs import add_token, compiled
+from keras_gpt.generation.programs import OneByOne, add_token, compiled
 
 
 def is_outside(model) -> bool:
@@ -20,7 +20,7 @@ def is_outside(model) -> bool:
     return not isinstance(model, keras.Model)
 
 
-class Outside:
+class Outside(OneByOne):
     """Decoding with a pass of the engine for each token; see `OneByOne`."""
 
     def prefill(self, model, cache_length):
@@ -61,11 +61,6 @@ class Outside:
                 state = _add(add, logits, state, inputs)
 
         return loop
-
-    def inputs(self, token_ids, lengths):
-        """What the loop takes besides the controls."""
-        del token_ids, lengths
-        return {}
 
 
 def measure_outside(model, measure):
