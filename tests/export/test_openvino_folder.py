@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +154,26 @@ def test_it_chats_and_evaluates(lm, loaded):
 def test_what_it_cannot_do_is_refused(loaded, call, words):
     with pytest.raises(ValueError, match=words):
         call(loaded)
+
+
+INTERRUPTED = """
+import signal, sys, threading
+import keras_gpt
+
+models = [keras_gpt.LanguageModel.load(sys.argv[1])]
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_heard_when_another_thread_was_the_last_to_use_a_model(folders):
+    command = [sys.executable, "-c", INTERRUPTED, folders["float32"]]
+    assert subprocess.check_output(command, text=True) == "interrupted\n"
 
 
 def test_it_has_nothing_to_train(loaded):
