@@ -164,6 +164,7 @@ models = [keras_gpt.LanguageModel.load(sys.argv[1])]
 thread = threading.Thread(target=models.clear)
 thread.start()
 thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # even in the background
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
