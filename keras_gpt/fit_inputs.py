@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_gpt.loss import count_tokens, counted, num_counted
 from keras_gpt.token_ids import as_array, check_batch
 
 
@@ -99,8 +100,34 @@ class CheckedModel(keras.Model):
     """A model of token ids that checks what `fit` and its kin are given.
 
     Its `config` has `vocab_size` and `context_length`. Targets may be left out: then
-    each id is the target of those before it.
+    each id is the target of those before it. The loss of several batches is the mean
+    over their tokens, as is a step of those that are accumulated.
     """
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        mean_loss = next(metric for metric in self.metrics if metric.name == "loss")
+        update = mean_loss.update_state
+
+        def update_by_tokens(values, sample_weight=None):
+            count = num_counted()
+            return update(values, sample_weight if count is None else count)
+
+        mean_loss.update_state = update_by_tokens
+
+    def train_step(self, *state_and_batch):
+        with self._counting_tokens(state_and_batch[-1]):
+            return super().train_step(*state_and_batch)
+
+    def test_step(self, *state_and_batch):
+        with self._counting_tokens(state_and_batch[-1]):
+            return super().test_step(*state_and_batch)
+
+    def _counting_tokens(self, batch):
+        """Let a step know how many tokens of a batch count, as a float32 scalar."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        y = x[:, 1:] if y is None else y
+        return counted(count_tokens(self.loss, y, sample_weight))
 
     def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         """Train, as `keras.Model.fit`, on data that is checked first.

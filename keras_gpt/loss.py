@@ -13,6 +13,8 @@ from keras_gpt import backend
 _LOGITS_AT_ONCE = 2**26  # 256 MB
 # The output layer whose logits the loss makes in this thread, and whether to train
 _output_layer = contextvars.ContextVar("output_layer", default=(None, False))
+# Tokens that the loss of the batch in this thread is a mean over
+_num_counted = contextvars.ContextVar("num_counted", default=None)
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -56,19 +58,62 @@ class TokenCrossentropy(keras.losses.SparseCategoricalCrossentropy):
         if layer is None:
             return super().__call__(y_true, y_pred, sample_weight)
         targets = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
-        ones = ops.ones_like(targets, dtype="float32")
-        weights = _Reduction(reduction=None)(ones, ones, sample_weight)  # (b, t)
-        mean = _Reduction(reduction=self.reduction)(ones, ones, sample_weight)
+        weights = _weights(targets, sample_weight)
         with making_logits(None):
             total = _sum_losses(layer, y_pred, targets, weights, is_training)
-        return total * ops.divide_no_nan(mean, ops.sum(weights))
+        return ops.divide_no_nan(total, count_tokens(self, targets, sample_weight))
 
 
 class _Reduction(keras.losses.Loss):
     """What Keras makes of the losses of tokens, which are given."""
 
+    def __init__(self, reduction):
+        super().__init__(name="reduction", reduction=reduction)
+
     def call(self, y_true, y_pred):
         return y_pred
+
+
+def _weights(targets, sample_weight):
+    """Of each token, `(b, t)`, as Keras broadcasts them."""
+    ones = ops.ones_like(targets, dtype="float32")
+    return _Reduction(reduction=None)(ones, ones, sample_weight)
+
+
+def count_tokens(loss, targets, sample_weight=None):
+    """What the sum of a batch's losses is divided by: mostly, how many tokens count.
+
+    Args:
+        loss: As of `compile`.
+        targets: `(b, t)`.
+        sample_weight: As of `fit`.
+
+    Returns:
+        A float32 scalar.
+    """
+    ignored = getattr(loss, "ignore_class", None)
+    if ignored is not None:
+        counts = ops.cast(ops.not_equal(targets, ignored), "float32")
+        return ops.sum(counts * _weights(targets, sample_weight))
+    ones = ops.ones_like(targets, dtype="float32")
+    reduction = getattr(loss, "reduction", "sum_over_batch_size")
+    mean = _Reduction(reduction=reduction)(ones, ones, sample_weight)
+    return ops.divide_no_nan(ops.sum(_weights(targets, sample_weight)), mean)
+
+
+@contextlib.contextmanager
+def counted(number):
+    """While this lasts, a batch's loss is known to be a mean over `number` tokens."""
+    token = _num_counted.set(number)
+    try:
+        yield
+    finally:
+        _num_counted.reset(token)
+
+
+def num_counted():
+    """How many tokens the loss of this batch is a mean over, or `None`."""
+    return _num_counted.get()
 
 
 @contextlib.contextmanager

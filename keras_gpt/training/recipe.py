@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_gpt.config import suggest
+from keras_gpt.training.accumulation import AccumulatingAdamW, AccumulatingMuon
 from keras_gpt.training.adamw import AdamW
 
 # What arguments of `compile_model` default to
@@ -185,7 +186,8 @@ def compile_model(
         beta_1: Of AdamW.
         beta_2: Of AdamW.
         clip_norm: Largest global norm of the gradients, or `None`.
-        accumulation_steps: Batches whose gradients are averaged for one step.
+        accumulation_steps: Batches for one step, which is the step of one batch with
+            all their tokens.
         ema_momentum: Keep an exponential moving average of the weights with this
             momentum; `fit` puts it in place at its end. `None` for none.
         jit_compile: Defaults to what is fastest on the backend and device.
@@ -261,11 +263,11 @@ def compile_model(
         "ema_momentum": 0.99 if ema_momentum is None else ema_momentum,
     }
     if optimizer == "adamw":
-        is_plain = accumulation_steps == 1 and ema_momentum is None
-        adamw = AdamW if is_plain else keras.optimizers.AdamW
+        adamw = AdamW if accumulation_steps == 1 else AccumulatingAdamW
         made = adamw(beta_1=beta_1, beta_2=beta_2, **arguments)
     else:
-        made = keras.optimizers.Muon(
+        muon = keras.optimizers.Muon if accumulation_steps == 1 else AccumulatingMuon
+        made = muon(
             momentum=momentum,
             adam_beta_1=beta_1,
             adam_beta_2=beta_2,

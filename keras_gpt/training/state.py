@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_gpt.files import atomic_path
+from keras_gpt.training.accumulation import TOKEN_COUNT
 from keras_gpt.training.lora import has_lora
 
 # what NumPy raises for a damaged archive
@@ -59,6 +60,8 @@ def load_state(model, path: str | Path) -> int:
         # opened here: NumPy leaves a truncated file open
         with Path(path).open("rb") as file, np.load(file) as arrays:
             found = [n for n in arrays.files if not n.startswith(("step", "metric"))]
+            if len(found) < len(variables) and variables[-1][1].name == TOKEN_COUNT:
+                variables.pop()  # 0 between steps; it was not always there
             fits = found == [key for key, _ in variables] and all(
                 tuple(variable.shape) == arrays[key].shape
                 for key, variable in variables

@@ -81,6 +81,19 @@ def test_a_resumed_run_equals_one_never_stopped_bit_for_bit(
     assert_identical(values_of(resumed), values_of(whole))
 
 
+def test_a_state_from_before_tokens_were_counted_is_read(prepare, batch, tmp_path):
+    written = prepare(RECIPES["adamw"], 0)
+    fit(written, batch, tmp_path, 1)
+    with np.load(tmp_path / "1.npz") as file:
+        arrays = dict(file)
+    last = max(name for name in arrays if name.isdigit())
+    assert arrays.pop(last) > 0
+    np.savez(tmp_path / "old.npz", **arrays)
+    read = prepare(RECIPES["adamw"], 1)
+    assert load_state(read, tmp_path / "old.npz") == 2
+    assert_identical(values_of(read)[:-1], values_of(written)[:-1])
+
+
 @pytest.mark.every_backend
 def test_dropout_seeds_are_part_of_the_state(prepare, batch, tmp_path):
     model = prepare({}, 0)
