@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     ):
         os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# for what is spread over several; the others use the first
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import contextlib

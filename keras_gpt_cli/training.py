@@ -151,6 +151,13 @@ def _schema_option(name):
 ConfigFile = Annotated[
     Path | None, typer.Option(help="YAML file with fields of the run.")
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help="With JAX, over how many: all, a number, fsdp:4 with the weights cut too, "
+        "or data:2,model:2. \\[default: one]"
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -166,13 +173,14 @@ def train(
     config: ConfigFile = None,
     corpus: Annotated[str | None, typer.Option(help=CORPUS_HELP)] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+    devices: Devices = None,
     resume: Resume = False,
     schema: Annotated[bool, _schema_option("RunConfig")] = False,
 ) -> None:
     """Train a GPT: tokenizer, data, training, checkpoints, logs, in one folder."""
     from keras_gpt import runs
 
-    fields = {"corpus": corpus, "output": output}
+    fields = {"corpus": corpus, "output": output, "devices": devices}
     lm, config = _do_run(
         runs.train, runs.RunConfig, config, overrides, resume, **fields
     )
@@ -198,13 +206,14 @@ def finetune(
         _fields("epochs=3 lora_rank=32, or lora_rank=0 to train all weights"),
     ] = None,
     config: ConfigFile = None,
+    devices: Devices = None,
     resume: Resume = False,
     schema: Annotated[bool, _schema_option("FinetuneConfig")] = False,
 ) -> None:
     """Teach a pretrained model a task from examples, by LoRA or in all its weights."""
     from keras_gpt import runs
 
-    fields = {"model": model, "data": data, "output": output}
+    fields = {"model": model, "data": data, "output": output, "devices": devices}
     _, config = _do_run(
         runs.finetune, runs.FinetuneConfig, config, overrides, resume, **fields
     )

@@ -50,7 +50,12 @@ def assign(variable, chunks):
     for rows in chunks:
         values[start : start + len(rows)] = rows
         start += len(rows)
-    variable.assign(jax.device_put(values))
+    spread = keras.distribution.distribution()
+    if spread is None:
+        variable.assign(jax.device_put(values))
+    else:  # each part straight to where it belongs
+        layout = spread.get_variable_layout(variable)
+        variable.assign(keras.distribution.distribute_tensor(values, layout))
 
 
 def _allocate(make, shape, dtype):

@@ -94,6 +94,8 @@ class Plan(Recipe):
         early_stopping: Stop after so many validations without a better one.
         sample_tokens: Length of the sample texts, or of the answer that is noted at
             each validation; 0 for none.
+        devices: `"all"`, a number or such as `"fsdp:4"`, as of
+            `training.make_distribution`. Defaults to one device.
     """
 
     output: str = "runs/gpt"
@@ -105,6 +107,7 @@ class Plan(Recipe):
     evaluate_every: Count = 250
     early_stopping: Count | None = None
     sample_tokens: WholeNumber = 128
+    devices: str | None = None
 
     @model_validator(mode="after")
     def _check_steps(self):

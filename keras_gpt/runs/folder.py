@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import yaml
 
+from keras_gpt import training
 from keras_gpt.files import atomic_path, locked, write_json
 from keras_gpt.language_model import is_saved
 from keras_gpt.runs.config import Plan
@@ -24,12 +25,13 @@ MAY_CHANGE = (
     "sample_tokens",
     "jit_compile",
     "remat",
+    "devices",
 )
 
 
 @contextlib.contextmanager
 def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
-    """Keep a run's folder for this run alone, and seed what it draws at random.
+    """Keep a run's folder for this run alone; seed what it draws; take its devices.
 
     Yields:
         The configuration; when a run goes on, what was given on top of what it had.
@@ -60,7 +62,23 @@ def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
         # Keras draws the seeds of initializers and dropout from here; its own
         # `set_random_seed` would load TensorFlow whatever the backend
         random.seed(config.seed)
-        yield config.planned()
+        with _spread(config):
+            yield config.planned()
+
+
+def _spread(config):
+    """The context in which a run's model is made, over the devices of the run."""
+    if config.devices is None:
+        return contextlib.nullcontext()
+    spread = training.make_distribution(config.devices)
+    parts = spread.num_model_replicas
+    if config.batch_size % parts:
+        raise ValueError(
+            f"`batch_size` must be a multiple of {parts}, the parts that each batch is "
+            f"cut into. Received: batch_size={config.batch_size}, "
+            f"devices={config.devices}."
+        )
+    return spread.scope()
 
 
 def _go_on(config, path):

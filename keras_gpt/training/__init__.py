@@ -1,6 +1,7 @@
 """Training with `model.fit`: how to compile, what to watch, where to resume."""
 
 from keras_gpt.training import callbacks
+from keras_gpt.training.devices import make_distribution
 from keras_gpt.training.lora import (
     ADAPTER_FILE,
     LORA_TARGETS,
@@ -35,6 +36,7 @@ __all__ = [
     "load_adapter",
     "load_preferences",
     "load_state",
+    "make_distribution",
     "merge_lora",
     "read_adapter",
     "reference_margins",
