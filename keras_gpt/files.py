@@ -21,7 +21,7 @@ _DAY = 24 * 3600
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, previous: str | Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` and rename it to `path` at the end.
 
     The temporary name keeps the ending, because Keras chooses a format by it.
@@ -31,6 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Args:
         path: Where the file or folder shall be; an existing file is replaced,
             an existing folder is refused.
+        previous: Where what was at `path` is kept. Defaults to `None`: nowhere.
 
     Yields:
         The path to write to.
@@ -47,6 +48,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_file():
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+        if previous is not None and path.is_file():
+            path.replace(previous)
         temporary.replace(path)
 
 

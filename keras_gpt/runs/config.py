@@ -13,6 +13,7 @@ from keras_gpt.runs.settings import (
     Bool,
     Count,
     Fraction,
+    Interval,
     NotNegative,
     Part,
     Positive,
@@ -91,6 +92,8 @@ class Plan(Recipe):
             fine-tuning to 512 if that is shorter.
         evaluate_every: Steps between validations, samples and checkpoints. In
             fine-tuning it defaults to a fifth of the steps.
+        save_every: Steps between states from which a killed run goes on, or minutes,
+            such as `"10min"`; there is one at each validation too.
         early_stopping: Stop after so many validations without a better one.
         sample_tokens: Length of the sample texts, or of the answer that is noted at
             each validation; 0 for none.
@@ -105,6 +108,7 @@ class Plan(Recipe):
     batch_size: Count = 32
     sequence_length: Count | None = None
     evaluate_every: Count = 250
+    save_every: Interval = "10min"
     early_stopping: Count | None = None
     sample_tokens: WholeNumber = 128
     devices: str | None = None

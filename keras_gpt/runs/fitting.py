@@ -10,12 +10,15 @@ import keras
 from keras_gpt import training
 from keras_gpt.runs import report
 from keras_gpt.runs.config import Plan
-from keras_gpt.runs.folder import write_config
+from keras_gpt.runs.folder import load_last_state, write_config
 from keras_gpt.runs.interrupts import noticed_interrupts
 from keras_gpt.training import callbacks
 
 # no hyperparameters
-_ABOUT_TEXTS = {"output", "text_field", "encoding", "sample_prompt", "sample_tokens"}
+_NOT_SHOWN = {
+    *("output", "save_every", "text_field", "encoding"),
+    *("sample_prompt", "sample_tokens"),
+}
 _POINTS = 500  # of the curve of training losses, in the middle of 200 to 1,000
 
 
@@ -56,14 +59,13 @@ def fit(
         tokens_per_byte: Of the validation data, for bits per byte, or `None`.
 
     Raises:
-        ValueError: The state or the log is damaged or of another run, or the loss
+        ValueError: Both states or the log are damaged or of another run, or the loss
             became infinite.
     """
     output = Path(plan.output)
-    log_path, state_path = output / report.LOG_FILE, output / report.STATE_FILE
+    log_path = output / report.LOG_FILE
     training.compile_model(model, total_steps=plan.steps, **plan.arguments())
-    has_state = resume and state_path.is_file()
-    step = training.load_state(model, state_path) if has_state else 0
+    step = load_last_state(model, output, console) if resume else 0
     if step > plan.steps:
         raise ValueError(
             f"`steps` must be at least {step}, which are done. Received: "
@@ -86,7 +88,7 @@ def fit(
     write_config(plan)
     if step < plan.steps and not best.is_over:
         report.cut_log(log_path, epoch)
-        report.cut_step_losses(output / report.STEPS_FILE, step)
+        told = report.cut_step_losses(output / report.STEPS_FILE, step)
         throughput = callbacks.Throughput(
             plan.batch_size * sequence_length * (1 if gpt is model else 2),
             gpt.count_flops_per_token(sequence_length),
@@ -102,7 +104,7 @@ def fit(
             hyperparameters={
                 "backend": keras.backend.backend(),
                 "parameters": gpt.count_params(),
-                **_flat(plan.model_dump(exclude=_ABOUT_TEXTS)),
+                **_flat(plan.model_dump(exclude=_NOT_SHOWN)),
             },
         )
 
@@ -117,6 +119,7 @@ def fit(
                 plan.evaluate_every,
                 first_step=step,
                 accumulation_steps=plan.accumulation_steps,
+                told=told,
             ),
             events,
             report.LogFile(log_path, append=True),
@@ -154,6 +157,8 @@ def _fit(plan, model, batches, validation, others, reporting, step, console):
             plan.evaluate_every,
             first_step=step,
             accumulation_steps=plan.accumulation_steps,
+            every=plan.save_every,
+            previous=Path(plan.output) / report.PREVIOUS_STATE_FILE,
             notice=notice,
         )
         try:

@@ -14,12 +14,21 @@ from keras_gpt import training
 from keras_gpt.files import atomic_path, locked, write_json
 from keras_gpt.language_model import is_saved
 from keras_gpt.runs.config import Plan
-from keras_gpt.runs.report import CONFIG_FILE, STATE_FILE
+from keras_gpt.runs.report import (
+    CONFIG_FILE,
+    LOG_FILE,
+    PREVIOUS_STATE_FILE,
+    STATE_FILE,
+)
+from keras_gpt.training import load_state
+
+_STATES = (STATE_FILE, PREVIOUS_STATE_FILE)
 
 # what doesn't change the steps that are done
 MAY_CHANGE = (
     "output",
     "steps",
+    "save_every",
     "early_stopping",
     "sample_prompt",
     "sample_tokens",
@@ -46,10 +55,10 @@ def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
     if resume and not path.is_file():
         raise FileNotFoundError(f"There is no run in {output} to resume.")
     with locked(output):
-        has_state = (output / STATE_FILE).is_file()
+        has_state = any((output / name).is_file() for name in _STATES)
         if resume:
             config = _go_on(config, path)
-            if not has_state and is_saved(output):
+            if not has_state and _has_validations(output):
                 raise FileNotFoundError(
                     f"{output / STATE_FILE} is missing, from which the run would go on."
                     " Put it back, or start the run anew in another folder."
@@ -98,6 +107,52 @@ def _go_on(config, path):
             f"folder. Only these may change: {', '.join(MAY_CHANGE)}."
         )
     return after
+
+
+def _has_validations(output):
+    """Whether there were some behind the first, at which a run can be killed."""
+    log = output / LOG_FILE
+    return log.is_file() and len(log.read_bytes().splitlines()) > 2
+
+
+def load_last_state(model, output: Path, console) -> int:
+    """Put back the last state of a run, or the one before if that is damaged.
+
+    Args:
+        model: As `training.load_state` takes it.
+        output: The run's folder. In a damaged state's place the one before is put, so
+            that the next state doesn't push out the only good one.
+        console: For a warning.
+
+    Returns:
+        The number of steps done; 0 if there is no state.
+
+    Raises:
+        ValueError: All there are damaged, or of another model.
+    """
+    last, previous = (output / name for name in _STATES)
+    if not last.is_file() and not previous.is_file():
+        return 0
+    try:
+        return load_state(model, last)
+    except ValueError as error:
+        if not previous.is_file():
+            raise
+        try:
+            step = load_state(model, previous)
+        except ValueError:
+            raise ValueError(
+                f"{error} The one before it, {previous}, fails too."
+            ) from error
+        console.print(
+            f"Warning: {last} is missing or damaged. The run goes on from the state "
+            f"before it, {previous}.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+        previous.replace(last)
+        return step
 
 
 def write_config(config: Plan) -> None:

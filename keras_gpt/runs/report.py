@@ -15,6 +15,7 @@ from keras_gpt.language_model import LanguageModel, read_attention
 
 CONFIG_FILE = "run.yaml"
 STATE_FILE = "last.npz"
+PREVIOUS_STATE_FILE = "previous.npz"
 LOG_FILE = "log.csv"
 STEPS_FILE = "steps.csv"
 PLOT_FILE = "loss.png"
@@ -127,12 +128,14 @@ def read_step_losses(path: Path) -> np.ndarray:
     return np.array(points).reshape(-1, 2)
 
 
-def cut_step_losses(path: Path, step: int) -> None:
-    """Drop what a run noted behind the step from which it goes on."""
-    kept = [(int(done), loss) for done, loss in read_step_losses(path) if done <= step]
+def cut_step_losses(path: Path, step: int) -> list[tuple[int, float]]:
+    """Drop what a run noted behind the step from which it goes on; return the rest."""
+    points = read_step_losses(path).tolist()
+    kept = [(int(done), loss) for done, loss in points if done <= step]
     with atomic_path(path) as temporary:
         lines = ["step,loss", *(f"{done},{loss}" for done, loss in kept)]
         temporary.write_text("\n".join([*lines, ""]), "utf-8")
+    return kept
 
 
 def draw_attention(lm: LanguageModel, token_ids: Sequence[int]) -> bytes:

@@ -34,6 +34,17 @@ Fraction = _number(float, ge=0, lt=1)
 Part = _number(float, gt=0, lt=1)
 
 
+def _check_interval(value):
+    number = _read_number(value)
+    is_count = type(number) is int and number > 0
+    if not is_count and not re.fullmatch(r"\d+(\.\d+)?min", str(value)):
+        raise ValueError("must be a number of steps, or minutes such as 10min")
+    return number
+
+
+Interval = Annotated[int | str, BeforeValidator(_check_interval)]
+
+
 class Settings(BaseModel):
     """Fields that a YAML file and `NAME=VALUE` overrides set.
 

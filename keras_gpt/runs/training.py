@@ -26,9 +26,9 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
     """Do a training run: tokenizer, data, `model.fit`, checkpoints, logs.
 
     The folder `config.output` then holds the best model by validation loss, as
-    `LanguageModel.load` reads it, the state at the last validation, from which a
-    stopped run goes on exactly, `log.csv`, a loss curve, TensorBoard events, and
-    what the run needs to be repeated.
+    `LanguageModel.load` reads it, the last two states, from which a stopped run goes
+    on exactly, `log.csv`, a loss curve, TensorBoard events, and what the run needs to
+    be repeated.
 
     Args:
         config: The run.

@@ -120,7 +120,7 @@ class BitsPerByte(keras.callbacks.Callback):
 
 
 class SaveState(keras.callbacks.Callback):
-    """Call `save_state` after each epoch with a finite loss, and amid one when asked.
+    """Call `save_state` after each epoch with a finite loss, and amid one when due.
 
     Put it behind the other callbacks, so that what they write is there when a run goes
     on from the state. A run that goes on amid an epoch does what remains of it, and its
@@ -131,19 +131,35 @@ class SaveState(keras.callbacks.Callback):
         steps_per_epoch: Optimizer steps in an epoch.
         first_step: The step that `load_state` returned from this path.
         accumulation_steps: Batches for one optimizer step.
+        every: Steps between two states amid an epoch, or minutes, such as `"10min"`.
+            Defaults to `None`: only when asked.
+        previous: Where the state before the last one is kept, or `None`.
         notice: Asked by `is_set()` after each step whether to save now, and told to
             `obey()` when that is done. Defaults to `None`: never.
     """
 
     def __init__(
-        self, path, steps_per_epoch, *, first_step=0, accumulation_steps=1, notice=None
+        self,
+        path,
+        steps_per_epoch,
+        *,
+        first_step=0,
+        accumulation_steps=1,
+        every=None,
+        previous=None,
+        notice=None,
     ):
         super().__init__()
         self.path = path
         self.accumulation_steps = accumulation_steps
         self.batches_per_epoch = steps_per_epoch * accumulation_steps
+        is_time = isinstance(every, str)
+        self.seconds = 60 * float(every.removesuffix("min")) if is_time else None
+        self.steps = None if is_time else every
+        self.previous = previous
         self.notice = notice
         self._batch = first_step * accumulation_steps
+        self._last_time = time.perf_counter()
 
     @property
     def step(self):
@@ -162,7 +178,7 @@ class SaveState(keras.callbacks.Callback):
         if self._batch % self.batches_per_epoch == 0:
             if self._is_rest:
                 self.model.stop_training = True  # Keras would go on for a whole epoch
-        elif self._batch % self.accumulation_steps == 0 and self._is_asked():
+        elif self._batch % self.accumulation_steps == 0 and self._is_due():
             self._save(logs)
 
     def on_test_begin(self, logs=None):
@@ -172,12 +188,21 @@ class SaveState(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._save(logs)
 
+    def _is_due(self):
+        seconds = time.perf_counter() - self._last_time
+        return (
+            (self.steps is not None and self.step % self.steps == 0)
+            or (self.seconds is not None and seconds >= self.seconds)
+            or self._is_asked()
+        )
+
     def _is_asked(self):
         return self.notice is not None and self.notice.is_set()
 
     def _save(self, logs):
         if np.isfinite(float((logs or {}).get("loss", 0.0))):
-            save_state(self.model, self.path, self.step)
+            save_state(self.model, self.path, self.step, self.previous)
+        self._last_time = time.perf_counter()
         if self._is_asked():
             self.notice.obey()
 
@@ -422,7 +447,8 @@ class ProgressBar(keras.callbacks.Callback):
 class StepLosses(keras.callbacks.Callback):
     """Tell the mean loss of every few steps; Keras's own mean is over the epoch.
 
-    A run that goes on amid an epoch tells a mean of the steps that remain of those few.
+    A run that goes on tells the same as one that was never stopped, if it is given what
+    was told before.
 
     Args:
         tell: A function of a step and the mean loss of the steps up to it that it
@@ -431,37 +457,47 @@ class StepLosses(keras.callbacks.Callback):
         steps_per_epoch: Optimizer steps in an epoch.
         first_step: The step that `load_state` returned.
         accumulation_steps: Batches for one optimizer step.
+        told: Pairs of a step and a loss that were told up to `first_step`.
     """
 
     def __init__(
-        self, tell, every, steps_per_epoch, *, first_step=0, accumulation_steps=1
+        self,
+        tell,
+        every,
+        steps_per_epoch,
+        *,
+        first_step=0,
+        accumulation_steps=1,
+        told=(),
     ):
         super().__init__()
         self.tell = tell
         self.every = every
         self.steps_per_epoch = steps_per_epoch
         self.accumulation_steps = accumulation_steps
+        self.told = told
         self._batch = first_step * accumulation_steps
 
     def on_epoch_begin(self, epoch, logs=None):
         # what the mean is of, and the part of it that has been told
-        self._start = epoch * self.steps_per_epoch * self.accumulation_steps
-        self._told = self._told_sum = None
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self._told is None:
-            self._batch = max(self._batch, self._start)
-            self._told = self._batch - self._start
-            # `SaveState` puts the mean back when a run goes on amid an epoch
-            mean = self.model.get_metrics_result()["loss"] if self._told else 0.0
-            self._told_sum = float(mean) * self._told
+        self._start = self._last_told = epoch * self.steps_per_epoch
+        self._told_sum = 0.0
+        self._batch = max(self._batch, self._start * self.accumulation_steps)
+        for step, loss in self.told:
+            if step > self._start:
+                self._note(step, loss)
+        self.told = ()
 
     def on_train_batch_end(self, batch, logs=None):
         self._batch += 1
         step, rest = divmod(self._batch, self.accumulation_steps)
         if rest or (step % self.every and step % self.steps_per_epoch):
             return
-        done = self._batch - self._start
-        total = logs["loss"] * done
-        self.tell(step, (total - self._told_sum) / (done - self._told))
-        self._told, self._told_sum = done, total
+        total = float(logs["loss"]) * (step - self._start)
+        loss = (total - self._told_sum) / (step - self._last_told)
+        self.tell(step, loss)
+        self._note(step, loss)
+
+    def _note(self, step, loss):
+        self._told_sum += loss * (step - self._last_told)
+        self._last_told = step

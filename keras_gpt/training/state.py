@@ -18,7 +18,9 @@ _DAMAGED = (
 )
 
 
-def save_state(model, path: str | Path, step: int) -> None:
+def save_state(
+    model, path: str | Path, step: int, previous: str | Path | None = None
+) -> None:
     """Write weights, optimizer state, dropout seeds and the step, whole or not at all.
 
     Of a model with adapters the frozen weights are left out. The means that `fit` takes
@@ -28,6 +30,7 @@ def save_state(model, path: str | Path, step: int) -> None:
         model: A compiled, built `GPT`, or a `PreferenceModel`.
         path: The `.npz` file.
         step: Optimizer steps done.
+        previous: Where the file that was there is kept. Defaults to `None`: nowhere.
     """
     arrays = {"step": np.array(step)}
     for key, variable in [*_variables(model), *_metrics(model)]:
@@ -35,7 +38,7 @@ def save_state(model, path: str | Path, step: int) -> None:
         # NumPy files have no bfloat16
         wide = str(variable.dtype) == "bfloat16"
         arrays[key] = value.astype("float32") if wide else value
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path, previous) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -58,7 +61,7 @@ def load_state(model, path: str | Path) -> int:
     variables = _variables(model)
     try:
         # opened here: NumPy leaves a truncated file open
-        with Path(path).open("rb") as file, np.load(file) as arrays:
+        with Path(path).open("rb") as file, _checked(file) as arrays:
             found = [n for n in arrays.files if not n.startswith(("step", "metric"))]
             if len(found) < len(variables) and variables[-1][1].name == TOKEN_COUNT:
                 variables.pop()  # 0 between steps; it was not always there
@@ -81,6 +84,23 @@ def load_state(model, path: str | Path) -> int:
             "the arguments that it had, or in a new folder."
         )
     return step
+
+
+def _checked(file):
+    """The arrays of a file of which each checksum was compared.
+
+    NumPy reads as much of an array as its header says, and so not to the end, where the
+    checksum is compared, when a damaged header says less.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.comment:  # NumPy writes none: it hides other entries
+                raise zipfile.BadZipFile(f"{entry.filename} has a comment")
+            with archive.open(entry) as member:
+                while member.read(2**20):
+                    pass
+    file.seek(0)
+    return np.load(file)
 
 
 def load_metrics(model, path: str | Path) -> None:

@@ -1,6 +1,8 @@
 """A run that is killed and goes on ends as one that was never stopped."""
 
 import io
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,7 @@ CONFIG = RunConfig(
     },
     steps=40,
     evaluate_every=4,
+    save_every=3,
     evaluation_batches=1,
     accumulation_steps=2,
     ema_momentum=0.9,
@@ -67,14 +70,12 @@ def run(corpus, output, changes=(), **options):
 
 def assert_same(resumed, whole):
     """Weights, optimizer, dropout seeds, best model and log, bit for bit."""
-    with (
-        np.load(whole / "last.npz") as ours,
-        np.load(resumed / "last.npz") as theirs,
-    ):
-        assert int(ours["step"]) == CONFIG.steps
-        assert ours.files == theirs.files
-        for name in ours.files:
-            np.testing.assert_array_equal(ours[name], theirs[name])
+    for file, step in (("last.npz", CONFIG.steps), ("previous.npz", CONFIG.steps - 1)):
+        with np.load(whole / file) as ours, np.load(resumed / file) as theirs:
+            assert int(ours["step"]) == step
+            assert ours.files == theirs.files
+            for name in ours.files:
+                np.testing.assert_array_equal(ours[name], theirs[name])
     best, other = LanguageModel.load(whole), LanguageModel.load(resumed)
     for a, b in zip(best.model.get_weights(), other.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -83,8 +84,7 @@ def assert_same(resumed, whole):
         np.testing.assert_array_equal(log[name], other[name])
     losses, other = (read_step_losses(run / "steps.csv") for run in (whole, resumed))
     assert losses[:, 0].tolist() == list(range(1, CONFIG.steps + 1))
-    # what is between two of Keras's means, which are float32
-    np.testing.assert_allclose(losses, other, rtol=1e-4)
+    np.testing.assert_array_equal(losses, other)
     result, other = read_result(whole), read_result(resumed)
     assert {**result, "seconds": 0} == {**other, "seconds": 0}
 
@@ -122,14 +122,32 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
-def test_a_run_stopped_between_its_log_and_its_state_goes_on(corpus, whole, tmp_path):
-    # the bar speaks when model and log are written, and the state is not
+def test_a_run_goes_on_from_the_state_before_a_damaged_one(corpus, whole, tmp_path):
     output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    content = bytearray((output / "last.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (output / "last.npz").write_bytes(content)
+    console = Console(file=io.StringIO(), width=200)
+    run(corpus, output, resume=True, console=console)
+    assert re.search(
+        r"Warning: \S+last\.npz is missing or damaged\. .*previous\.npz\.\n"
+        r".*going on at step 39",
+        console.file.getvalue(),
+    )
+    assert (output / "last.npz").read_bytes() != content
+    assert_same(output, whole)
+
+
+def test_a_run_killed_at_its_first_validation_starts_anew(corpus, whole, tmp_path):
+    output = tmp_path / "run"
+    changes = {"save_every": "9min"}
     with pytest.raises(KeyboardInterrupt):
-        run(corpus, output, console=Console(file=Interrupting("step      8")))
-    with np.load(output / "last.npz") as state:
-        assert int(state["step"]) == 4
-    assert read_log(output / "log.csv")["step"].tolist() == [4, 8]
+        run(corpus, output, changes, console=Console(file=Interrupting("step      4")))
+    # the bar speaks when model and log are written, and the state is not
+    assert (output / "model.weights.h5").is_file()
+    assert read_log(output / "log.csv")["step"].tolist() == [4]
+    assert not list(output.glob("*.npz"))
     assert_same(run(corpus, output, resume=True), whole)
 
 

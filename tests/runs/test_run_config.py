@@ -20,6 +20,9 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 1e-3\nclip_norm: null\n")
     config = RunConfig.from_yaml(path, ["steps=1e3", "weight_decay=0"])
+    assert config.save_every == "10min"
+    assert config.replaced(save_every="1e2").save_every == 100
+    assert config.replaced(save_every="0.5min").save_every == "0.5min"
     assert (config.learning_rate, config.clip_norm) == (1e-3, None)
     assert (config.steps, config.weight_decay) == (1000, 0.0)
 
@@ -50,6 +53,8 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
         ("sequence_length=0", r"`sequence_length` must be greater than"),
         ("sequence_length=129", r"at most.*sequence_length=129, context_length=128"),
         ("batch_size=0", r"`batch_size` must be greater than or equal to 1"),
+        ("save_every=0", r"`save_every` must be a number of steps, or minutes such as"),
+        ("save_every=2h", r"`save_every` .* such as 10min. Received: save_every='2h'"),
         ("early_stopping=-1", r"`early_stopping` must be greater than or equal to 1"),
         ("beta_1=2", r"`beta_1` must be less than 1"),
         ("clip_norm=-1", r"`clip_norm` must be greater than 0"),

@@ -173,6 +173,31 @@ def test_a_file_that_is_no_state_is_refused_by_name(
         load_state(model, path)
 
 
+def test_a_changed_byte_is_noticed_or_changes_nothing(
+    compile_model, make_model, tmp_path
+):
+    model = make_model()
+    compile_model(model)
+    model.optimizer.build(model.trainable_variables)
+    path = tmp_path / "state.npz"
+    save_state(model, path, 7)
+    before, whole = values_of(model), path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    places = [*range(0, 140, 3), *range(140, directory, 997)]
+    places += range(directory, len(whole), 61)
+    refused = 0
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 + place % 255
+        path.write_bytes(content)
+        try:
+            assert load_state(model, path) == 7
+        except ValueError:
+            refused += 1
+    assert_identical(values_of(model), before)
+    assert refused > len(places) / 2
+
+
 def test_a_full_disk_leaves_the_old_state(compile_model, make_model, tmp_path):
     model = make_model()
     compile_model(model)
