@@ -165,6 +165,20 @@ def locked(directory: str | Path) -> Iterator[None]:
         yield
 
 
+def is_locked(directory: str | Path) -> bool:
+    """Whether a process, or a block in this one, has the lock of `locked`."""
+    from filelock import FileLock, Timeout
+
+    path = Path(directory, LOCK_NAME)
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 def checksum(path: str | Path, num_bytes: int | None = None) -> str:
     """CRC-32 of a file in 8 hexadecimal digits: it tells damage, not malice.
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from keras_gpt_cli import answering, models, pictures, training
+from keras_gpt_cli import answering, models, pictures, training, watching
 from keras_gpt_cli.options import Commands
 
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
@@ -30,6 +30,8 @@ for command in (
     training.train,
     training.preview,
     training.finetune,
+    watching.runs,
+    watching.plot,
     answering.summarize,
     answering.translate,
     answering.generate,

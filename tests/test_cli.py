@@ -107,6 +107,7 @@ def assert_one_line_error(result, *parts):
         *("quickstart", "tokenize", "prepare", "train", "generate", "chat"),
         *("evaluate", "info", "import", "write", "export"),
         *("preview", "finetune", "summarize", "translate", "attention"),
+        *("runs", "plot"),
     ],
 )
 def test_every_command_explains_itself(run, command):
@@ -188,6 +189,15 @@ def test_from_text_to_generated_text_command_by_command(run, tmp_path, corpus):
     assert "BytePairTokenizer" in described
     described = float(re.search(r"validation loss +([\d.]+)", described)[1])
     assert described == pytest.approx(loss, abs=1e-3)
+
+    status, listed, _ = run("runs", output)
+    assert status == 0
+    assert re.search(rf"done +4 of 4 +{loss:.4f} +[\d,]+ *$", listed, re.MULTILINE)
+    status, _, notes = run("plot", output, "-o", tmp_path / "runs.svg")
+    assert status == 0
+    assert notes.endswith(f"Drew 1 run in {tmp_path / 'runs.svg'}.\n")
+    assert "</svg>" in (tmp_path / "runs.svg").read_text()
+    assert_one_line_error(run("runs", tmp_path / "tok"), "There is no run in")
 
 
 def test_quickstart_trains_and_says_what_comes_next(run, tmp_path, corpus):

@@ -4,6 +4,7 @@ from keras_gpt.runs.config import FinetuneConfig, RunConfig
 from keras_gpt.runs.finetuning import finetune, read_first_example
 from keras_gpt.runs.folder import MAY_CHANGE
 from keras_gpt.runs.interrupts import noticed_interrupts
+from keras_gpt.runs.overview import Status, find_runs, plot_runs, read_status
 from keras_gpt.runs.report import (
     CONFIG_FILE,
     DATA_FOLDER,
@@ -29,13 +30,17 @@ __all__ = [
     "RESULT_FILE",
     "FinetuneConfig",
     "RunConfig",
+    "Status",
     "evaluate_validation",
+    "find_runs",
     "finetune",
     "first_words",
     "noticed_interrupts",
+    "plot_runs",
     "read_first_example",
     "read_log",
     "read_result",
+    "read_status",
     "train",
     "train_tokenizer",
 ]

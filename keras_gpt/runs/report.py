@@ -128,6 +128,15 @@ def read_step_losses(path: Path) -> np.ndarray:
     return np.array(points).reshape(-1, 2)
 
 
+def read_training_losses(output: Path, log: dict[str, np.ndarray]) -> np.ndarray:
+    """As `read_step_losses`, with the means in the log where there are no others."""
+    means = np.stack([log["step"], log["loss"]], axis=-1)
+    points = read_step_losses(output / STEPS_FILE)
+    if len(points):  # a run of an older version has its means alone, before it went on
+        means = means[means[:, 0] < points[0, 0]]
+    return np.concatenate([means, points])
+
+
 def cut_step_losses(path: Path, step: int) -> list[tuple[int, float]]:
     """Drop what a run noted behind the step from which it goes on; return the rest."""
     points = read_step_losses(path).tolist()
@@ -158,6 +167,21 @@ def plot_losses(output: Path, **options) -> None:
         figure.savefig(temporary, dpi=120)
 
 
+def make_axes():
+    """A Matplotlib figure, and its axes for something over the steps of a run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    return figure, axes
+
+
 def draw_losses(
     output: Path,
     *,
@@ -176,25 +200,13 @@ def draw_losses(
     Returns:
         A Matplotlib figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     log = read_log(output / LOG_FILE)
-    means = np.stack([log["step"], log["loss"]], axis=-1)
-    points = read_step_losses(output / STEPS_FILE)
-    if len(points):  # a run of an older version has its means alone, before it went on
-        means = means[means[:, 0] < points[0, 0]]
-    points = np.concatenate([means, points])
+    points = read_training_losses(output, log)
     if "tokens_per_second" in log:
         about += f" · {np.nanmedian(log['tokens_per_second']):,.0f} tokens/s"
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure, axes = make_axes()
+    axes.set_ylabel("loss (nats per token)")
     axes.plot(*points.T, color="#5b9bd5", linewidth=1, label="training")
     steps, losses = log["step"], log["val_loss"]
     best = int(np.argmin(losses))

@@ -12,7 +12,7 @@ from keras_gpt.training.accumulation import TOKEN_COUNT
 from keras_gpt.training.lora import has_lora
 
 # what NumPy raises for a damaged archive
-_DAMAGED = (
+DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, EOFError, LookupError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError),
 )
@@ -73,7 +73,7 @@ def load_state(model, path: str | Path) -> int:
                 for key, variable in variables:
                     variable.assign(arrays[key])
             step = int(arrays["step"])
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(
             f"{path} can't be read ({error}). It may be truncated: start the run anew "
             "in another folder."

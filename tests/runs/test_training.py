@@ -1,8 +1,10 @@
 import io
 import json
 import math
+import os
 import re
 import shutil
+import time
 
 import keras
 import numpy as np
@@ -13,11 +15,15 @@ from keras_gpt import data, files, tokenizers
 from keras_gpt.runs import (
     RunConfig,
     evaluate_validation,
+    find_runs,
+    plot_runs,
     read_log,
     read_result,
+    read_status,
     train,
     train_tokenizer,
 )
+from keras_gpt.runs.overview import draw_runs
 from keras_gpt.runs.report import draw_losses, read_step_losses
 
 TEXT = "".join(f"{i} bottles of beer on the wall, {i} bottles.\n" for i in range(300))
@@ -331,3 +337,62 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_model(
     with pytest.raises(ValueError, match=r"infinite or NaN.*learning_rate"):
         train(config, console=Console(file=io.StringIO()))
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_what_a_run_is_at_is_read_from_its_folder(finished, tmp_path):
+    log = read_log(finished[0] / "log.csv")
+    status = read_status(finished[0])
+    assert (status.state, status.step, status.steps) == ("done", 6, 6)
+    assert status.best_loss == min(log["val_loss"])
+    assert status.tokens_per_second == log["tokens_per_second"][-1]
+    assert status.seconds_left is None
+
+    output = tmp_path / "run"
+    shutil.copytree(finished[0], output)
+    shutil.copy(output / "previous.npz", output / "last.npz")
+    status = read_status(output)
+    assert (status.state, status.step, status.seconds_left) == ("stopped", 4, None)
+    # 4 steps in 40 s since it was started, and the last of them 10 s ago
+    (output / "steps.csv").write_text("step,loss\n4,2.5\n")
+    (output / "previous.npz").unlink()
+    now = time.time()
+    for name, age in {"run.yaml": 50, "last.npz": 10, "steps.csv": 10}.items():
+        os.utime(output / name, (now - age, now - age))
+    with files.locked(output):
+        status = read_status(output)
+        assert (status.state, status.step) == ("running", 4)
+        # two more, as fast, less the time since
+        assert status.seconds_left == pytest.approx(20 - 10, abs=2)
+        # it goes on from there, and has noted nothing yet
+        os.utime(output / "run.yaml")
+        assert read_status(output).seconds_left is None
+    (output / "log.csv").unlink()
+    (output / "last.npz").write_bytes(b"")
+    status = read_status(output)
+    assert (status.state, status.step, status.best_loss) == ("stopped", 0, None)
+
+
+def test_runs_are_found_however_deep_and_drawn_into_one_picture(finished, tmp_path):
+    for name in ("b", "deep/a", ".hidden"):
+        shutil.copytree(finished[0], tmp_path / name)
+    assert find_runs(finished[0]) == [finished[0]]
+    found = find_runs(tmp_path)
+    assert found == [tmp_path / "b", tmp_path / "deep" / "a"]
+    with pytest.raises(FileNotFoundError, match=r"There is no run in .*events"):
+        find_runs(finished[0] / "events")
+
+    [axes] = draw_runs(found, in_bits=True).axes
+    assert axes.get_ylabel() == "bits per byte"
+    log = read_log(finished[0] / "log.csv")
+    best = min(log["val_bits_per_byte"])
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [f"b: {best:.3f}", f"a: {best:.3f}"]
+    thin, thick, *_ = axes.lines
+    assert thin.get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(thick.get_ydata(), log["val_bits_per_byte"], rtol=1e-6)
+
+    with pytest.raises(ValueError, match=r"ends in \.png or \.svg\. Received: a\.jpg"):
+        plot_runs(found, "a.jpg")
+    (found[0] / "log.csv").unlink()
+    with pytest.raises(ValueError, match=r"b has no losses to draw.*Leave that"):
+        plot_runs(found, tmp_path / "a.png")
