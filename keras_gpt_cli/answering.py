@@ -24,6 +24,7 @@ def summarize(
     model: options.Model,
     text: options.Texts = None,
     file: options.TextFile = None,
+    output: options.Answers = None,
     max_new_tokens: options.MaxNewTokensOfSummary = None,
     num_beams: options.NumBeams = 1,
     instruction: Annotated[
@@ -42,19 +43,15 @@ def summarize(
 ) -> None:
     """Summarize a text, or each text of a file of JSON Lines."""
     texts = _read_texts(text, file, "text")
+    about = {"model": model, "dtype": dtype, "weights": weights}
+    about["instruction"] = instruction
+    job = _find_job(file, output, "text", "summary", about)
     lm = load(model, dtype, weights)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
-    with _warnings_as_notes(), progress("summarizing", len(texts)) as on_progress:
-        summaries = lm.summarize(
-            texts,
-            max_new_tokens,
-            num_beams=num_beams,
-            batch_size=batch_size,
-            on_progress=on_progress,
-            **options.given(lookup_tokens=lookup_tokens or None),
-        )
-    print("\n".join(summaries))
+    controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    controls |= options.given(lookup_tokens=lookup_tokens or None)
+    _answer(lm.summarize, texts, controls, "summarizing", batch_size, job)
 
 
 def translate(
@@ -63,6 +60,7 @@ def translate(
     source: Annotated[str, typer.Option(help="Language of the text.")] = "en",
     target: Annotated[str, typer.Option(help="Language to translate to.")] = "de",
     file: options.TextFile = None,
+    output: options.Answers = None,
     max_new_tokens: options.MaxNewTokensOfPart = None,
     num_beams: options.NumBeams = 1,
     batch_size: options.BatchSize = 8,
@@ -71,18 +69,12 @@ def translate(
 ) -> None:
     """Translate a text, or each text of a file of JSON Lines."""
     texts = _read_texts(text, file, "source")
+    about = {"model": model, "dtype": dtype, "weights": weights}
+    job = _find_job(file, output, "source", "translation", about)
     lm = load(model, dtype, weights)
-    with _warnings_as_notes(), progress("translating", len(texts)) as on_progress:
-        translations = lm.translate(
-            texts,
-            max_new_tokens,
-            source=source,
-            target=target,
-            num_beams=num_beams,
-            batch_size=batch_size,
-            on_progress=on_progress,
-        )
-    print("\n".join(translations))
+    controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    controls |= {"source": source, "target": target}
+    _answer(lm.translate, texts, controls, "translating", batch_size, job)
 
 
 def generate(
@@ -95,6 +87,7 @@ def generate(
         Path | None,
         typer.Option(help="JSON Lines with the field prompt: an answer a line."),
     ] = None,
+    output: options.Answers = None,
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Continue plain text, whatever it was tuned for."),
@@ -117,6 +110,8 @@ def generate(
     """Answer a prompt in the form that the model was tuned for, or continue a text."""
     has_prompt = prompt is not None or file is not None
     prompts = _read_texts(prompt, file, "prompt") if has_prompt else [""]
+    about = {"model": model, "dtype": dtype, "weights": weights, "raw": raw}
+    job = _find_job(file, output, "prompt", "answer", about)
     lm = load(model, dtype, weights)
     if raw:
         lm.tasks, lm.chat_template = {}, None
@@ -140,12 +135,9 @@ def generate(
     else:
         controls |= options.given(repetition_penalty=repetition_penalty)
         controls["num_beams"] = num_beams
-    with progress("answering", len(prompts)) as on_progress:
-        answers = lm.answer(
-            prompts, batch_size=batch_size, on_progress=on_progress, **controls
-        )
-    begin = prompts[0] if is_plain and file is None else ""
-    print(begin + "\n".join(answers))
+    if is_plain and file is None:
+        print(prompts[0], end="")
+    _answer(lm.answer, prompts, controls, "answering", batch_size, job)
 
 
 def chat(
@@ -345,6 +337,43 @@ def _warnings_as_notes():
         warnings.filterwarnings("always", module="keras_gpt")
         warnings.showwarning = lambda message, *_: note(f"Note: {message}")
         yield
+
+
+def _find_job(file, output, field, answer_field, about):
+    """What `tasks.answer_records` is told of a file of records; `None` without one."""
+    from keras_gpt import data
+
+    if output is None:
+        return None
+    if file is None:
+        raise ValueError("--output is for the answers to a --file of JSON Lines.")
+    return {
+        "records": [record for _, record in data.read_records(file)],
+        "output": output,
+        "field": field,
+        "answer_field": answer_field,
+        "about": about,
+    }
+
+
+def _answer(ask, texts, controls, what, batch_size, job):
+    """Print the answers to texts, or do a job of answering them."""
+    from keras_gpt import tasks
+
+    def answer(places):
+        options = dict(controls)
+        if "seed" in options:  # as if all were asked at once
+            options["seed"] = [controls["seed"] + place for place in places]
+        return ask([texts[i] for i in places], batch_size=batch_size, **options)
+
+    with _warnings_as_notes(), progress(what, len(texts)) as on_progress:
+        given = {"batch_size": batch_size, "on_progress": on_progress}
+        if job is not None:
+            job["about"] |= controls
+            tasks.answer_records(answer, **job, **given)
+            return
+        answers = ask(texts, **controls, **given)
+    print("\n".join(answers))
 
 
 def _read_texts(text, file, field):

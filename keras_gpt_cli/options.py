@@ -73,6 +73,14 @@ TextField = Annotated[
 Texts = Annotated[
     str | None, typer.Argument(help="The text; read from standard input if -")
 ]
+Answers = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        help="JSON Lines for the records of --file with their answers; the same "
+        "command goes on with a job that was stopped.",
+    ),
+]
 TextFile = Annotated[
     Path | None,
     typer.Option("--file", help="A text file, or JSON Lines with the field of a task."),

@@ -418,7 +418,17 @@ def test_a_model_of_another_library_works_with_every_command(run, foreign, corpu
     prompts = corpus.with_suffix(".jsonl")
     prompts.write_text('{"prompt": "12 bottles"}\n{"prompt": "1 wall"}\n')
     _, generated, _ = run("generate", folder, "--file", prompts, *greedy)
-    assert generated == "\n".join([*lm.answer(["12 bottles", "1 wall"], 5, **COLD), ""])
+    answers = lm.answer(["12 bottles", "1 wall"], 5, **COLD)
+    assert generated == "\n".join([*answers, ""])
+    written = corpus.with_name("answers.jsonl")
+    job = ("generate", folder, "--file", prompts, *greedy, "--output", written)
+    assert run(*job)[1] == ""
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    assert lines == [
+        {"prompt": "12 bottles", "answer": answers[0]},
+        {"prompt": "1 wall", "answer": answers[1]},
+    ]
+    assert_one_line_error(run(*job), "answers.jsonl is there already")
     assert_one_line_error(run("generate", folder), "Give a prompt, or -")
     status, evaluated, _ = run("evaluate", folder, "--file", corpus)
     assert status == 0

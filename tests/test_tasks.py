@@ -377,3 +377,44 @@ def test_a_translator_takes_the_one_pair_that_it_knows(chat, plain):
     # a short context is shared by the prompt and the answer
     plain.tasks = {"translate": {}}
     assert plain.translate("Hi", **given) == plain.translate("Hi", 48, **given)
+
+
+def test_a_stopped_job_answers_what_is_left(tmp_path):
+    records = [{"prompt": "a" * (i % 3), "id": i} for i in range(7)]
+    asked, output = [], tmp_path / "answers" / "all.jsonl"
+
+    def answer(places):
+        if len(asked) in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        asked.extend(places)
+        return [f"{i}: {records[i]['prompt']}é\n" for i in places]
+
+    def work(**options):
+        found = {"field": "prompt", "about": {"seed": 1}, "batch_size": 2, **options}
+        tasks.answer_records(answer, records, output, **found)
+
+    for number in (0, 2, 4):
+        stops = [number]
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert not output.exists()
+    part = output.with_name(".all.jsonl.part")
+    stops = []
+    with pytest.raises(ValueError, match=r"\.part is of a job with other records"):
+        work(about={"seed": 2})
+    with part.open("a") as file:  # killed in the middle of a line
+        file.write("[5, ")
+    done = []
+    work(on_progress=done.append)
+    assert done == [4, 2, 1]
+    assert sorted(asked) == list(range(7))
+    assert [len(records[i]["prompt"]) for i in asked] == [2, 2, 1, 1, 0, 0, 0]
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert lines == [
+        {**record, "answer": f"{i}: {record['prompt']}é\n"}
+        for i, record in enumerate(records)
+    ]
+    assert [path.name for path in output.parent.iterdir()] == ["all.jsonl"]
+    with pytest.raises(FileExistsError, match=r"all\.jsonl is there already"):
+        work()

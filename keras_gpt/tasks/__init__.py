@@ -12,6 +12,7 @@ from keras_gpt.tasks.examples import (
     read_examples,
     read_preferences,
 )
+from keras_gpt.tasks.jobs import answer_records
 from keras_gpt.tasks.prompts import LANGUAGES, TASKS, Task, find_task
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TASKS",
     "Task",
     "answer",
+    "answer_records",
     "encode_preference",
     "encode_record",
     "find_task",
