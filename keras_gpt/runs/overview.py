@@ -64,12 +64,12 @@ def read_status(folder: str | Path) -> Status:
     """Read from a run's folder how far it is; what is damaged counts as missing."""
     folder = Path(folder)
     fields, log, result = {}, {}, {}
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+    with contextlib.suppress(OSError, TypeError, ValueError, yaml.YAMLError):
         text = (folder / report.CONFIG_FILE).read_text(encoding="utf-8")
         fields = dict(yaml.safe_load(text))
     with contextlib.suppress(OSError, ValueError):
         log = report.read_log(folder / report.LOG_FILE)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, TypeError, ValueError):
         result = dict(read_json(folder / report.RESULT_FILE))
     states = _read_states(folder)
     step, steps = states[-1][0], fields.get("steps")

@@ -368,8 +368,11 @@ def test_what_a_run_is_at_is_read_from_its_folder(finished, tmp_path):
         assert read_status(output).seconds_left is None
     (output / "log.csv").unlink()
     (output / "last.npz").write_bytes(b"")
+    for name in ("run.yaml", "result.json"):
+        (output / name).write_text("null")
     status = read_status(output)
-    assert (status.state, status.step, status.best_loss) == ("stopped", 0, None)
+    assert (status.state, status.step, status.steps) == ("stopped", 0, None)
+    assert status.best_loss is None
 
 
 def test_runs_are_found_however_deep_and_drawn_into_one_picture(finished, tmp_path):
