@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_gpt.loss import num_counted
+from keras_gpt.training.muon import Muon
 
 TOKEN_COUNT = "num_tokens"  # the last variable of these optimizers
 
@@ -44,5 +45,5 @@ class AccumulatingAdamW(_ByTokens, keras.optimizers.AdamW):
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
-class AccumulatingMuon(_ByTokens, keras.optimizers.Muon):
-    """Keras's Muon, whose `gradient_accumulation_steps` batches count by tokens."""
+class AccumulatingMuon(_ByTokens, Muon):
+    """Muon, whose `gradient_accumulation_steps` batches count by tokens."""

@@ -9,6 +9,7 @@ from keras import ops
 from keras_gpt.config import suggest
 from keras_gpt.training.accumulation import AccumulatingAdamW, AccumulatingMuon
 from keras_gpt.training.adamw import AdamW
+from keras_gpt.training.muon import Muon
 
 # What arguments of `compile_model` default to
 RECIPES = {
@@ -266,7 +267,7 @@ def compile_model(
         adamw = AdamW if accumulation_steps == 1 else AccumulatingAdamW
         made = adamw(beta_1=beta_1, beta_2=beta_2, **arguments)
     else:
-        muon = keras.optimizers.Muon if accumulation_steps == 1 else AccumulatingMuon
+        muon = Muon if accumulation_steps == 1 else AccumulatingMuon
         made = muon(
             momentum=momentum,
             adam_beta_1=beta_1,

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_gpt import training
 from keras_gpt.training import WarmupSchedule
+from keras_gpt.training.muon import Muon
 
 WARMUP, TOTAL, HIGHEST, FINAL = 10, 110, 1e-3, 2e-4
 STEPS = [0, 1, 9, 10, 11, 50, 60, 89, 90, 91, 109, 110, 111, 5000]
@@ -363,6 +364,20 @@ def test_muon_orthogonalizes_the_matrices_of_blocks_alone(compile_model, make_mo
             # epsilon, 1e-8, whose effect grows by 1 / sqrt(1 - beta_2)
             np.testing.assert_allclose(np.abs(update), 1e-2, rtol=5e-3)
     assert kinds == {"muon", "adamw"}
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (8, 8)])
+def test_muon_orthogonalizes_as_keras_does(shape):
+    x = np.random.default_rng(0).normal(size=shape)
+    # singular values from 1 to 1e-5
+    x = (x * np.logspace(0, -5, shape[1])).astype("float32")
+    mine, theirs = (
+        ops.convert_to_numpy(muon().zeropower_via_newtonschulz5(ops.array(x), steps=5))
+        for muon in (Muon, keras.optimizers.Muon)
+    )
+    # float32: five steps multiply the rounding of small singular values by 3.4 ** 5
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 def first_and_last_loss(model, batch, epochs):
