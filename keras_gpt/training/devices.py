@@ -73,7 +73,11 @@ def make_distribution(devices: int | str = "all") -> distribution.ModelParallel:
     layout_map = distribution.LayoutMap(mesh)
     for path, axes in LAYOUTS.items():
         layout_map[path] = tuple(axis if axis in sizes else None for axis in axes)
-    return _Spread(layout_map=layout_map, batch_dim_name=next(iter(sizes)))
+    return _Spread(
+        layout_map=layout_map,
+        batch_dim_name=next(iter(sizes)),
+        auto_shard_dataset=False,  # of several hosts each loads its share
+    )
 
 
 def _read_sizes(devices, found):
