@@ -103,7 +103,10 @@ def kill(backend: str, kills: int, moments: random.Random) -> list:
                 done += 1
                 amid += writes(output)
                 print(f"... {backend}: {done} kills", file=sys.stderr)
-            differences += compare(output, whole)
+            found = compare(output, whole)
+            said = "differs" if found else "is equal"
+            print(f"... {backend}: {output.name} {said}", file=sys.stderr)
+            differences += found
         steps = read_state(whole / "last.npz")["step"]
     return [int(steps), done, amid, number, "; ".join(differences) or "none"]
 
