@@ -12,7 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gpt.generation.programs import OneByOne, add_token, compiled
+from keras_gpt.generation.programs import OneByOne, compiled
+
+_CONTROLS = ("temperature", "top_k", "top_p", "min_p")
 
 
 def is_outside(model) -> bool:
@@ -21,46 +23,102 @@ def is_outside(model) -> bool:
 
 
 class Outside(OneByOne):
-    """Decoding with a pass of the engine for each token; see `OneByOne`."""
+    """Decoding with a pass of the engine for each token; see `OneByOne`.
+
+    The engine has its logits in NumPy, and there the tokens are chosen, as `add_token`
+    does it: a backend would take a tenth of the time of a small model's pass.
+    """
 
     def prefill(self, model, cache_length):
         """The function that reads the prompts and chooses the first token."""
         del cache_length  # the engine's grows
-        add = compiled(model, _choice_program)
 
         def prefill(state, inputs):
-            inputs = dict(inputs)
-            token_ids, lengths = (
-                ops.convert_to_numpy(inputs.pop(name))
-                for name in ("token_ids", "lengths")
-            )
-            logits, cache = model.prefill(token_ids, lengths)
-            position = ops.convert_to_tensor(lengths - 1)
-            state = {**state, "token": ops.zeros_like(position), "position": position}
-            return {**_add(add, logits, state, inputs), "cache": cache}
+            state, inputs = _to_numpy(state), _to_numpy(inputs)
+            lengths = inputs["lengths"]
+            logits, cache = model.prefill(inputs["token_ids"], lengths)
+            state |= {"token": np.zeros_like(lengths), "position": lengths - 1}
+            _add_token(logits, state, inputs)
+            return {**state, "cache": cache}
 
         return prefill
 
     def loop(self, model, cache_length):
         """The function that decodes until the rows end, fill up, or reach `until`."""
-        add = compiled(model, _choice_program)
 
         def loop(state, inputs):
-            state, inputs = dict(state), dict(inputs)
-            cache, until = state.pop("cache"), ops.convert_to_numpy(inputs.pop("until"))
+            cache = state["cache"]
+            state = _to_numpy({k: v for k, v in state.items() if k != "cache"})
+            inputs = _to_numpy(inputs)
             while True:
-                names = ("token", "position", "done", "step")
-                token, position, done, step = (
-                    ops.convert_to_numpy(state[name]) for name in names
-                )
-                goes_on = ~done & (step < until)
-                if not goes_on.any() or (~done & (position >= cache_length)).any():
+                goes_on = ~state["done"] & (state["step"] < inputs["until"])
+                is_full = ~state["done"] & (state["position"] >= cache_length)
+                if not goes_on.any() or is_full.any():
                     return {**state, "cache": cache}
-                position = np.minimum(position, cache_length - 1)
-                logits, cache = model.decode(token, cache, position)
-                state = _add(add, logits, state, inputs)
+                position = np.minimum(state["position"], cache_length - 1)
+                logits, cache = model.decode(state["token"], cache, position)
+                _add_token(logits, state, inputs)
 
         return loop
+
+
+def _add_token(logits, state, inputs):
+    """Choose each row's next token and note it where the row goes on, in place."""
+    for row in np.flatnonzero(~state["done"]):
+        step, seen = state["step"][row], state["seen"][row]
+        token = choose_in_numpy(
+            _penalize(logits[row], seen, inputs["repetition_penalty"][row]),
+            uniform=inputs["uniforms"][row, step],
+            **{name: inputs[name][row] for name in _CONTROLS},
+        )
+        is_stop = token in inputs["stop_ids"]
+        if not is_stop:
+            state["tokens"][row, step] = token
+            best = logits[row].max()
+            total = np.exp(logits[row] - best).sum()
+            state["log_probs"][row, step] = logits[row, token] - best - np.log(total)
+        state["done"][row] = is_stop or step + 1 >= inputs["max_new_tokens"][row]
+        state["token"][row] = token
+        state["position"][row] += 1
+        seen[token] = True
+    state["step"] += 1
+
+
+def _penalize(logits, seen, penalty):
+    """As `penalize_repetition`, for one row."""
+    if penalty == 1:
+        return logits
+    penalized = np.where(logits > 0, logits / penalty, logits * penalty)
+    return np.where(seen, penalized, logits)
+
+
+def choose_in_numpy(logits, *, temperature, top_k, top_p, min_p, uniform):
+    """As `keras_gpt.generation.sampling.choose`, for one row.
+
+    Args:
+        logits: NumPy float32 `(vocabulary,)`.
+        temperature: 0 is greedy.
+        top_k: The size of the vocabulary for no limit.
+        top_p: 1 for no limit.
+        min_p: 0 for no limit.
+        uniform: In `[0, 1)`.
+
+    Returns:
+        A token id.
+    """
+    best = logits.argmax()
+    if temperature == 0:
+        return best
+    weights = np.exp((logits - logits[best]) / np.maximum(temperature, 1e-4))
+    least = min_p  # the largest weight being 1
+    if top_k < len(weights) or top_p < 1:
+        ranked = np.sort(weights)[::-1][:top_k]
+        reached = np.cumsum(ranked, dtype="float64")
+        is_needed = reached - ranked < top_p * reached[-1]
+        least = max(least, ranked[is_needed][-1])
+    kept = np.flatnonzero(weights >= least)
+    reached = np.cumsum(weights[kept], dtype="float64")
+    return kept[np.searchsorted(reached, uniform * reached[-1], side="right")]
 
 
 def measure_outside(model, measure):
@@ -84,16 +142,11 @@ def measure_outside(model, measure):
     return run
 
 
-def _choice_program(model):
-    """Make the function that chooses each row's next token from logits."""
-    del model
-    return lambda state, inputs: add_token(inputs["logits"], state, inputs)
-
-
 def _measuring_program(model, measure):
     del model
     return lambda state, inputs: measure(inputs["logits"], inputs["targets"])
 
 
-def _add(add, logits, state, inputs):
-    return add(state, {**inputs, "logits": ops.convert_to_tensor(logits)})
+def _to_numpy(tensors):
+    """Copies, since they are changed in place."""
+    return {name: np.array(ops.convert_to_numpy(x)) for name, x in tensors.items()}

@@ -3,6 +3,7 @@ import pytest
 from keras import ops
 
 from keras_gpt.backend import compile_function
+from keras_gpt.generation.outside import choose_in_numpy
 from keras_gpt.generation.sampling import (
     choose,
     chosen_log_probs,
@@ -343,7 +344,7 @@ def test_a_row_draws_what_a_sort_would_whatever_its_neighbours_ask(size):
     is_tied = random.random(rows) < 0.3
     logits[is_tied] = np.round(logits[is_tied])
     logits = logits.astype("float32")
-    some = [1, 2, 40, 63, 64, 65, 100, 1000, size - 1, size, 1 << 30]
+    some = [1, 2, 40, 63, 64, 65, 100, 300, 1000, size - 1, size, 1 << 30]
     controls = {
         "temperature": random.choice([0, 1e-3, 0.3, 0.8, 1, 2, 100], rows),
         "top_k": random.choice(some + [1 << 30] * 6, rows),
@@ -364,6 +365,12 @@ def test_a_row_draws_what_a_sort_would_whatever_its_neighbours_ask(size):
         )
         compared += is_clear
         assert mixed[row] == expected or not is_clear
+        in_numpy = choose_in_numpy(
+            logits[row],
+            uniform=uniforms[row],
+            **{name: x[row] for name, x in controls.items()},
+        )
+        assert in_numpy == expected or not is_clear
     assert compared > 0.7 * rows
     # in a batch of the same shape, whose other rows are greedy
     for row in range(0, rows, 24):
