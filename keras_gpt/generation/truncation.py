@@ -4,12 +4,14 @@ What a few passes over the weights tell (a largest one, a sum above an edge) is 
 the few largest weights are sorted, and seldom does more have to be known.
 """
 
-# Axes: b batch, v vocabulary, n block, i place in a block, k the few largest
+# Axes: b batch, v vocabulary, n block, i place in a block, k the few largest,
+#       r rows that are searched together
 
 from keras import ops
 
 BLOCK_SIZE = 64
 _FEW = 64
+_ROWS_AT_ONCE = 4
 
 
 def in_blocks(x, filling):
@@ -68,20 +70,38 @@ def _least_kept(weights, top_k, top_p):
     is_beyond = ops.logical_or(top_k < size, known < top_p * mass)
     is_beyond = ops.logical_and(is_beyond, top_k > few)
     is_beyond = ops.logical_and(is_beyond, ops.logical_not(is_all))
-    return ops.cond(
-        ops.any(is_beyond),
-        lambda: ops.where(
-            is_beyond, _search(weights, ranked, top_k, top_p, is_beyond), least
+    # seldom are they many: a few at a time, not all as often as the slowest needs it
+    return ops.while_loop(
+        lambda least, is_left: ops.any(is_left),
+        lambda least, is_left: _search_next(
+            weights, ranked, top_k, top_p, least, is_left
         ),
-        lambda: least,
+        (least, is_beyond),
+    )[0]
+
+
+def _search_next(weights, ranked, top_k, top_p, least, is_left):
+    """Find the `least` weights of the first rows that are left, both `(b, 1)`."""
+    rows = min(weights.shape[0] or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+    number = ops.cumsum(ops.cast(is_left, "int32"), axis=0)  # (b, 1)
+    is_row = ops.equal(number, ops.arange(1, rows + 1, dtype="int32"))
+    is_row = ops.logical_and(is_left, is_row)  # (b, r)
+    row = ops.argmax(ops.cast(is_row, "int32"), axis=0)  # the batch's first for none
+    row = ops.where(ops.any(is_row, axis=0), row, row[:1])
+    found = _search(
+        *(ops.take(x, row, axis=0) for x in (weights, ranked, top_k, top_p))
     )
+    found = ops.sum(ops.where(is_row, ops.transpose(found), 0.0), axis=1, keepdims=True)
+    is_found = ops.any(is_row, axis=1, keepdims=True)
+    least = ops.where(is_found, found, least)
+    return least, ops.logical_and(is_left, ops.logical_not(is_found))
 
 
-def _search(weights, ranked, top_k, top_p, is_asked):
-    """The least weight kept, `(b, 1)`, of rows that keep more than is ranked."""
+def _search(weights, ranked, top_k, top_p):
+    """The least weight kept, `(r, 1)`, of rows that keep more than is ranked."""
+    none = ops.zeros_like(top_p)
     target = ops.cast(top_k, "float32")
-    none = ops.zeros_like(target)
-    by_count = ops.logical_and(is_asked, top_k < weights.shape[1])
+    by_count = top_k < weights.shape[1]
     of_top_k = ops.cond(
         ops.any(by_count),
         lambda: _bisect(weights, ranked, target, none, by_count, True),
@@ -94,7 +114,7 @@ def _search(weights, ranked, top_k, top_p, is_asked):
     mass = ops.sum(is_above * weights, axis=-1, keepdims=True) + ties * of_top_k
     # what is below this edge has, all together, less than may be left out
     lowest = (1 - top_p) * mass / weights.shape[1]
-    by_mass = ops.logical_and(is_asked, top_p < 1)
+    by_mass = top_p < 1
     of_top_p = ops.cond(
         ops.any(by_mass),
         lambda: _bisect(weights, ranked, top_p * mass, lowest, by_mass, False),
@@ -107,10 +127,10 @@ def _bisect(weights, ranked, target, low, is_asked, is_count):
     """The largest weight such that it and those above reach a target.
 
     Args:
-        weights: `(b, v)`.
+        weights: `(r, v)`.
         ranked: The largest of them.
-        target: `(b, 1)`.
-        low: A weight below the one that is searched, `(b, 1)`.
+        target: `(r, 1)`.
+        low: A weight below the one that is searched, `(r, 1)`.
         is_asked: Rows to search in; the others give any weight.
         is_count: Whether the target is of a count, or of a sum of weights.
     """
@@ -119,9 +139,7 @@ def _bisect(weights, ranked, target, low, is_asked, is_count):
         return ops.cast(x > 0, "float32") if is_count else x
 
     def above(x, edge):
-        is_above = ops.cast(x > edge, "float32")
-        counted = is_above if is_count else is_above * x
-        return ops.sum(counted, axis=-1, keepdims=True)
+        return ops.sum(measure(ops.where(x > edge, x, 0.0)), axis=-1, keepdims=True)
 
     def is_open(low, high, reached):
         # each that is still needed counts at least so much: are they more than few?
@@ -146,12 +164,15 @@ def _bisect(weights, ranked, target, low, is_asked, is_count):
 
     high = ops.min(ranked, axis=-1, keepdims=True)
     largest = ops.max(ranked, axis=-1, keepdims=True)
-    start = ops.maximum(low, 1e-30 * largest), high, above(ranked, high)
+    start = ops.maximum(low, 1e-30 * largest), high, above(weights, high)
     _, high, reached = ops.while_loop(
         lambda *state: ops.any(is_open(*state)), step, start
     )
     below = _largest(ops.where(weights <= high, weights, 0.0))
-    return _last_needed(below, measure(below), reached, target)
+    searched = _last_needed(below, measure(below), reached, target)
+    counted = measure(ranked)
+    is_ranked = ops.sum(counted, axis=-1, keepdims=True) >= target
+    return ops.where(is_ranked, _last_needed(ranked, counted, 0.0, target), searched)
 
 
 def _last_needed(ranked, measures, reached, target):
