@@ -67,6 +67,7 @@ def build_graph(model: GPT) -> openvino.Model:
     graph = openvino.Model([result], sinks, list(inputs.values()), "gpt")
     _drop_conversions(graph)
     _share_cache_length(graph)
+    _turn_by_heads(graph)
     graph.validate_nodes_and_infer_types()
     return graph
 
@@ -147,3 +148,44 @@ def _share_cache_length(graph):
     ]
     for shape in shapes[1:]:
         replace(shape, shapes[0])
+
+
+def _turn_by_heads(graph):
+    """Turn queries and keys by themselves and with the heads before the positions.
+
+    So written, `apply_rotary` is one operation of the runtime's.
+    """
+    turned = {}
+    for node in graph.get_ordered_ops():
+        parts = [source.get_node() for source in node.input_values()]
+        if [part.get_type_name() for part in parts] != ["Subtract", "Add"]:
+            continue
+        if node.get_type_name() != "Concat":
+            continue
+        first, cos = parts[0].input_value(0).get_node().input_values()
+        sin = parts[0].input_value(1).get_node().input_value(1)
+        x = first.get_node().input_value(0)  # (b, t, n + k, h)
+        if not turned:  # the angles of all layers
+            turned = {"cos": _heads_first(cos), "sin": _heads_first(sin)}
+        for target in list(node.output(0).get_target_inputs()):
+            piece = target.get_node()
+            (transposed,) = piece.output(0).get_target_inputs()
+            heads = opset13.slice(x, *piece.input_values()[1:])
+            new = _turn(_heads_first(heads), **turned)
+            replace(transposed.get_node().output(0), new.output(0))
+
+
+def _turn(x, cos, sin):
+    """As `apply_rotary`, in the form that the runtime knows."""
+    half = x.get_output_partial_shape(0)[3].get_length() // 2
+    first, second = opset13.variadic_split(x, np.int64(-1), [half, half]).outputs()
+    less = opset13.multiply(opset13.multiply(second, sin), np.float32(-1))
+    pair = (
+        opset13.add(opset13.multiply(first, cos), less),
+        opset13.add(opset13.multiply(second, cos), opset13.multiply(first, sin)),
+    )
+    return opset13.concat(pair, -1)
+
+
+def _heads_first(x):
+    return opset13.transpose(x, np.array([0, 2, 1, 3]))

@@ -96,6 +96,14 @@ def test_text_is_that_of_keras(lm, loaded, controls):
     assert "".join(loaded.stream(PROMPTS[0], 60, **controls)) == wanted[0]
 
 
+def test_what_each_layer_turns_is_one_operation(lm, folders):
+    graph = openvino.compile_model(folders["float32"] / GRAPH_FILE, "CPU", EXACT)
+    nodes = graph.get_runtime_model().get_ops()
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+    assert kinds.count("RoPE") == 2 * lm.model.config.num_layers
+    assert kinds.count("ScaledDotProductAttention") == lm.model.config.num_layers
+
+
 @pytest.mark.parametrize(("weights", "most"), [("int8", 0.1), ("int4", 0.6)])
 def test_fewer_bits_take_less_room_and_cost_little(lm, folders, weights, most):
     loaded = keras_gpt.LanguageModel.load(folders[weights])
