@@ -18,6 +18,7 @@ if chosen is not None:
     compile_function = chosen.compile_function
     default_jit_compile = chosen.default_jit_compile
     fused_attention = chosen.fused_attention
+    gelu = chosen.gelu
     look_up = chosen.look_up
     matmul_int8 = chosen.matmul_int8
     record_step = chosen.record_step
@@ -32,6 +33,7 @@ elif keras.backend.backend() == "openvino":  # the backend of an export alone
     apply_to_rows = openvino.apply_to_rows
     assign = openvino.assign
     fused_attention = openvino.fused_attention
+    gelu = openvino.gelu
     write_cache = openvino.write_cache
     zeros = openvino.zeros
 

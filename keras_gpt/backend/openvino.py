@@ -42,6 +42,11 @@ def apply_to_rows(function, x):
     return function(x)
 
 
+def gelu(x):
+    """The exact GELU."""
+    return keras.ops.gelu(x, approximate=False)
+
+
 def assign(variable, chunks):
     """Give a variable the values of NumPy arrays that hold some rows each."""
     variable.assign(np.concatenate(list(chunks)))

@@ -27,6 +27,11 @@ def apply_to_rows(function, x):
     return tf.reshape(y, tf.concat([tf.shape(x)[:-1], [y.shape[-1]]], axis=0))
 
 
+def gelu(x):
+    """The exact GELU."""
+    return keras.ops.gelu(x, approximate=False)
+
+
 def default_jit_compile(dtype):
     """Whether `fit` should compile with XLA.
 
@@ -34,9 +39,6 @@ def default_jit_compile(dtype):
     use oneDNN's matrix kernels.
     """
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
-
-
-update_adamw = None  # XLA makes few passes of Keras's
 
 
 def zeros(shape, dtype):
@@ -161,6 +163,58 @@ def look_up(embedding, ids):
         return embedding(ids), gradient
 
     return call(tf.convert_to_tensor(ids))
+
+
+def update_adamw(
+    variables,
+    gradients,
+    means,
+    squares,
+    *,
+    step,
+    learning_rate,
+    beta_1,
+    beta_2,
+    epsilon,
+    weight_decay,
+    clip_norm,
+):
+    """A step of AdamW, in place, by TensorFlow's kernel; see PyTorch's of this name.
+
+    Returns whether it was done: under `tf.distribute` it isn't, since there Keras
+    merges the replicas' gradients.
+    """
+    if tf.distribute.has_strategy():
+        return False
+    gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    if clip_norm is not None:
+        norm = tf.linalg.global_norm(gradients)
+        # what isn't finite shall show in all weights
+        scale = 1 / tf.maximum(norm / clip_norm, 1.0) + (norm - norm)
+        gradients = [
+            gradient * tf.cast(scale, gradient.dtype) for gradient in gradients
+        ]
+    learning_rate = tf.convert_to_tensor(learning_rate)
+    powers = [beta ** tf.cast(step, "float32") for beta in (beta_1, beta_2)]
+    for group in zip(variables, gradients, means, squares, strict=True):
+        gradient = group[1]
+        variable, mean, square = (group[i].value for i in (0, 2, 3))
+        dtype = variable.dtype
+        if weight_decay and variable.shape.rank > 1:
+            variable.assign_sub(variable * tf.cast(weight_decay * learning_rate, dtype))
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=mean.handle,
+            v=square.handle,
+            beta1_power=tf.cast(powers[0], dtype),
+            beta2_power=tf.cast(powers[1], dtype),
+            lr=tf.cast(learning_rate, dtype),
+            beta1=tf.cast(beta_1, dtype),
+            beta2=tf.cast(beta_2, dtype),
+            epsilon=tf.cast(epsilon, dtype),
+            grad=tf.cast(gradient, dtype),
+        )
+    return True
 
 
 def write_cache(cache, new, position):

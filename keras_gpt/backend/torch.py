@@ -29,6 +29,11 @@ def apply_to_rows(function, x):
     return function(x)
 
 
+def gelu(x):
+    """The exact GELU."""
+    return keras.ops.gelu(x, approximate=False)
+
+
 def default_jit_compile(dtype):
     """Whether `fit` should compile: no, torch.compile takes a minute on a CPU."""
     del dtype
@@ -202,6 +207,9 @@ def update_adamw(
         epsilon: Added to the root of the squares.
         weight_decay: For a learning rate of 1.
         clip_norm: Largest norm of all gradients, or `None`.
+
+    Returns:
+        Whether it was done: here always.
     """
     device = gradients[0].device
     learning_rate = keras.ops.convert_to_tensor(learning_rate)
@@ -238,6 +246,7 @@ def update_adamw(
             eps=epsilon,
             maximize=False,
         )
+    return True
 
 
 def write_cache(cache, new, position):

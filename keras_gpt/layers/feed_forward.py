@@ -5,13 +5,14 @@
 import keras
 from keras import ops
 
+from keras_gpt import backend
 from keras_gpt.config import ACTIVATIONS, check_choice, default_feed_forward_dimension
 from keras_gpt.layers.base import BaseLayer, get_initializer
 from keras_gpt.layers.linear import linear
 
 
 def _gelu(x):
-    return ops.gelu(x, approximate=False)
+    return backend.gelu(x)
 
 
 def _gelu_tanh(x):

@@ -35,7 +35,7 @@ class AdamW(keras.optimizers.AdamW):
             super().apply(grads, trainable_variables)
             return
         self.build(trainable_variables)
-        backend.update_adamw(
+        is_done = backend.update_adamw(
             trainable_variables,
             grads,
             self.means,
@@ -48,7 +48,10 @@ class AdamW(keras.optimizers.AdamW):
             weight_decay=self.weight_decay,
             clip_norm=self.global_clipnorm,
         )
-        self.iterations.assign_add(1)
+        if is_done:
+            self.iterations.assign_add(1)
+        else:
+            super().apply(grads, trainable_variables)
 
     def _is_plain(self, grads, variables):
         others = (
