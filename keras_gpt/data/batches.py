@@ -57,8 +57,8 @@ def load_batches(
             the split, in sequential order to its end.
         order: `"random"`, or `"sequential"` for one pass from start to end, whose
             last batch may be smaller.
-        packing: `"windows"`: rows are cut from the stream of tokens, in random
-            order at any place, in sequential order without overlap.
+        packing: `"windows"`: rows are cut from the stream of tokens, one behind the
+            other, in random order each epoch from another place on.
             `"documents"`: rows are whole documents, padded on the right; only those
             longer than a row are cut. Random order then visits every row once in
             each epoch. The tokenizer needs an end-of-text token, and
@@ -205,7 +205,7 @@ class Rows(ABC):
     def __init__(self, num_rows: int, seed: int | None):
         self.num_rows = num_rows
         self.seed = seed
-        self._shuffled = (-1, np.empty(0, np.int64))  # the last epoch and its order
+        self._shuffled = (-1, np.empty(0, np.int64))  # the last epoch and its rows
 
     @abstractmethod
     def gather(self, rows: Sequence[int]) -> tuple[Any, ...]:
@@ -224,12 +224,16 @@ class Rows(ABC):
 
     def _choose(self, place: int) -> int:
         epoch, index = divmod(place, self.num_rows)
-        shuffled_epoch, order = self._shuffled
+        shuffled_epoch, rows = self._shuffled
         if shuffled_epoch != epoch:
-            order = _generator(self.seed, epoch).permutation(self.num_rows)
+            rows = self.shuffle(_generator(self.seed, epoch))
             # both at once, for threads that read the same batches
-            self._shuffled = (epoch, order)
-        return int(order[index])
+            self._shuffled = (epoch, rows)
+        return int(rows[index])
+
+    def shuffle(self, generator: np.random.Generator) -> np.ndarray:
+        """Give all rows in the order of an epoch."""
+        return generator.permutation(self.num_rows)
 
 
 def load_rows(
@@ -283,7 +287,11 @@ def load_rows(
 
 
 class _Windows(Rows):
-    """Windows at random places, with replacement, or all that do not overlap, once."""
+    """Windows behind each other; each random epoch cuts them at another place.
+
+    A row is the place where a window starts. Where the text is no multiple of their
+    length, the first and the last window of a random epoch share some tokens.
+    """
 
     def __init__(
         self,
@@ -302,12 +310,13 @@ class _Windows(Rows):
         self._length = sequence_length
 
     def choose(self, step: int, batch_size: int) -> np.ndarray:
-        """Say where the windows of a step start."""
-        if self.seed is None:
-            rows = super().choose(step, batch_size)
-            return np.asarray(rows, np.int64) * self._length
-        limit = len(self._tokens) - self._length
-        return _generator(self.seed, step).integers(0, limit, size=batch_size)
+        rows = np.asarray(super().choose(step, batch_size), np.int64)
+        return rows * self._length if self.seed is None else rows
+
+    def shuffle(self, generator: np.random.Generator) -> np.ndarray:
+        num_starts = len(self._tokens) - self._length
+        starts = super().shuffle(generator) * self._length
+        return (starts + generator.integers(num_starts)) % num_starts
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows = self._tokens.gather(rows, self._length + 1)

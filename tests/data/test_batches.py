@@ -119,6 +119,21 @@ def test_random_windows_start_everywhere_equally_often_and_steps_are_independent
     assert (other_seed[0][0][:, 0] != firsts[0]).any()
 
 
+def test_each_random_pass_has_every_token_once_cut_at_another_place():
+    # 14 windows of 8, at whose starts the text comes out even
+    letters = "".join(map(chr, range(200, 320)))
+    batches = load_texts([letters], CharacterTokenizer(letters), 7, 8, seed=1)
+    rows = np.concatenate([x for x, _ in take(batches.repeat(), 6)])
+    first_tokens = set()
+    for one_pass in rows.reshape(3, 14, 8):
+        first = int(one_pass.min())
+        first_tokens.add(first)
+        in_order = one_pass[np.argsort(one_pass[:, 0])]
+        np.testing.assert_array_equal(in_order.ravel(), np.arange(first, first + 112))
+        assert (in_order != one_pass).any()
+    assert len(first_tokens) == 3
+
+
 @given(batch_size=st.integers(1, 40), length=st.integers(1, 60))
 def test_sequential_pass_has_every_token_once_up_to_the_last_window(
     data, batch_size, length
