@@ -3,8 +3,9 @@
 Both train a model of the same sizes on the same batches: the classic recipe as
 `examples/shakespeare_char_cpu.yaml` and `keras-gpt quickstart` had it before, the fast
 one with the architecture that belongs to it, over `--fraction` of the steps. The
-validation loss is over the whole of the validation text, without overlap. Times are
-those of training alone: the median of the time of a step, times the steps.
+validation loss is over the whole of the validation text, without overlap, or over its
+first `--validation-batches`. Times are those of training alone: the median of the time
+of a step, times the steps.
 
 With --ablate, the fast recipe is trained again without one of its parts.
 """
@@ -60,6 +61,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="of the classic recipe")
     parser.add_argument("--fraction", type=float, default=0.6, help="of its steps")
+    parser.add_argument("--validations", type=int, default=10, help="in a run")
+    parser.add_argument("--validation-batches", type=int, help="instead of all")
     parser.add_argument("--ablate", nargs="+", choices=ABLATIONS, default=[])
     parser.add_argument("--backend", choices=BACKENDS, default="tensorflow")
     arguments = parser.parse_args()
@@ -76,6 +79,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         common = {"folder": folder, "backend": arguments.backend}
         common |= {name: setting[name] for name in ("model", "batch_size", "recipe")}
+        common |= {
+            "validations": arguments.validations,
+            "validation_batches": arguments.validation_batches,
+        }
         prepare = {"task": "prepare", "folder": folder, "corpus": arguments.corpus}
         run_worker(__file__, None, **prepare, tokenizer=arguments.tokenizer)
         rows, losses = [], []
@@ -154,10 +161,12 @@ def train(
     batch_size: int,
     recipe: dict,
     fast: bool,
+    validations: int,
+    validation_batches: int | None,
     without: str | None = None,
     limit: float | None = None,
 ) -> dict:
-    """Train and validate ten times on the way."""
+    """Train and validate on the way."""
     import keras
 
     import keras_gpt
@@ -184,7 +193,7 @@ def train(
     }
     keras.utils.set_random_seed(seed)
     gpt = keras_gpt.GPT(keras_gpt.GPTConfig.from_preset(model["preset"], **fields))
-    every = max(1, steps // 10)
+    every = max(1, steps // validations)
     keras_gpt.training.compile_model(
         gpt,
         recipe="fast" if fast else "classic",
@@ -204,7 +213,7 @@ def train(
         epochs=steps // every,
         steps_per_epoch=every,
         validation_data=validation,
-        validation_steps=len(validation),
+        validation_steps=validation_batches or len(validation),
         callbacks=[clock],
         shuffle=False,
         verbose=0,
