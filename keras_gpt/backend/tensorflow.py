@@ -67,10 +67,14 @@ def compile_function(function, variables):
     return tf.function(function, jit_compile=True)
 
 
-def matmul_int8(x, kernel, scale):
-    """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`."""
+def matmul_int8(x, kernel, scale, is_transposed=False):
+    """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
+
+    `is_transposed`: the kernel is `(output, input)`.
+    """
     kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
-    return tf.matmul(x, tf.cast(kernel, x.dtype)) / tf.cast(scale, x.dtype)
+    y = tf.matmul(x, tf.cast(kernel, x.dtype), transpose_b=is_transposed)
+    return y / tf.cast(scale, x.dtype)
 
 
 def record_step(function):

@@ -76,13 +76,15 @@ def compile_function(function, variables):
     return run
 
 
-def matmul_int8(x, kernel, scale):
+def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 
     On a CPU, and where no gradient is wanted, by a kernel that reads the int8 weights
-    themselves; it multiplies in bfloat16 and adds in float32.
+    themselves; it multiplies in bfloat16 and adds in float32. `is_transposed`: the
+    weights are `(output, input)`.
     """
     kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
+    kernel = kernel.t() if is_transposed else kernel
     # the kernel reads beyond other lengths: it was seen to crash
     is_read_whole = kernel.shape[0] % 32 == 0
     if x.device.type != "cpu" or x.requires_grad or not is_read_whole:

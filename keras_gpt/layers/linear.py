@@ -40,7 +40,7 @@ def project_int8(embedding, x):
         Logits `(..., vocab_size)`.
     """
     if embedding.tie_weights:
-        kernel, scale = ops.transpose(embedding.embeddings), embedding.embeddings_scale
+        kernel, scale = embedding.embeddings, embedding.embeddings_scale
     else:
         kernel, scale = embedding.reverse_embeddings, embedding.reverse_embeddings_scale
-    return backend.matmul_int8(x, kernel, scale)
+    return backend.matmul_int8(x, kernel, scale, is_transposed=embedding.tie_weights)

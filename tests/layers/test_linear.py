@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_gpt import backend
 from keras_gpt.layers.linear import linear, project_int8
 
 pytestmark = pytest.mark.every_backend
@@ -68,15 +69,33 @@ def test_logits_of_int8_embeddings_are_products_with_what_they_stand_for(tie_wei
     logits = numpy(project_int8(layer, ops.convert_to_tensor(x)))
     # as above, and the rounding of the weights themselves
     np.testing.assert_allclose(logits, x @ KERNEL, atol=0.3)
+    check_first_row(lambda x: project_int8(layer, x), layer, x, logits)
 
 
-def test_the_gradient_passes_int8_weights():
+def check_first_row(function, layer, x, y):
+    """Compiled for one row, what a model generates by, it's the same function."""
+    compiled = backend.compile_function(
+        lambda state, inputs: (state, function(inputs["x"])), layer.variables
+    )
+    _, row = compiled({}, {"x": ops.convert_to_tensor(x[:1])})
+    np.testing.assert_allclose(numpy(row), y[:1], atol=1e-5)  # the order of 64 terms
+
+
+def test_a_row_alone_is_multiplied_as_among_others():
+    dense = quantize(make_dense())
+    x = RANDOM.normal(size=(2, 64)).astype("float32")
+    y = numpy(linear(dense, ops.convert_to_tensor(x)))
+    check_first_row(lambda x: linear(dense, x), dense, x, y)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_the_gradient_passes_int8_weights(rows):
     # what LoRA over int8 weights needs
     dense = quantize(make_dense())
     model = keras.Sequential([keras.layers.Dense(64), dense])
     model.build((None, 64))
     dense.trainable = False
-    x = RANDOM.normal(size=(8, 64)).astype("float32")
+    x = RANDOM.normal(size=(rows, 64)).astype("float32")
 
     class Through(keras.Model):
         def __init__(self):
@@ -89,5 +108,5 @@ def test_the_gradient_passes_int8_weights():
     through = Through()
     through.compile("adam", "mse")
     before = numpy(model.layers[0].kernel)
-    through.fit(x, np.zeros((8, 10), "float32"), verbose=0)
+    through.fit(x, np.zeros((rows, 10), "float32"), verbose=0)
     assert np.all(numpy(model.layers[0].kernel) != before)
