@@ -18,8 +18,6 @@ _OPTIONS = {
     "PERFORMANCE_HINT": "LATENCY",
     # OpenVINO takes bfloat16 by itself where a processor multiplies that faster
     "INFERENCE_PRECISION_HINT": "f32",
-    # threads that stay on a core wait for it where something else runs there
-    "ENABLE_CPU_PINNING": "NO",
 }
 _EXACT = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
