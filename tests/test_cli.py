@@ -269,7 +269,7 @@ def test_a_run_is_tried_with_words_of_its_corpus_and_names_are_taken_as_they_are
     output = tmp_path / "run #1"
     model = f"model={{{', '.join(TINY).replace('=', ': ')}}}"
     train = ("train", "--corpus", corpus, "--output", output, "tokenizer=characters")
-    settings = ("steps=40", "batch_size=8", "learning_rate=3e-2", "sample_tokens=0")
+    settings = ("steps=80", "batch_size=8", "learning_rate=3e-2", "sample_tokens=0")
     assert try_it(run, run(*train, model, *settings)).strip() in corpus.read_text()
     imported = run("import", output, tmp_path / "ours")  # no letters to begin with
     assert try_it(run, imported).strip() in corpus.read_text()

@@ -30,7 +30,7 @@ def apply_to_rows(function, x):
 
     The matrix's gradient sums over rows. XLA on CPUs has a fast product for that of
     two matrices as they lie in memory; where it may, it turns the upstream gradient
-    or makes it inside of the product's loop, at three to six times the cost.
+    or makes it inside of the product's loop, at up to six times the cost.
     """
     if x.ndim <= 2:
         return function(x)
@@ -45,7 +45,7 @@ def _keep_gradient_whole(y):
 
 
 def gelu(x):
-    """The exact GELU, by `erf`: `erfc`, which JAX uses, takes five times as long."""
+    """The exact GELU, by `erf`, a fifth of the time of JAX's own by `erfc`."""
     y = x.astype("float32")
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 

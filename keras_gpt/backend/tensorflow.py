@@ -200,16 +200,15 @@ def update_adamw(
         ]
     learning_rate = tf.convert_to_tensor(learning_rate)
     powers = [beta ** tf.cast(step, "float32") for beta in (beta_1, beta_2)]
-    for group in zip(variables, gradients, means, squares, strict=True):
-        gradient = group[1]
-        variable, mean, square = (group[i].value for i in (0, 2, 3))
-        dtype = variable.dtype
-        if weight_decay and variable.shape.rank > 1:
-            variable.assign_sub(variable * tf.cast(weight_decay * learning_rate, dtype))
+    everything = zip(variables, gradients, means, squares, strict=True)
+    for variable, gradient, mean, square in everything:
+        weight, dtype = variable.value, variable.value.dtype
+        if weight_decay and weight.shape.rank > 1:
+            weight.assign_sub(weight * tf.cast(weight_decay * learning_rate, dtype))
         tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=mean.handle,
-            v=square.handle,
+            var=weight.handle,
+            m=mean.value.handle,
+            v=square.value.handle,
             beta1_power=tf.cast(powers[0], dtype),
             beta2_power=tf.cast(powers[1], dtype),
             lr=tf.cast(learning_rate, dtype),
