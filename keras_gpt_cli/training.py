@@ -25,7 +25,7 @@ def quickstart(
     prompt: Annotated[
         str | None, typer.Option(help="What the trained model shall continue.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 1680,
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 1760,
 ) -> None:
     """Train a small GPT in minutes, from nothing, and let it write."""
     from rich.console import Console

@@ -53,14 +53,13 @@ def test_devices_compute_what_one_does(make_model, compile_model, go_on, tmp_pat
     alone.save(tmp_path / "model")
     save_state(alone.model, tmp_path / "state.npz", 0)
     losses, texts = go_on(alone, tmp_path / "state.npz")
-    for devices, most in {"fsdp:4": 0.3, "data:2,model:2": 0.55}.items():
-        with make_distribution(devices).scope():
-            lm = LanguageModel.load(tmp_path / "model")
-            found = go_on(lm, tmp_path / "state.npz")
-        # float32 sums in another order
-        np.testing.assert_allclose(found[0], losses, rtol=1e-5, err_msg=devices)
-        assert found[1] == texts
-        assert share_of_a_device(lm.model) <= most
+    with make_distribution("fsdp:2,model:2").scope():
+        lm = LanguageModel.load(tmp_path / "model")
+        found = go_on(lm, tmp_path / "state.npz")
+    # float32 sums in another order
+    np.testing.assert_allclose(found[0], losses, rtol=1e-5)
+    assert found[1] == texts
+    assert share_of_a_device(lm.model) <= 0.3  # of 4
 
 
 @pytest.mark.parametrize(
