@@ -18,6 +18,7 @@ FORMS = {
     "summarize": "a text to summarize",
     "translate": "a text to translate",
 }
+_RECORDS = (".jsonl", ".parquet")  # other files are one text
 
 
 def summarize(
@@ -42,15 +43,16 @@ def summarize(
     weights: options.StoredWeights = None,
 ) -> None:
     """Summarize a text, or each text of a file of JSON Lines."""
-    texts = _read_texts(text, file, "text")
+    records = _read_records(text, file, "text")
     about = {"model": model, "dtype": dtype, "weights": weights}
     about["instruction"] = instruction
-    job = _find_job(file, output, "text", "summary", about)
+    job = _find_job(records, file, output, "summary", about)
     lm = load(model, dtype, weights)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
     controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     controls |= options.given(lookup_tokens=lookup_tokens or None)
+    texts = [record["text"] for record in records]
     _answer(lm.summarize, texts, controls, "summarizing", batch_size, job)
 
 
@@ -68,12 +70,13 @@ def translate(
     weights: options.StoredWeights = None,
 ) -> None:
     """Translate a text, or each text of a file of JSON Lines."""
-    texts = _read_texts(text, file, "source")
+    records = _read_records(text, file, "source")
     about = {"model": model, "dtype": dtype, "weights": weights}
-    job = _find_job(file, output, "source", "translation", about)
+    job = _find_job(records, file, output, "translation", about)
     lm = load(model, dtype, weights)
     controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     controls |= {"source": source, "target": target}
+    texts = [record["source"] for record in records]
     _answer(lm.translate, texts, controls, "translating", batch_size, job)
 
 
@@ -109,9 +112,12 @@ def generate(
 ) -> None:
     """Answer a prompt in the form that the model was tuned for, or continue a text."""
     has_prompt = prompt is not None or file is not None
-    prompts = _read_texts(prompt, file, "prompt") if has_prompt else [""]
+    records = [{"prompt": ""}]
+    if has_prompt:
+        records = _read_records(prompt, file, "prompt")
+    prompts = [record["prompt"] for record in records]
     about = {"model": model, "dtype": dtype, "weights": weights, "raw": raw}
-    job = _find_job(file, output, "prompt", "answer", about)
+    job = _find_job(records, file, output, "answer", about)
     lm = load(model, dtype, weights)
     if raw:
         lm.tasks, lm.chat_template = {}, None
@@ -135,9 +141,8 @@ def generate(
     else:
         controls |= options.given(repetition_penalty=repetition_penalty)
         controls["num_beams"] = num_beams
-    if is_plain and file is None:
-        print(prompts[0], end="")
-    _answer(lm.answer, prompts, controls, "answering", batch_size, job)
+    begin = prompts[0] if is_plain and file is None else ""
+    _answer(lm.answer, prompts, controls, "answering", batch_size, job, begin)
 
 
 def chat(
@@ -339,25 +344,22 @@ def _warnings_as_notes():
         yield
 
 
-def _find_job(file, output, field, answer_field, about):
+def _find_job(records, file, output, answer_field, about):
     """What `tasks.answer_records` is told of a file of records; `None` without one."""
-    from keras_gpt import data
-
     if output is None:
         return None
-    if file is None:
+    if file is None or file.suffix not in _RECORDS:
         raise ValueError("--output is for the answers to a --file of JSON Lines.")
     return {
-        "records": [record for _, record in data.read_records(file)],
+        "records": records,
         "output": output,
-        "field": field,
         "answer_field": answer_field,
         "about": about,
     }
 
 
-def _answer(ask, texts, controls, what, batch_size, job):
-    """Print the answers to texts, or do a job of answering them."""
+def _answer(ask, texts, controls, what, batch_size, job, begin=""):
+    """Print the answers to texts behind a beginning, or do a job of answering them."""
     from keras_gpt import tasks
 
     def answer(places):
@@ -370,25 +372,25 @@ def _answer(ask, texts, controls, what, batch_size, job):
         given = {"batch_size": batch_size, "on_progress": on_progress}
         if job is not None:
             job["about"] |= controls
-            tasks.answer_records(answer, **job, **given)
+            tasks.answer_records(answer, texts, **job, **given)
             return
         answers = ask(texts, **controls, **given)
-    print("\n".join(answers))
+    print(begin + "\n".join(answers))
 
 
-def _read_texts(text, file, field):
-    """The texts that a command is given: one, or those of a file."""
+def _read_records(text, file, field):
+    """The records that a command is given, with a text each: one, or a file's."""
     if (text is None) == (file is None):
         raise ValueError("Give a text, or - for standard input, or --file; not both.")
     if text is not None:
-        return [sys.stdin.read() if text == "-" else text]
-    if file.suffix not in (".jsonl", ".parquet"):
-        return [file.read_text(encoding="utf-8")]
+        return [{field: sys.stdin.read() if text == "-" else text}]
+    if file.suffix not in _RECORDS:
+        return [{field: file.read_text(encoding="utf-8")}]
     from keras_gpt import data
 
-    texts = []
+    records = []
     for place, record in data.read_records(file):
         if not isinstance(record.get(field), str):
             raise ValueError(f"{place}: the field {field!r} is missing or no text.")
-        texts.append(record[field])
-    return texts
+        records.append(record)
+    return records

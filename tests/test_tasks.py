@@ -391,8 +391,9 @@ def test_a_stopped_job_answers_what_is_left(tmp_path):
         return [f"{i}: {records[i]['prompt']}é\n" for i in places]
 
     def work(**options):
-        found = {"field": "prompt", "about": {"seed": 1}, "batch_size": 2, **options}
-        tasks.answer_records(answer, records, output, **found)
+        found = {"records": records, "about": {"seed": 1}, "batch_size": 2, **options}
+        texts = [record["prompt"] for record in records]
+        tasks.answer_records(answer, texts, output, **found)
 
     for number in (0, 2, 4):
         stops = [number]

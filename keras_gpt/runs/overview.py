@@ -13,8 +13,6 @@ from keras_gpt.files import atomic_path, is_locked, read_json
 from keras_gpt.runs import report
 from keras_gpt.training.state import DAMAGED
 
-_COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9")
-
 
 @dataclass(frozen=True)
 class Status:
@@ -168,7 +166,7 @@ def draw_runs(folders: Sequence[Path], *, in_bits: bool = False):
                 raise ValueError(f"{folder} has no bits per byte. Leave that run out.")
             factor = log["val_bits_per_byte"][0] / log["val_loss"][0]
         steps, losses = report.read_training_losses(folder, log).T
-        color = _COLORS[number % len(_COLORS)]
+        color = f"C{number}"  # Matplotlib begins anew behind its last
         thin = {"linewidth": 0.8, "alpha": 0.4, "zorder": 1}
         axes.plot(steps, factor * losses, color=color, **thin)
         best = factor * min(log["val_loss"])

@@ -11,10 +11,10 @@ from keras_gpt.files import atomic_path
 
 def answer_records(
     answer: Callable[[list[int]], list[str]],
-    records: Sequence[dict[str, Any]],
+    texts: Sequence[str],
     output: str | Path,
     *,
-    field: str,
+    records: Sequence[dict[str, Any]],
     answer_field: str = "answer",
     about: dict[str, Any] | None = None,
     batch_size: int = 8,
@@ -27,11 +27,11 @@ def answer_records(
     order of the records.
 
     Args:
-        answer: From places in `records` to the answers; those of like length are asked
+        answer: From places in `texts` to the answers; those of like length are asked
             for together.
-        records: Each with a text.
+        texts: One of each record.
         output: The file of JSON Lines.
-        field: Where the text is.
+        records: What is written, each with its answer.
         answer_field: Where the answer shall be.
         about: What else the answers depend on, as JSON can hold it: a job goes on only
             if it is the same.
@@ -48,7 +48,6 @@ def answer_records(
             f"{output} is there already. Choose another name, or remove it first."
         )
     part = output.with_name(f".{output.name}.part")
-    texts = [record[field] for record in records]
     number = zlib.crc32("\0".join(texts).encode("utf-8", "surrogatepass"))
     header = {"records": len(texts), "checksum": number, "about": about or {}}
     found = _read(part, header)
