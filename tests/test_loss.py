@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gpt import GPT, GPTConfig, loss, training
+from keras_gpt import GPT, GPTConfig, backend, loss, training
+from keras_gpt.layers import FeedForward
 
 SIZES = {"context_length": 8, "embedding_dimension": 16, "num_layers": 1}
 IDS = np.random.default_rng(0).integers(50, size=(4, 9))
@@ -104,3 +105,25 @@ def test_remat_gives_the_same_gradients_with_the_same_dropout():
         np.testing.assert_allclose(other, gradient, rtol=0, atol=1e-6 * largest)
     seeds = [array(v) for v in model.non_trainable_variables if "int" in v.dtype]
     assert {seed[1] for seed in seeds} == {1}  # drawn from once
+
+
+@pytest.mark.every_backend
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="asks XLA for the memory")
+def test_what_remat_computes_twice_takes_no_memory():
+    import jax
+
+    networks = [FeedForward(512, activation="relu_squared") for _ in range(8)]
+    x = np.ones((1, 512, 8), "float32")
+    for network in networks:
+        network.build(x.shape)
+
+    def memory(remat):
+        def loss(x):
+            for network in networks:
+                x = backend.rematerialize(network, network, x) if remat else network(x)
+            return ops.sum(x)
+
+        compiled = jax.jit(jax.grad(loss)).lower(x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(remat=True) < memory(remat=False) / 3
