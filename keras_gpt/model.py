@@ -258,8 +258,21 @@ class GPT(CheckedModel):
         cache = {"layers": layers}
         if self.documents is not None:
             cache["document_start"] = self.documents.find_start(token_ids, lengths)
-        last = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)  # (b, 1, e)
-        return self.logits(self.final_norm(last))[:, 0], cache
+        return self._last_logits(x, lengths), cache
+
+    def make_cache_layers(self, batch_size, cache_length):
+        """The `"layers"` of a cache into which nothing was read yet.
+
+        Args:
+            batch_size: Rows.
+            cache_length: Tokens that the cache has room for.
+        """
+        config = self.config
+        shape = batch_size, config.kv_heads, cache_length, config.head_dimension
+        dtype = self.compute_dtype
+        return tuple(
+            (ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for _ in self.blocks
+        )
 
     def decode(self, token_ids, cache, position):
         """Read one more token a row, or several.
@@ -278,6 +291,28 @@ class GPT(CheckedModel):
         if len(token_ids.shape) == 1:
             logits, cache = self.decode(token_ids[:, None], cache, position)
             return logits[:, 0], cache
+        x, cache = self._read_more(token_ids, cache, position)
+        return self.logits(self.final_norm(x)), cache
+
+    def extend(self, token_ids, lengths, cache, position):
+        """Read more of each row's text: `decode`, but for one row of logits each.
+
+        Args:
+            token_ids: Integers `(batch, tokens)`, padded on the right.
+            lengths: Integers `(batch,)`, how many are a row's own.
+            cache: As in `decode`. What is padding is written into it, behind the row's
+                own, to be replaced.
+            position: As in `decode`.
+
+        Returns:
+            Logits of the token after each row's last, `(batch, vocab_size)`, and the
+            cache.
+        """
+        x, cache = self._read_more(token_ids, cache, position)
+        return self._last_logits(x, lengths), cache
+
+    def _read_more(self, token_ids, cache, position):
+        """Read tokens `(b, t)` against the cache; `(b, t, e)` and the new cache."""
         t = token_ids.shape[1]
         position = position[:, None] + ops.arange(t, dtype="int32")  # (b, t)
         cache, start, in_document = dict(cache), None, position
@@ -294,7 +329,12 @@ class GPT(CheckedModel):
             return block.decode(x, next(layers), position, angles, start)
 
         x, cache["layers"] = self._read(token_ids, run, in_document)
-        return self.logits(self.final_norm(x)), cache
+        return x, cache
+
+    def _last_logits(self, x, lengths):
+        """Of `(b, t, e)` the logits `(b, v)` after each row's last."""
+        last = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)  # (b, 1, e)
+        return self.logits(self.final_norm(last))[:, 0]
 
     def hidden_states(self, token_ids):
         """What the output projection reads, for who needs not all logits at once.

@@ -21,6 +21,7 @@ if chosen is not None:
     gelu = chosen.gelu
     look_up = chosen.look_up
     matmul_int8 = chosen.matmul_int8
+    put_row = chosen.put_row
     record_step = chosen.record_step
     rematerialize = chosen.rematerialize
     sum_over_chunks = chosen.sum_over_chunks

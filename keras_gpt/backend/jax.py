@@ -208,3 +208,8 @@ def write_cache(cache, new, position):
     """Put `new` `(b, k, t, h)` at each row's `position` `(b, t)` of `(b, k, s, h)`."""
     rows = jnp.arange(cache.shape[0])[:, None]
     return cache.at[rows, :, position].set(new.transpose(0, 2, 1, 3))
+
+
+def put_row(batch, row, row_index):
+    """Put a row's cache `(1, k, t, h)` into the first places of `(b, k, s, h)`."""
+    return jax.lax.dynamic_update_slice(batch, row, (row_index, 0, 0, 0))

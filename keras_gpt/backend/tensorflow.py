@@ -228,3 +228,8 @@ def write_cache(cache, new, position):
     places = position[:, None, :, None]
     indices = rows * [1, 0, 0] + heads * [0, 1, 0] + places * [0, 0, 1]  # (b, k, t, 3)
     return tf.tensor_scatter_nd_update(cache, indices, new)
+
+
+def put_row(batch, row, row_index):
+    """Put a row's cache `(1, k, t, h)` into the first places of `(b, k, s, h)`."""
+    return keras.ops.slice_update(batch, (row_index, 0, 0, 0), row)

@@ -256,3 +256,9 @@ def write_cache(cache, new, position):
     rows = torch.arange(cache.shape[0], device=cache.device)[:, None]
     cache[rows, :, position] = new.transpose(1, 2)
     return cache
+
+
+def put_row(batch, row, row_index):
+    """Put a row's cache `(1, k, t, h)` into the first places of `(b, k, s, h)`."""
+    batch[row_index, :, : row.shape[2]] = row[0]
+    return batch

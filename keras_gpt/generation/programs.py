@@ -5,6 +5,7 @@ Each program is compiled once for a bucket of shapes.
 
 # Axes: b batch, n new tokens, v vocabulary
 
+import threading
 from collections import OrderedDict
 
 from keras import ops
@@ -13,9 +14,10 @@ from keras_gpt import backend
 from keras_gpt.generation.sampling import choose, chosen_log_probs, penalize_repetition
 
 _MOST_PROGRAMS = 16
+_finding = threading.Lock()  # programs, of any model
 
 # How often a program was traced, by name: tests count that nothing is traced twice.
-trace_counts = {"prefill": 0, "loop": 0, "lookup": 0, "beam": 0}
+trace_counts = {"prefill": 0, "loop": 0, "lookup": 0, "beam": 0, "read": 0}
 
 
 def compiled(model, program, **static):
@@ -24,19 +26,21 @@ def compiled(model, program, **static):
     A model keeps those that were used last, and none that reads variables which it
     has no more: quantization and LoRA replace some.
     """
-    variables = model.variables
-    # not an attribute of the model: Keras would track and wrap the dictionary
-    read, programs = model.__dict__.get("_compiled_programs", (None, None))
-    if read is None or list(map(id, read)) != list(map(id, variables)):
-        programs = OrderedDict()
-        model.__dict__["_compiled_programs"] = variables, programs
-    key = (program, *static.items())
-    if key not in programs:
-        programs[key] = backend.compile_function(program(model, **static), variables)
-        if len(programs) > _MOST_PROGRAMS:
-            programs.popitem(last=False)
-    programs.move_to_end(key)
-    return programs[key]
+    with _finding:
+        variables = model.variables
+        # not an attribute of the model: Keras would track and wrap the dictionary
+        read, programs = model.__dict__.get("_compiled_programs", (None, None))
+        if read is None or list(map(id, read)) != list(map(id, variables)):
+            programs = OrderedDict()
+            model.__dict__["_compiled_programs"] = variables, programs
+        key = (program, *static.items())
+        if key not in programs:
+            function = program(model, **static)
+            programs[key] = backend.compile_function(function, variables)
+            if len(programs) > _MOST_PROGRAMS:
+                programs.popitem(last=False)
+        programs.move_to_end(key)
+        return programs[key]
 
 
 def prefill_program(model, cache_length):

@@ -10,12 +10,13 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig, suggest
 from keras_gpt.controls import CONTROLS, OTHER_CONTROLS, spread_control
+from keras_gpt.generation.sampling import draw_uniforms
 from keras_gpt.token_ids import check_token_ids
 
 _STOP_IDS_ROOM = 8  # stop ids are padded to a multiple of this
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Row:
     """A prompt that is being continued.
 
@@ -52,6 +53,16 @@ class Row:
     num_read: int = 0
     has_ended: bool = False
     is_stopped: bool = False
+
+    @property
+    def window(self) -> list[int]:
+        """The part of its text that the model sees."""
+        return (self.prompt + self.ids)[self.window_start :]
+
+    def forget_half(self, context_length: int) -> None:
+        """Let the model see the newer half of a text that outgrew its context."""
+        length = len(self.prompt) + len(self.ids)
+        self.window_start = length - max(1, context_length // 2)
 
     @property
     def goes_on(self) -> bool:
@@ -107,10 +118,15 @@ def make_rows(
 
 def fill_bucket(rows: list[Row]) -> list[Row]:
     """The rows, and some that have ended, so that few numbers are compiled for."""
+    missing = backend.bucket(len(rows)) - len(rows)
+    return rows + [empty_row() for _ in range(missing)]
+
+
+def empty_row() -> Row:
+    """A row that has ended."""
     off = {name: control.off for name, control in CONTROLS.items()}
     off |= {"max_new_tokens": 0, "temperature": 0.0, "seed": 0}
-    missing = backend.bucket(len(rows)) - len(rows)
-    return rows + [Row(prompt=[0], has_ended=True, **off) for _ in range(missing)]
+    return Row(prompt=[0], has_ended=True, **off)
 
 
 def control_arrays(rows: list[Row]) -> dict[str, np.ndarray]:
@@ -123,6 +139,38 @@ def control_arrays(rows: list[Row]) -> dict[str, np.ndarray]:
         name: np.minimum(value, 2**30).astype(CONTROLS[name].dtype)
         for name, value in values.items()
     }
+
+
+def start_state(rows: list[Row], num_new: int, vocab_size: int) -> dict:
+    """What the programs change of each row, with room for `num_new` tokens."""
+    return {
+        "seen": mark_seen(rows, vocab_size),
+        "done": np.array([not row.goes_on for row in rows]),
+        "tokens": np.full((len(rows), num_new), -1, "int32"),
+        "log_probs": np.zeros((len(rows), num_new), "float32"),
+        "step": np.zeros(len(rows), "int32"),
+    }
+
+
+def row_inputs(rows: list[Row], num_new: int) -> dict:
+    """What the programs read of each row, for `num_new` tokens."""
+    uniforms = [draw_uniforms([row.seed], num_new, row.num_read) for row in rows]
+    return control_arrays(rows) | {"uniforms": np.concatenate(uniforms)}
+
+
+def note_tokens(rows: list[Row], state: dict) -> None:
+    """Copy what the programs wrote for the rows that go on."""
+    tokens, log_probs, done = (
+        ops.convert_to_numpy(state[name]) for name in ("tokens", "log_probs", "done")
+    )
+    for i, row in enumerate(rows):
+        if row.goes_on:
+            known = len(row.ids) - row.num_read
+            new = tokens[i, known:]
+            new = new[new >= 0].tolist()
+            row.ids += new
+            row.log_probs += log_probs[i, known : known + len(new)].tolist()
+            row.has_ended = bool(done[i])
 
 
 def to_tensors(arrays: dict[str, np.ndarray]) -> dict:

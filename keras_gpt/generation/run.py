@@ -1,7 +1,6 @@
 """`Generation`: prompts that are being continued, a few tokens at a time."""
 
 import numpy as np
-from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.generation.lookup import PromptLookup
@@ -9,14 +8,14 @@ from keras_gpt.generation.outside import Outside, is_outside
 from keras_gpt.generation.programs import OneByOne
 from keras_gpt.generation.rows import (
     check_stop_ids,
-    control_arrays,
     fill_bucket,
     make_rows,
-    mark_seen,
+    note_tokens,
     pad_prompts,
+    row_inputs,
+    start_state,
     to_tensors,
 )
-from keras_gpt.generation.sampling import draw_uniforms
 
 
 class Run:
@@ -133,7 +132,8 @@ class Generation(Run):
                 self._prefill()
             else:
                 self._decode(until)
-            self._note()
+            note_tokens(self._filled, self._state)
+            self.num_lookup_passes = int(self._state["passes"])
         for row, end in zip(self.rows, until, strict=False):
             if not row.is_stopped:
                 row.num_given = min(len(row.ids), end)
@@ -148,11 +148,10 @@ class Generation(Run):
         rows, context_length = self._filled, self._model.config.context_length
         windows = []
         for row in rows:
-            text = row.prompt + row.ids
-            if self._is_full(row):  # the older half is forgotten
-                row.window_start = len(text) - max(1, context_length // 2)
+            if self._is_full(row):
+                row.forget_half(context_length)
             row.num_read = len(row.ids)
-            windows.append(text[row.window_start :] if row.goes_on else text[:1])
+            windows.append(row.window if row.goes_on else row.prompt[:1])
         token_ids, lengths = pad_prompts(windows, self._model.config)
         # a power of two on every backend: PyTorch records a step for each length
         longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
@@ -162,36 +161,13 @@ class Generation(Run):
         self._loop = self._decoding.loop(self._model, cache_length)
         num_new = max(row.max_new_tokens for row in rows)
         num_new = backend.bucket(max(min(num_new, context_length), 16))
-        self._inputs = self._make_inputs(num_new)
+        inputs = row_inputs(rows, num_new) | {"stop_ids": self._stop_ids}
+        self._inputs = to_tensors(inputs)
+        state = start_state(rows, num_new, self._model.config.vocab_size)
+        state["passes"] = np.array(self.num_lookup_passes, "int32")
         window = {"token_ids": token_ids, "lengths": lengths}
-        self._state = prefill(
-            self._make_state(num_new), self._inputs | to_tensors(window)
-        )
+        self._state = prefill(to_tensors(state), self._inputs | to_tensors(window))
         self._inputs |= to_tensors(self._decoding.inputs(token_ids, lengths))
-
-    def _make_inputs(self, num_new):
-        """What the programs read, with room for `num_new` tokens."""
-        rows = self._filled
-        arrays = control_arrays(rows)
-        arrays["stop_ids"] = self._stop_ids
-        arrays["uniforms"] = np.concatenate(
-            [draw_uniforms([row.seed], num_new, row.num_read) for row in rows]
-        )
-        return to_tensors(arrays)
-
-    def _make_state(self, num_new):
-        """What the programs change, before the first token."""
-        rows = self._filled
-        return to_tensors(
-            {
-                "seen": mark_seen(rows, self._model.config.vocab_size),
-                "done": np.array([not row.goes_on for row in rows]),
-                "tokens": np.full((len(rows), num_new), -1, "int32"),
-                "log_probs": np.zeros((len(rows), num_new), "float32"),
-                "step": np.zeros(len(rows), "int32"),
-                "passes": np.array(self.num_lookup_passes, "int32"),
-            }
-        )
 
     def _decode(self, until):
         """Add tokens until a row is full, or all have as many as they should."""
@@ -201,19 +177,3 @@ class Generation(Run):
         changed = to_tensors({"until": np.array(ends, "int32"), "done": np.array(done)})
         state = {**self._state, "done": changed["done"]}
         self._state = self._loop(state, {**self._inputs, "until": changed["until"]})
-
-    def _note(self):
-        """Copy what the programs wrote."""
-        names = ("tokens", "log_probs", "done", "passes")
-        tokens, log_probs, done, passes = (
-            ops.convert_to_numpy(self._state[name]) for name in names
-        )
-        self.num_lookup_passes = int(passes)
-        for i, row in enumerate(self._filled):
-            if row.goes_on:
-                known = len(row.ids) - row.num_read
-                new = tokens[i, known:]
-                new = new[new >= 0].tolist()
-                row.ids += new
-                row.log_probs += log_probs[i, known : known + len(new)].tolist()
-                row.has_ended = bool(done[i])

@@ -1,0 +1,59 @@
+"""`KeptTexts`: what was read of texts, for prompts that begin alike."""
+
+import numpy as np
+
+
+class KeptTexts:
+    """Caches of single rows, of which those that were used last are kept.
+
+    Args:
+        most_tokens: How many tokens all of them together have room for.
+    """
+
+    def __init__(self, most_tokens: int):
+        self.most_tokens = most_tokens
+        self._texts = []  # (ids, layers), the one that was used last behind the others
+
+    def find(self, ids: list[int]) -> tuple[int, tuple | None]:
+        """The text that shares the longest beginning with `ids`.
+
+        Returns:
+            How many tokens they share, and the layers of its cache, which are to be
+            read alone; 0 and `None` where there are none.
+        """
+        ids = np.array(ids)
+        shared = [_count_shared(ids, text) for text, _ in self._texts]
+        if not shared or max(shared) == 0:
+            return 0, None
+        found = self._texts.pop(int(np.argmax(shared)))
+        self._texts.append(found)
+        return max(shared), found[1]
+
+    def add(self, ids: list[int], layers: tuple) -> None:
+        """Keep a text, and no longer those that it begins with.
+
+        Args:
+            ids: What the cache holds from its first place on.
+            layers: Of the cache; nothing writes into them from now on.
+        """
+        ids = np.array(ids)
+        self._texts = [
+            (text, kept)
+            for text, kept in self._texts
+            if _count_shared(ids, text) < len(text)
+        ]
+        self._texts.append((ids, layers))
+        while sum(map(_room, self._texts)) > self.most_tokens:
+            del self._texts[0]
+
+
+def _count_shared(one, other):
+    """How many numbers two arrays have in common before they differ."""
+    size = min(len(one), len(other))
+    differs = np.flatnonzero(one[:size] != other[:size])
+    return int(differs[0]) if len(differs) else size
+
+
+def _room(text):
+    """Tokens that a text's cache has room for."""
+    return text[1][0][0].shape[2]

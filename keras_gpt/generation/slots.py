@@ -1,0 +1,418 @@
+"""`Slots`: prompts that are continued together, and come and go."""
+
+# Axes: b batch, k key-value head, s cache position, h head dimension
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gpt import backend
+from keras_gpt.generation.kept import KeptTexts
+from keras_gpt.generation.outside import is_outside
+from keras_gpt.generation.programs import (
+    add_token,
+    compiled,
+    loop_program,
+    trace_counts,
+)
+from keras_gpt.generation.rows import (
+    Row,
+    check_count,
+    check_stop_ids,
+    empty_row,
+    make_rows,
+    note_tokens,
+    row_inputs,
+    start_state,
+    to_tensors,
+)
+
+_PIECES = 256, 64, 16  # tokens that are read at once
+_LEAST_ROOM = 128  # of a cache
+_LEAST_SHARED = 16  # tokens, fewer are read again
+
+
+@dataclass(kw_only=True, eq=False)
+class SlotRow(Row):
+    """A prompt in a slot: a `Row`, of which `ids` and `log_probs` are all given out.
+
+    Attributes:
+        stop_ids: As `check_stop_ids` returns them.
+        num_reused: Tokens of the prompt that were not read again.
+        num_in_cache: Tokens of its window whose keys and values are there.
+        layers: Its own cache, while it is read.
+    """
+
+    stop_ids: np.ndarray
+    num_reused: int = 0
+    num_in_cache: int = 0
+    layers: tuple | None = None
+
+
+class Slots:
+    """Prompts that are continued together, and come and go: continuous batching.
+
+    Each row is what `keras_gpt.generate` makes of its prompt alone. What was read is
+    kept for a while: of a prompt that begins like an earlier one, or goes on from its
+    answer, only the rest is read. One thread may use it, others may generate meanwhile.
+
+    Args:
+        model: A `GPT`.
+        num_slots: How many prompts go on at once. Defaults to 8.
+        kept_tokens: Tokens for whose keys and values there is room beside those of the
+            rows that go on. Defaults to 8,192; 0 keeps none.
+
+    Example:
+
+    >>> import keras_gpt
+    >>> from keras_gpt.generation import Slots
+    >>> config = keras_gpt.GPTConfig(vocab_size=65, context_length=16,
+    ...                              embedding_dimension=32, num_layers=1, num_heads=2)
+    >>> slots = Slots(keras_gpt.GPT(config), num_slots=2)
+    >>> row = slots.add([1, 2], max_new_tokens=4)
+    >>> while row.finish_reason is None:
+    ...     slots.advance(2)
+    >>> len(row.ids), row.finish_reason, slots.num_free
+    (4, 'length', 2)
+    """
+
+    def __init__(self, model, num_slots: int = 8, *, kept_tokens: int = 8192):
+        check_count("num_slots", num_slots)
+        check_count("kept_tokens", kept_tokens, least=0)
+        if is_outside(model):
+            raise ValueError(
+                "`Slots` needs a model that Keras runs. Received: "
+                f"{type(model).__name__}. Load the model that it was exported from."
+            )
+        self._model = model
+        self._num_slots = num_slots
+        self._kept = KeptTexts(kept_tokens)
+        self._unread = deque()  # rows that are to be read, the first one next
+        self._places = []  # of the batch, with the row that goes on there or `None`
+        self._layers = None  # of the batch's cache
+
+    @property
+    def num_free(self) -> int:
+        """How many prompts could be added now."""
+        return self._num_slots - len(self._unread) - len(self._running)
+
+    def add(
+        self, prompt: Sequence[int], *, stop_ids: Sequence[int] = (), **controls: Any
+    ) -> SlotRow:
+        """Take a prompt, which `advance` will read.
+
+        Args:
+            prompt: Token ids.
+            stop_ids: Ids that end the row. They are not part of the result.
+            **controls: By the names in `CONTROLS`, each one value.
+
+        Returns:
+            The row: its `ids`, `log_probs` and `finish_reason` grow as it goes on.
+
+        Raises:
+            RuntimeError: No slot is free.
+            TypeError: A control is unknown.
+            ValueError: The prompt or a control is out of its range.
+        """
+        if self.num_free == 0:
+            raise RuntimeError(
+                f"No slot is free of {self._num_slots}. Advance until a row ends, or "
+                "stop one."
+            )
+        config = self._model.config
+        [row] = make_rows(config, [prompt], num_return_sequences=1, **controls)
+        stop_ids = check_stop_ids(stop_ids, config.vocab_size)
+        row = SlotRow(**vars(row), stop_ids=stop_ids)
+        if row.goes_on:
+            self._unread.append(row)
+        return row
+
+    def stop(self, row: SlotRow) -> None:
+        """End a row now, so that its slot is free."""
+        if row.goes_on:
+            row.is_stopped = True
+            self._leave(row)
+
+    def advance(self, num_tokens: int = 8) -> None:
+        """Read what was added, and add tokens to all rows that were read.
+
+        Of long prompts a piece is read in each call, so that no other row waits long.
+
+        Args:
+            num_tokens: Most tokens for each row. Defaults to 8.
+        """
+        check_count("num_tokens", num_tokens)
+        self._reread_full_rows()
+        num_read = 0
+        while self._unread and (num_read < _PIECES[0] or not self._running):
+            num_read += self._read_piece(self._unread[0])
+        if self._running:
+            self._decode(num_tokens)
+
+    @property
+    def _running(self):
+        return [row for row in self._places if row is not None]
+
+    def _reread_full_rows(self):
+        """Let rows whose window is full be read anew, without its older half."""
+        context_length = self._model.config.context_length
+        for place, row in enumerate(self._places):
+            if row is not None and len(row.window) > context_length:
+                self._places[place] = None
+                row.forget_half(context_length)
+                row.num_in_cache = 0
+                self._unread.appendleft(row)
+
+    def _read_piece(self, row):
+        """Read more of a row's window; after all of it choose a token, and let it run.
+
+        Returns:
+            How many tokens were read.
+        """
+        window = row.window
+        if row.layers is None:
+            self._begin(row, window)
+        room = _room(row.layers)
+        rest = len(window) - row.num_in_cache
+        size = next(n for n in _PIECES if rest > n // 2 or n == _PIECES[-1])
+        size = min(size, max(backend.bucket(rest), _PIECES[-1]), room)
+        # where there is no room for padding, some are read twice
+        start = min(row.num_in_cache, room - size)
+        piece = window[start : start + size]
+        inputs = {
+            "token_ids": np.array([piece + [0] * (size - len(piece))], "int32"),
+            "lengths": np.array([len(piece)], "int32"),
+            "position": np.array([start], "int32"),
+            "document_start": self._find_document_starts([window[:start]]),
+        }
+        read = compiled(self._model, _read_program)
+        result = read({"layers": row.layers}, to_tensors(inputs))
+        row.layers, row.num_in_cache = result["layers"], start + len(piece)
+        if row.num_in_cache == len(window):
+            self._unread.popleft()
+            self._choose_first(row, result["logits"])
+            self._keep(window, row.layers)
+            if row.goes_on:
+                self._enter(row)
+            row.layers = None
+        return size
+
+    def _begin(self, row, window):
+        """Make room for a row's window, with what is kept of its beginning."""
+        shared, layers = self._kept.find(window[:-1])
+        # fewer lengths than of the batch: for each there are as many programs as pieces
+        room = self._room_for(len(window), factor=4)
+        if shared >= _LEAST_SHARED:
+            row.layers = self._regroup(layers, [0], room)
+            row.num_in_cache = shared
+        else:
+            row.layers = self._model.make_cache_layers(1, room)
+        if not row.ids:
+            row.num_reused = row.num_in_cache
+
+    def _choose_first(self, row, logits):
+        """Add the token after what was read."""
+        inputs, state = self._make_arrays([row], 1)
+        choose = compiled(self._model, _choose_program)
+        inputs["logits"] = logits
+        self._note([row], choose(state, inputs))
+
+    def _decode(self, num_tokens):
+        """Add tokens to all rows that run."""
+        lengths = [len(row.window) - 1 + num_tokens for row in self._running]
+        room = self._room_for(max(lengths))
+        size = self._batch_size(len(lengths))
+        # what is larger than it need be is slow; a size that comes and goes is, too
+        is_large = not self._unread and size < len(self._places)
+        is_long = 4 * room <= _room(self._layers)
+        if is_large or is_long or room > _room(self._layers):
+            self._resize(size if is_large else len(self._places), room)
+        rows = [row or empty_row() for row in self._places]
+        inputs, state = self._make_arrays(rows, num_tokens)
+        windows = [row.window for row in rows]
+        starts = self._find_document_starts([window[:-1] for window in windows])
+        state |= to_tensors(
+            {
+                "token": np.array([window[-1] for window in windows], "int32"),
+                "position": np.array([len(window) - 1 for window in windows], "int32"),
+            }
+        )
+        state["cache"] = _make_cache(self._model, self._layers, starts)
+        inputs["until"] = ops.convert_to_tensor(np.full(len(rows), num_tokens, "int32"))
+        loop = compiled(self._model, loop_program, cache_length=_room(self._layers))
+        state = loop(state, inputs)
+        self._layers = state["cache"]["layers"]
+        self._note(rows, state)
+        for row in self._running:
+            if not row.goes_on:
+                self._leave(row)
+
+    def _make_arrays(self, rows, num_tokens):
+        """What the programs read, and what they change, but for the cache."""
+        num_new = backend.bucket(max(num_tokens, 8))
+        for row in rows:
+            row.num_read = len(row.ids)
+        room = max(len(row.stop_ids) for row in rows if isinstance(row, SlotRow))
+        stop_ids = np.full((len(rows), room), -1, "int32")
+        for i, row in enumerate(rows):
+            if isinstance(row, SlotRow):
+                stop_ids[i, : len(row.stop_ids)] = row.stop_ids
+        inputs = row_inputs(rows, num_new) | {"stop_ids": stop_ids}
+        state = start_state(rows, num_new, self._model.config.vocab_size)
+        return to_tensors(inputs), to_tensors(state)
+
+    def _note(self, rows, state):
+        note_tokens(rows, state)
+        for row in rows:
+            row.num_given = len(row.ids)
+
+    def _enter(self, row):
+        """Put a row that was read into the batch."""
+        room = self._room_for(len(row.window))
+        size = self._batch_size(len(self._running) + 1)
+        if not self._places:
+            self._places = [None] * size
+            self._layers = self._model.make_cache_layers(size, room)
+        elif size > len(self._places) or room > _room(self._layers):
+            size = max(size, len(self._places))
+            self._resize(size, max(room, _room(self._layers)))
+        place = self._places.index(None)
+        put = compiled(self._model, _put_program)
+        inputs = {"layers": row.layers, "row": ops.convert_to_tensor(np.int32(place))}
+        self._layers = put({"layers": self._layers}, inputs)["layers"]
+        self._places[place] = row
+
+    def _leave(self, row):
+        """Take a row that has ended from its slot, and keep what was read of it."""
+        if row in self._unread:
+            self._unread.remove(row)
+            if row.layers is not None:
+                self._keep(row.window[: row.num_in_cache], row.layers)
+                row.layers = None
+            return
+        place = self._places.index(row)
+        text = row.window[:-1]  # the last token may not have been read
+        room = self._room_for(len(text))
+        if room <= self._kept.most_tokens:
+            self._keep(text, self._regroup(self._layers, [place], room))
+        self._places[place] = None
+        if not self._running:
+            self._places, self._layers = [], None
+
+    def _keep(self, text, layers):
+        if len(text) >= _LEAST_SHARED:
+            self._kept.add(text, layers)
+
+    def _resize(self, size, room):
+        """Make the batch's cache anew, for so many rows of so many tokens."""
+        places = [i for i, row in enumerate(self._places) if row is not None]
+        rows = [self._places[i] for i in places]
+        missing = size - len(places)
+        self._layers = self._regroup(self._layers, places + [0] * missing, room)
+        self._places = rows + [None] * missing
+
+    def _regroup(self, layers, rows, room):
+        """Copy rows of a cache into one with other room."""
+        regroup = compiled(self._model, _regroup_program)
+        arrays = {"rows": np.array(rows, "int32"), "places": np.arange(room)}
+        return regroup({}, to_tensors(arrays) | {"layers": layers})["layers"]
+
+    def _room_for(self, length, factor=2):
+        """How many tokens a cache for so many has room for."""
+        room = _LEAST_ROOM
+        while room < length:
+            room *= factor
+        return min(room, self._model.config.context_length)
+
+    def _batch_size(self, num_rows):
+        """How many rows a batch for so many has: few sizes are compiled for."""
+        size = 1
+        while size < num_rows:
+            size *= 4
+        return min(size, self._num_slots)
+
+    def _find_document_starts(self, texts):
+        """Where the document of what follows each text starts, int32 `(b,)`."""
+        separator = self._model.config.document_separator_id
+        starts = [0] * len(texts)
+        if separator is not None:
+            for i, text in enumerate(texts):
+                ends = np.flatnonzero(np.array(text) == separator)
+                starts[i] = ends[-1] + 1 if len(ends) else 0
+        return np.array(starts, "int32")
+
+
+def _room(layers):
+    """Tokens that a cache has room for."""
+    return layers[0][0].shape[2]
+
+
+def _make_cache(model, layers, document_start):
+    cache = {"layers": layers}
+    if model.documents is not None:
+        cache["document_start"] = ops.convert_to_tensor(document_start)
+    return cache
+
+
+def _read_program(model):
+    """Make the function that reads a piece of a row's text."""
+
+    def read(state, inputs):
+        trace_counts["read"] += 1
+        cache = _make_cache(model, state["layers"], inputs["document_start"])
+        logits, cache = model.extend(
+            inputs["token_ids"], inputs["lengths"], cache, inputs["position"]
+        )
+        return {"logits": logits, "layers": cache["layers"]}
+
+    return read
+
+
+def _choose_program(model):
+    """Make the function that chooses the token after what was read."""
+    del model
+
+    def choose(state, inputs):
+        first = ops.zeros_like(state["step"])
+        state = {**state, "token": first, "position": first}
+        return add_token(inputs["logits"], state, inputs)
+
+    return choose
+
+
+def _put_program(model):
+    """Make the function that puts a row's cache into a batch's."""
+    del model
+
+    def put(state, inputs):
+        def put_one(batch, row):
+            row = row[:, :, : batch.shape[2]]
+            return backend.put_row(batch, row, inputs["row"])
+
+        layers = keras.tree.map_structure(put_one, state["layers"], inputs["layers"])
+        return {"layers": layers}
+
+    return put
+
+
+def _regroup_program(model):
+    """Make the function that copies rows of a cache, and cuts or pads its room."""
+    del model
+
+    def regroup(state, inputs):
+        del state
+        room = inputs["places"].shape[0]  # so that its shape tells it
+
+        def copy(layer):
+            layer = ops.take(layer[:, :, :room], inputs["rows"], axis=0)
+            missing = room - layer.shape[2]
+            return ops.pad(layer, [[0, 0], [0, 0], [0, missing], [0, 0]])
+
+        return {"layers": keras.tree.map_structure(copy, inputs["layers"])}
+
+    return regroup
