@@ -54,8 +54,8 @@ NumBeams = Annotated[int, typer.Option(help="Above 1, beam search.", min=1, max=
 BatchSize = Annotated[int, typer.Option(help="Texts at once.", min=1)]
 
 CORPUS_HELP = (
-    "A text file, a folder, JSON Lines or Parquet; or 'embedded', the documentation "
-    "that comes with Python."
+    "A text file, a folder, JSON Lines or Parquet, also of a storage (s3://...); or "
+    "'embedded', the documentation that comes with Python."
 )
 SOURCES_HELP = (
     "A folder of a run, of a saved model or of Hugging Face's format, a .gguf file, "
@@ -84,6 +84,15 @@ Answers = Annotated[
 TextFile = Annotated[
     Path | None,
     typer.Option("--file", help="A text file, or JSON Lines with the field of a task."),
+]
+
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a running Ray cluster, such as auto. \\[default: RAY_ADDRESS, else a "
+        "new one here]"
+    ),
 ]
 
 
@@ -118,6 +127,13 @@ class ExportedWeights(StrEnum):
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
     INT4 = "int4"
+
+
+class TokenizingEngine(StrEnum):
+    """What tokenizes a corpus."""
+
+    THREADS = "threads"
+    RAY = "ray"
 
 
 class Format(StrEnum):

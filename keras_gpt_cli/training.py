@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from keras_gpt_cli.loading import load
-from keras_gpt_cli.options import CORPUS_HELP, Encoding, Model, Overwrite, TextField
+from keras_gpt_cli.options import (
+    CORPUS_HELP,
+    Encoding,
+    Model,
+    Overwrite,
+    RayAddress,
+    TextField,
+    TokenizingEngine,
+)
 from keras_gpt_cli.output import note, print_table, stream, suggest
 
 QUICKSTART_PROMPT = "open(file)"
@@ -105,9 +113,13 @@ def prepare(
     ] = 0.1,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
+    engine: Annotated[
+        TokenizingEngine, typer.Option(help="Threads here, or tasks of a Ray cluster.")
+    ] = TokenizingEngine.THREADS,
     workers: Annotated[
         int | None, typer.Option(help="Threads. \\[default: one for each core]", min=1)
     ] = None,
+    ray_address: RayAddress = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a corpus into token files for training; goes on where it was stopped."""
@@ -120,7 +132,9 @@ def prepare(
         validation_fraction=validation_fraction,
         text_field=text_field,
         encoding=encoding,
+        engine=engine,
         num_workers=workers,
+        ray_address=ray_address,
         overwrite=overwrite,
     )
     splits = found["splits"].items()

@@ -3,21 +3,21 @@
 import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_gpt.data.embedded import embedded_corpus
 from keras_gpt.data.records import JSON_SUFFIXES, iterate_records, open_source
+from keras_gpt.data.sources import RemoteFile, describe, file_size, find_files
 from keras_gpt.tokenizers.rules import safe_cut
 
 EMBEDDED = "embedded"
 # SentencePiece is some 20% faster on pieces of this size than on a megabyte.
 PIECE_CHARACTERS = 100_000
 _BLOCK_BYTES = 1_000_000
-_TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
-# Neither one text nor many: reading them as text would train on their syntax.
-_REFUSED_SUFFIXES = (".json", ".csv", ".tsv", ".html", ".pdf", ".docx", ".gz", ".zip")
-_SUFFIXES = (*_TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")
+# What is read at a time by whoever reads beside others: some seconds of tokenizing
+PART_BYTES = 2**24
 
 
 class Piece(NamedTuple):
@@ -34,6 +34,22 @@ class Piece(NamedTuple):
     num_source_bytes: int
 
 
+class Part(NamedTuple):
+    """Documents that are read at a time: small sources, or what begins in a stretch.
+
+    Attributes:
+        item: Which of the corpus's sources is the first.
+        start: Byte of a large file at which the stretch begins, else 0.
+        sources: The sources.
+        stop: Byte at which the stretch ends; `None` to read to the end.
+    """
+
+    item: int
+    start: int
+    sources: list[str | Path | RemoteFile]
+    stop: int | None
+
+
 class Corpus:
     """Documents of one source or several, read as a stream in flat memory.
 
@@ -41,15 +57,17 @@ class Corpus:
         source: `"embedded"` (`keras_gpt.data.embedded_corpus`); the path of a text
             file (`.txt`, `.md`, `.txt.gz`, no suffix: one document), of JSON Lines
             (`.jsonl`, `.jsonl.gz`), of a Parquet file, or of a folder (all such
-            files in it, sorted); an iterable of documents; or a list that mixes
-            `pathlib.Path`s and documents. In an iterable a `str` is always a
-            document.
+            files in it, sorted), or a pattern (`data/*.jsonl`), also in a storage
+            that fsspec reads (`"s3://bucket/folder"`, `gs://`, `https://`, ...); an
+            iterable of documents; or a list that mixes `pathlib.Path`s and
+            documents. In an iterable a `str` is always a document.
         text_field: The field of JSON Lines and the column of Parquet files that
             hold the text.
         encoding: The encoding of text and JSON Lines files.
 
     Raises:
         FileNotFoundError: A path does not exist.
+        ImportError: fsspec needs a package to read such a name, such as s3fs.
         ValueError: A folder without documents; later, while reading, a file that
             is binary, in another encoding or malformed.
     """
@@ -84,17 +102,15 @@ class Corpus:
         """Size of what is read, or None where only reading would tell."""
         if not self._is_list:
             return None
-        sizes = (
-            len(i) if isinstance(i, str) else i.stat().st_size for i in self._items
-        )
-        return sum(sizes)
+        sizes = [_size(item) for item in self._items]
+        return None if None in sizes else sum(sizes)
 
     @property
     def num_documents(self) -> int | None:
         """How many documents there are, or None where only reading would tell."""
         if not self._is_list:
             return None
-        if any(isinstance(i, Path) and not _is_text_file(i) for i in self._items):
+        if any(not isinstance(i, str) and not _is_text_file(i) for i in self._items):
             return None
         return len(self._items)
 
@@ -110,11 +126,8 @@ class Corpus:
         described: list[dict[str, Any]] = []
         num_texts, digest = 0, hashlib.sha256()
         for item in self._items:
-            if isinstance(item, Path):
-                status = item.stat()
-                size, modified = status.st_size, status.st_mtime_ns
-                file = {"path": str(item.resolve()), "num_bytes": size}
-                described.append({**file, "modified_ns": modified})
+            if not isinstance(item, str):
+                described.append(describe(item))
             else:
                 encoded = item.encode("utf-8", "surrogatepass")
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -126,24 +139,70 @@ class Corpus:
     def pieces(self) -> Iterator[Piece]:
         """Yield the documents in order, long ones in pieces of about 100 kB."""
         for item in self._items:
-            if isinstance(item, Path):
-                yield from self._read_file(item)
-            elif isinstance(item, str):
-                yield from _document_pieces(_without_surrogates(item), len(item))
+            _size(item)
+            yield from self.read(Part(0, 0, [item], None))
+
+    def parts(self, item: int = 0, start: int = 0) -> Iterator[Part]:
+        """Yield parts of the corpus in order, each of which can be read alone.
+
+        A part is some 16 MB: small sources together, and of a large file of JSON
+        Lines or Parquet what begins in a stretch of its bytes. Other large files, such
+        as compressed ones, are one part each.
+
+        Args:
+            item: The `item` of the first part.
+            start: The `start` of the first part.
+        """
+        first, sources, total = item, [], 0
+        for index, source in enumerate(islice(self._items, item, None), item):
+            size = _size(source)
+            if size is not None and size <= PART_BYTES and not start:
+                sources.append(source)
+                total += size
+                if total < PART_BYTES:
+                    continue
+            if sources:
+                yield Part(first, 0, sources, None)
+            if not sources or sources[-1] is not source:
+                step = PART_BYTES if size and _can_be_cut(source) else None
+                for begin in range(start, size or 1, step or size or 1):
+                    yield Part(index, begin, [source], step and begin + step)
+            first, sources, total, start = index + 1, [], 0, 0
+        if sources:
+            yield Part(first, 0, sources, None)
+
+    def read(self, part: Part) -> Iterator[Piece]:
+        """Yield the documents of a part in order, long ones in pieces."""
+        for source in part.sources:
+            if isinstance(source, str):
+                yield from _document_pieces(_without_surrogates(source), len(source))
+            elif _is_text_file(source):
+                yield from _split(_decode(source, self._encoding))
             else:
-                raise ValueError(
-                    "`source` must yield documents as `str`. "
-                    f"Received: an item of type {type(item).__name__}."
-                )
+                yield from self._read_records(source, part.start, part.stop)
+
+    def without_sources(self) -> "Corpus":
+        """The same corpus without its sources, light to send: for its `read`."""
+        return Corpus([], text_field=self._text_field, encoding=self._encoding)
 
     @property
     def _is_list(self) -> bool:
         return isinstance(self._items, list)
 
-    def _read_file(self, path: Path) -> Iterator[Piece]:
-        if _is_text_file(path):
-            return _split(_decode(path, self._encoding))
-        return _read_records(path, self._text_field, self._encoding)
+    def _read_records(self, path, start, stop):
+        field = self._text_field
+        records = iterate_records(path, self._encoding, field, start, stop)
+        for place, record, num_bytes in records:
+            text = record.get(field)
+            if path.suffix == ".parquet" and not isinstance(text, str):
+                continue  # there is nothing in this row
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{path}, {place} must have a text in the field {field!r}. "
+                    f"Received: the fields {list(record)}. Correct the line or pass "
+                    "the name of the field as `text_field`."
+                )
+            yield from _document_pieces(_without_surrogates(text), num_bytes)
 
 
 def read_documents(
@@ -197,8 +256,25 @@ def _check_encoding(encoding: str) -> str:
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
 
 
-def _is_text_file(path: Path) -> bool:
-    return not path.name.endswith(JSON_SUFFIXES) and path.suffix != ".parquet"
+def _is_text_file(file: Path | RemoteFile) -> bool:
+    return not file.name.endswith(JSON_SUFFIXES) and file.suffix != ".parquet"
+
+
+def _can_be_cut(source: str | Path | RemoteFile) -> bool:
+    """Whether what is in it can be read from any place on."""
+    return not isinstance(source, str) and source.suffix in (".jsonl", ".parquet")
+
+
+def _size(item: Any) -> int | None:
+    """Characters of a document, bytes of a file."""
+    if isinstance(item, str):
+        return len(item)
+    if not isinstance(item, Path | RemoteFile):
+        raise ValueError(
+            "`source` must yield documents as `str`. "
+            f"Received: an item of type {type(item).__name__}."
+        )
+    return file_size(item)
 
 
 def _expand(path: str | Path) -> list[Any]:
@@ -210,32 +286,7 @@ def _expand(path: str | Path) -> list[Any]:
             "`source` must be a path. Received: what looks like a text, "
             f"{path[:40]!r}... Pass a list, [text], to use the text itself."
         )
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no file or folder {str(path)!r}. Pass an existing path, "
-            "'embedded' for the corpus that comes with Python, or a list of texts."
-        )
-    if path.is_file():
-        if path.suffix in _REFUSED_SUFFIXES and not path.name.endswith(_SUFFIXES):
-            raise ValueError(
-                f"{path} has an unsupported suffix, {path.suffix!r}. "
-                f"Convert it to one of {', '.join(_SUFFIXES)}."
-            )
-        return [path]
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.name.endswith(_SUFFIXES)
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    if not files:
-        raise ValueError(
-            f"The folder {str(path)!r} holds no documents. "
-            f"Files that are read end with {', '.join(_SUFFIXES)}."
-        )
-    return files
+    return find_files(path)
 
 
 def _check_items(items: Iterable[Any]) -> None:
@@ -254,7 +305,7 @@ def _check_items(items: Iterable[Any]) -> None:
         )
 
 
-def _decode(path: Path, encoding: str) -> Iterator[tuple[str, int]]:
+def _decode(path: Path | RemoteFile, encoding: str) -> Iterator[tuple[str, int]]:
     """Yield the text of a file in blocks, each with its size in the file."""
     decoder = codecs.getincrementaldecoder(encoding)()
     num_read, position = 0, 0
@@ -280,7 +331,7 @@ def _decode(path: Path, encoding: str) -> Iterator[tuple[str, int]]:
                 return
 
 
-def _refuse_binary(path: Path, block: bytes) -> None:
+def _refuse_binary(path: Path | RemoteFile, block: bytes) -> None:
     if b"\0" in block:
         raise ValueError(
             f"{path} is a binary file (it holds NUL bytes), not text. Remove it from "
@@ -317,17 +368,3 @@ def _without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def _read_records(path: Path, text_field: str, encoding: str) -> Iterator[Piece]:
-    for place, record, num_bytes in iterate_records(path, encoding, text_field):
-        text = record.get(text_field)
-        if path.suffix == ".parquet" and not isinstance(text, str):
-            continue  # there is nothing in this row
-        if not isinstance(text, str):
-            raise ValueError(
-                f"{path}, {place} must have a text in the field {text_field!r}. "
-                f"Received: the fields {list(record)}. Correct the line or pass the "
-                "name of the field as `text_field`."
-            )
-        yield from _document_pieces(_without_surrogates(text), num_bytes)

@@ -2,15 +2,17 @@
 
 import errno
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from keras_gpt.config import check_choice
 from keras_gpt.data.batches import check_at_least
-from keras_gpt.data.corpus import Corpus, Piece
+from keras_gpt.data.corpus import Corpus, Part, Piece
 from keras_gpt.data.shards import (
     METADATA_NAME,
     PROGRESS_NAME,
@@ -18,13 +20,29 @@ from keras_gpt.data.shards import (
     SplitWriter,
     read_metadata,
 )
-from keras_gpt.data.tokenizing import Task, token_dtype, tokenize_tasks
+from keras_gpt.data.tokenizing import (
+    Done,
+    Task,
+    token_dtype,
+    tokenize_in_threads,
+    tokenize_on_ray,
+)
 from keras_gpt.files import locked, matches, read_json, write_json
 
 _FORMAT_VERSION = 1
 _TASK_CHARACTERS = 400_000
 _TASK_PIECES = 1000
 _FEW_DOCUMENTS = 20
+# How far a run came: what is written of each split; the part of the corpus that it is
+# in, with what was written before that
+_PROGRESS = {
+    "states": dict,
+    "place": [int],
+    "before": dict,
+    "num_source_bytes": int,
+    "num_train_characters": int | None,
+}
+Reader = Callable[[], Iterable[Task]]
 
 
 def prepare(
@@ -37,15 +55,18 @@ def prepare(
     text_field: str = "text",
     encoding: str = "utf-8",
     shard_size: int = 2**26,
+    engine: str = "threads",
     num_workers: int | None = None,
+    ray_address: str | None = None,
     progress: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Tokenize a corpus into `train` and `val` token files.
 
     Memory stays flat however large the corpus is. Killed and started again with the
-    same arguments it goes on where it was, and the files come out the same to the
-    byte; on a directory that is complete it returns at once.
+    same arguments it goes on where it was, in the file where it was, and the files
+    come out the same to the byte, whatever does the work; on a directory that is
+    complete it returns at once.
 
     Args:
         source: Where the documents are: `"embedded"`, a path or an iterable; see
@@ -64,8 +85,13 @@ def prepare(
         text_field: The field that holds the text in JSON Lines and Parquet files.
         encoding: The encoding of text and JSON Lines files.
         shard_size: Tokens in one file.
-        num_workers: How many threads tokenize; None for one on each core. The
-            result does not depend on it.
+        engine: What tokenizes: `"threads"` of this process; or `"ray"`, tasks of a
+            Ray cluster, which also read the files. (What `split="tail"` cuts is read
+            here.)
+        num_workers: How many threads tokenize, or CPUs of a cluster that is started;
+            None for one on each core. The result does not depend on it.
+        ray_address: Of a running cluster, such as `"auto"`. Defaults to the
+            environment's `RAY_ADDRESS`, else one is started on this machine.
         progress: Whether to show a progress bar on stderr.
         overwrite: Whether to replace what another `prepare` left in `directory`.
 
@@ -75,6 +101,7 @@ def prepare(
 
     Raises:
         FileNotFoundError: The source does not exist.
+        ImportError: Ray is missing, or what fsspec needs to read the source.
         ValueError: A bad argument; an empty corpus or split; a file that is not
             text; a directory that holds other data.
         BlockingIOError: Another process writes into the directory.
@@ -95,6 +122,7 @@ def prepare(
             f"Received: validation_fraction={validation_fraction}."
         )
     check_choice("split", split, ("auto", "tail", "documents"))
+    check_choice("engine", engine, ("threads", "ray"))
     check_at_least(1, shard_size=shard_size, num_workers=num_workers)
     directory = Path(directory)
     corpus = Corpus(source, text_field=text_field, encoding=encoding)
@@ -127,8 +155,15 @@ def prepare(
             _remove(directory)
         elif complete := _find_complete(directory, recipe):  # by now
             return complete
-        num_workers = num_workers or os.cpu_count() or 1
-        return _write(directory, recipe, corpus, tokenizer, num_workers, progress)
+
+        def tokenize(readers):
+            if engine == "ray":
+                return tokenize_on_ray(readers, tokenizer, num_workers, ray_address)
+            tasks = itertools.chain.from_iterable(reader() for reader in readers)
+            num_threads = num_workers or os.cpu_count() or 1
+            return tokenize_in_threads(tasks, tokenizer, num_threads)
+
+        return _write(directory, recipe, corpus, tokenizer, tokenize, progress)
 
 
 def _write(
@@ -136,35 +171,37 @@ def _write(
     recipe: dict[str, Any],
     corpus: Corpus,
     tokenizer: Any,
-    num_workers: int,
+    tokenize: Callable[[Iterable[Reader]], Iterator[Done]],
     progress: bool,
 ) -> dict[str, Any]:
-    states = _find_states(directory, recipe)
-    shard_size, fraction = recipe["shard_size"], recipe["validation_fraction"]
-    pieces = _assign_splits(corpus, recipe["split"], fraction)
+    found = _find_progress(directory, recipe) or _begin(corpus, recipe)
+    shard_size = recipe["shard_size"]
     dtype = token_dtype(tokenizer.vocab_size)
     writers = {
-        name: SplitWriter(directory, name, dtype, shard_size, states.get(name))
-        for name in (("train", "val") if fraction else ("train",))
+        name: SplitWriter(directory, name, dtype, shard_size, found["states"].get(name))
+        for name in (("train", "val") if recipe["validation_fraction"] else ("train",))
     }
     with ExitStack() as stack:
         for writer in writers.values():
             stack.callback(writer.close)
         advance = stack.enter_context(_progress_bar(corpus.num_bytes, progress))
+        advance(found["num_source_bytes"], 0)
         done = {name: writer.counts["num_pieces"] for name, writer in writers.items()}
-        tasks = _group(pieces, done, advance)
-        tokenized = tokenize_tasks(tasks, tokenizer, num_workers)
+        tokenized = tokenize(_readers(corpus, recipe, found, done))
         stack.enter_context(closing(tokenized))  # at once, when writing fails
         num_unsaved = 0
-        for task, tokens in tokenized:
+        for place, split, tokens in tokenized:
+            if list(place) != found["place"]:  # all before this part is written
+                found["place"] = list(place)
+                found["before"] = {n: dict(w.counts) for n, w in writers.items()}
             if num_unsaved >= min(shard_size, 2**24):
-                states = {name: writer.save() for name, writer in writers.items()}
-                write_json(directory / PROGRESS_NAME, {**recipe, "states": states})
+                found["states"] = {n: writer.save() for n, writer in writers.items()}
+                write_json(directory / PROGRESS_NAME, {**recipe, **found})
                 num_unsaved = 0
-            writers[task.split].append(tokens)
+            writers[split].append(tokens)
             num_unsaved += len(tokens.token_ids)
-            num_source_bytes = sum(piece.num_source_bytes for piece in task.pieces)
-            advance(num_source_bytes, len(tokens.token_ids))
+            found["num_source_bytes"] += tokens.num_source_bytes
+            advance(tokens.num_source_bytes, len(tokens.token_ids))
         _check_not_empty(directory, writers, recipe)
         splits = {name: writer.finish() for name, writer in writers.items()}
     metadata = {**recipe, "splits": splits}
@@ -173,56 +210,108 @@ def _write(
     return metadata
 
 
-def _assign_splits(
-    corpus: Corpus, rule: str, fraction: float
-) -> Iterator[tuple[str, Piece]]:
-    """Yield the pieces with the names of their splits."""
-    if not fraction:
-        yield from (("train", piece) for piece in corpus.pieces())
-    elif rule == "tail":
+def _begin(corpus: Corpus, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What is known before anything is done."""
+    num_train = None
+    if recipe["validation_fraction"] and recipe["split"] == "tail":
         num_characters = sum(len(piece.text) for piece in corpus.pieces())
-        num_left = int((1 - fraction) * num_characters)
-        for piece in corpus.pieces():
+        num_train = int((1 - recipe["validation_fraction"]) * num_characters)
+    return {
+        "states": {},
+        "place": [0, 0],
+        "before": {},
+        "num_source_bytes": 0,
+        "num_train_characters": num_train,
+    }
+
+
+def _readers(
+    corpus: Corpus, recipe: dict[str, Any], found: dict[str, Any], done: dict[str, int]
+) -> Iterator[Reader]:
+    """Yield what reads the parts of a corpus from where an earlier run came to.
+
+    A part alone doesn't know where the tail begins: it is read here, and what the
+    readers give is in them.
+    """
+    before = {name: found["before"].get(name, {}) for name in done}
+    skip = {name: done[name] - before[name].get("num_pieces", 0) for name in done}
+    parts = corpus.parts(*found["place"])
+    if found["num_train_characters"] is not None:
+        num_left = found["num_train_characters"]
+        num_left -= before["train"].get("num_characters", 0)
+        for task in _group(_cut_off_tail(corpus, parts, num_left), skip):
+            yield partial(iter, [task])
+        return
+    read = corpus.without_sources().read
+    for part in parts:
+        yield partial(_read_part, read, part, recipe["validation_fraction"], skip)
+        skip = dict.fromkeys(skip, 0)
+
+
+def _read_part(
+    read: Callable[[Part], Iterator[Piece]],
+    part: Part,
+    fraction: float,
+    skip: dict[str, int],
+) -> Iterator[Task]:
+    place = part.item, part.start
+    return _group(
+        ((place, *pair) for pair in _choose_documents(read(part), fraction)), skip
+    )
+
+
+def _choose_documents(
+    pieces: Iterator[Piece], fraction: float
+) -> Iterator[tuple[str, Piece]]:
+    """Give pieces the names of their splits, by a hash of their documents' begin."""
+    starts_document = True
+    name = "train"
+    for piece in pieces:
+        if starts_document and fraction:
+            digest = hashlib.sha256(piece.text.encode("utf-8")).digest()
+            is_val = int.from_bytes(digest[:8], "big") < fraction * 2**64
+            name = "val" if is_val else "train"
+        starts_document = piece.ends_document
+        yield name, piece
+
+
+def _cut_off_tail(
+    corpus: Corpus, parts: Iterable[Part], num_left: int
+) -> Iterator[tuple[tuple[int, int], str, Piece]]:
+    """Give pieces their places and names of splits: `val` is what `num_left` leaves."""
+    for part in parts:
+        place = part.item, part.start
+        for piece in corpus.read(part):
             train, val = piece.text[:num_left], piece.text[num_left:]
             num_left -= len(train)
             if train:
                 ends = piece.ends_document or num_left == 0
-                yield "train", Piece(train, ends, piece.num_source_bytes)
+                yield place, "train", Piece(train, ends, piece.num_source_bytes)
             if val:
                 num_source_bytes = 0 if train else piece.num_source_bytes
-                yield "val", Piece(val, piece.ends_document, num_source_bytes)
-    else:
-        starts_document = True
-        name = "train"
-        for piece in corpus.pieces():
-            if starts_document:
-                digest = hashlib.sha256(piece.text.encode("utf-8")).digest()
-                is_val = int.from_bytes(digest[:8], "big") < fraction * 2**64
-                name = "val" if is_val else "train"
-            starts_document = piece.ends_document
-            yield name, piece
+                yield place, "val", Piece(val, piece.ends_document, num_source_bytes)
 
 
 def _group(
-    pieces: Iterable[tuple[str, Piece]], done: dict[str, int], advance: Any
+    pieces: Iterable[tuple[tuple[int, int], str, Piece]], skip: dict[str, int]
 ) -> Iterator[Task]:
-    """Group the pieces of each split into tasks, leaving out the first, done ones."""
-    groups: dict[str, list[Piece]] = {name: [] for name in done}
-    sizes = dict.fromkeys(done, 0)
-    done = dict(done)
-    for name, piece in pieces:
-        if done[name]:
-            done[name] -= 1
-            advance(piece.num_source_bytes, 0)
-            continue
-        groups[name].append(piece)
-        sizes[name] += len(piece.text)
-        if sizes[name] >= _TASK_CHARACTERS or len(groups[name]) >= _TASK_PIECES:
-            yield Task(name, groups[name])
-            groups[name], sizes[name] = [], 0
-    for name, group in groups.items():
-        if group:
-            yield Task(name, group)
+    """Group pieces of one place and split into tasks, leaving out first, done ones."""
+    skip = dict(skip)
+    for place, at_place in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        groups: dict[str, list[Piece]] = {name: [] for name in skip}
+        sizes = dict.fromkeys(skip, 0)
+        for _, name, piece in at_place:
+            if skip[name]:
+                skip[name] -= 1
+                continue
+            groups[name].append(piece)
+            sizes[name] += len(piece.text)
+            if sizes[name] >= _TASK_CHARACTERS or len(groups[name]) >= _TASK_PIECES:
+                yield Task(place, name, groups[name])
+                groups[name], sizes[name] = [], 0
+        for name, group in groups.items():
+            if group:
+                yield Task(place, name, group)
 
 
 def _find_complete(directory: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
@@ -235,19 +324,19 @@ def _find_complete(directory: Path, recipe: dict[str, Any]) -> dict[str, Any] | 
     return metadata
 
 
-def _find_states(directory: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+def _find_progress(directory: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """Read how far an earlier run came, or clear what it left before it could save."""
     path = directory / PROGRESS_NAME
     if not path.is_file():
         _remove(directory)
-        return {}
+        return None
     found = read_json(path)
-    if not matches(found, {"states": dict}) or not all(
+    if not matches(found, _PROGRESS) or not all(
         matches(state, STATE) for state in found["states"].values()
     ):
         raise ValueError(f"{path} is damaged. Start afresh with `overwrite=True`.")
     _check_recipe(directory, recipe, found)
-    return found["states"]
+    return {name: found[name] for name in _PROGRESS}
 
 
 def _check_recipe(directory: Path, recipe: dict[str, Any], found: Any) -> None:

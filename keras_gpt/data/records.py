@@ -4,7 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,25 +44,37 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def iterate_records(
-    path: Path, encoding: str = "utf-8-sig", field: str | None = None
+    path: Any,
+    encoding: str = "utf-8-sig",
+    field: str | None = None,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Read records, each with its place and the bytes of the file that it took.
 
     Args:
-        path: As for `read_records`.
+        path: A file as for `read_records`, a `pathlib.Path` or a `RemoteFile`.
         encoding: Of JSON Lines.
         field: The only column of Parquet to read. Defaults to `None`, all.
+        start: Only lines, or groups of rows, that begin at this byte or later; 0 for
+            compressed files.
+        stop: Only those that begin before this byte. Defaults to `None`, all.
     """
     if path.suffix == ".parquet":
-        return _read_rows(path, field)
-    return _read_lines(path, encoding)
+        return _read_rows(path, field, start, stop)
+    return _read_lines(path, encoding, start, stop)
 
 
-def _read_lines(path, encoding):
-    position = 0
+def _read_lines(path, encoding, start, stop):
     with open_source(path) as (raw, file):
-        for number, line in enumerate(file, 1):
-            place = f"line {number}"
+        if start:  # a line that begins before it is another reader's
+            file.seek(start - 1)
+            file.readline()
+        position = raw.tell()
+        number, beginning = 0, f" after byte {position}" if start else ""
+        while (stop is None or raw.tell() < stop) and (line := file.readline()):
+            number += 1
+            place = f"line {number}{beginning}"
             try:
                 text = line.decode(encoding).strip()
                 record = json.loads(text) if text else None
@@ -81,30 +93,41 @@ def _read_lines(path, encoding):
             position = raw.tell()
 
 
-def _read_rows(path, field):
+def _read_rows(path, field, start, stop):
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        # a local file by its path: the library then reads it itself
+        opened = nullcontext(path) if isinstance(path, Path) else path.open("rb")
+        with opened as source, parquet.ParquetFile(source) as file:
             columns = file.schema_arrow.names
             if field is not None and field not in columns:
                 raise ValueError(
                     f"{path} has no column {field!r}. Pass one of its columns as "
                     f"`text_field`: {', '.join(columns)}."
                 )
-            num_row_bytes = path.stat().st_size // max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(256, columns=field and [field]):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record, num_row_bytes
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            number = 0
+            for index, group in enumerate(groups):
+                first = group.column(0).data_page_offset
+                if first < start or (stop is not None and first >= stop):
+                    number += group.num_rows
+                    continue
+                num_bytes = sum(
+                    group.column(i).total_compressed_size
+                    for i in range(group.num_columns)
+                )
+                for batch in file.iter_batches(256, [index], field and [field]):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield f"row {number}", record, num_bytes // group.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file ({error}).") from error
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def open_source(path: Any) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Open a file that may be compressed; give it as it is, and what is in it."""
     with path.open("rb") as raw:
         try:

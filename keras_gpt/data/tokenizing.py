@@ -1,19 +1,29 @@
-"""Tokenize a stream of texts on all cores, in order."""
+"""Tokenize a stream of texts on all cores, or many machines, in order."""
 
+import functools
+import os
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_gpt.cluster import connected
 from keras_gpt.data.corpus import Piece
 
 
 class Task(NamedTuple):
-    """Pieces of one split that are tokenized together."""
+    """Pieces of one split that are tokenized together.
 
+    Attributes:
+        place: `item` and `start` of the part of the corpus that they are of.
+        split: The split.
+        pieces: The pieces.
+    """
+
+    place: tuple[int, int]
     split: str
     pieces: list[Piece]
 
@@ -25,11 +35,27 @@ class Tokens(NamedTuple):
         token_ids: All ids, in order.
         document_ends: Offsets into `token_ids` after which a document ends.
         counts: Of documents, pieces, characters and bytes in UTF-8, by name.
+        num_source_bytes: How much of the source it took to read.
     """
 
     token_ids: np.ndarray
     document_ends: np.ndarray
     counts: dict[str, int]
+    num_source_bytes: int
+
+
+class Done(NamedTuple):
+    """A task that is done.
+
+    Attributes:
+        place: As of the task.
+        split: As of the task.
+        tokens: Of its pieces.
+    """
+
+    place: tuple[int, int]
+    split: str
+    tokens: Tokens
 
 
 def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
@@ -62,8 +88,12 @@ def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
         "num_bytes": sum(len(piece.text.encode("utf-8")) for piece in pieces),
         "num_pieces": len(pieces),
     }
-    ends = np.array(ends, np.int64)
-    return Tokens(token_ids.astype(token_dtype(vocab_size)), ends, counts)
+    token_ids, ends = (
+        token_ids.astype(token_dtype(vocab_size)),
+        np.array(ends, np.int64),
+    )
+    num_source_bytes = sum(piece.num_source_bytes for piece in pieces)
+    return Tokens(token_ids, ends, counts, num_source_bytes)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -71,9 +101,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
-def tokenize_tasks(
+def _tokenize_task(tokenizer, task):
+    return Done(task.place, task.split, tokenize(tokenizer, task.pieces))
+
+
+def tokenize_in_threads(
     tasks: Iterable[Task], tokenizer: Any, num_workers: int
-) -> Iterator[tuple[Task, Tokens]]:
+) -> Iterator[Done]:
     """Tokenize tasks in threads, in order.
 
     The libraries let go of Python's lock while they encode, so that threads are as
@@ -86,18 +120,81 @@ def tokenize_tasks(
         num_workers: How many threads.
 
     Yields:
-        Each task with its tokens.
+        What came of each task.
     """
     threads = ThreadPoolExecutor(num_workers)
     pending: deque = deque()
     try:
         for task in tasks:
-            pending.append((task, threads.submit(tokenize, tokenizer, task.pieces)))
+            pending.append(threads.submit(_tokenize_task, tokenizer, task))
             # Twice the workers: none is idle while the oldest result is awaited.
             if len(pending) > 2 * num_workers:
-                task, future = pending.popleft()
-                yield task, future.result()
-        for task, future in pending:
-            yield task, future.result()
+                yield pending.popleft().result()
+        for future in pending:
+            yield future.result()
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def tokenize_on_ray(
+    readers: Iterable[Callable[[], Iterable[Task]]],
+    tokenizer: Any,
+    num_workers: int | None = None,
+    address: str | None = None,
+) -> Iterator[Done]:
+    """Tokenize on a Ray cluster, in order.
+
+    Each reader is called by a Ray task, which sends tokens as it has them: what
+    readers read never passes through this process. Workers that are ahead wait in the
+    object store, which goes to disk when it is full.
+
+    Args:
+        readers: Give tasks; pickled.
+        tokenizer: Any tokenizer that can be pickled.
+        num_workers: CPUs of a cluster that is started; `None` for all cores.
+        address: Of a running cluster; see `keras_gpt.cluster.connected`.
+
+    Yields:
+        What came of each task.
+    """
+    with connected(address, num_workers) as ray:
+        shared = ray.put(tokenizer)
+        run = ray.remote(_tokenize_read)
+        limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running: deque = deque()
+        try:
+            for reader in readers:
+                # In a list it is no copy for each task, but a name for what is there
+                running.append(run.remote(reader, [shared]))
+                if len(running) > limit:
+                    yield from _take(ray, running.popleft())
+            while running:
+                yield from _take(ray, running.popleft())
+        finally:
+            for generator in running:
+                ray.cancel(generator)
+
+
+def _take(ray, generator):
+    try:
+        for tokens in generator:
+            yield ray.get(tokens)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _tokenize_read(reader, shared):
+    """What a Ray task does."""
+    # One core is what it has; the library asks for this each time
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = _fetch(*shared)
+    for task in reader():
+        yield _tokenize_task(tokenizer, task)
+
+
+@functools.lru_cache(1)
+def _fetch(shared):
+    """A tokenizer, made once in each process."""
+    import ray
+
+    return ray.get(shared)

@@ -1,8 +1,10 @@
 import gzip
 import itertools
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_gpt.data import Corpus, embedded_corpus, read_documents
-from keras_gpt.data.corpus import PIECE_CHARACTERS
+from keras_gpt.data.corpus import PIECE_CHARACTERS, Part
 
 
 def write_json_lines(path, documents):
@@ -68,6 +70,87 @@ def test_folder_is_read_in_sorted_order_whatever_the_format(tmp_path):
     expected = ["a", "b", "c 1", "c 2", "d 1", "d 2", "e"]
     assert list(read_documents(tmp_path)) == expected
     assert list(read_documents([tmp_path, "f"])) == [*expected, "f"]
+
+
+def test_a_storage_of_fsspec_is_read_like_a_folder_of_this_machine(tmp_path):
+    write_json_lines(tmp_path / "c.jsonl", ["c 1", "c 2"])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_bytes("\ufeffé\r\n".encode())
+    (tmp_path / "sub" / ".hidden.txt").write_text("hidden")
+    (tmp_path / "ignored.png").write_bytes(b"\0")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write('{"text": "b"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["d"]}), tmp_path / "d.parquet")
+    here = fsspec.filesystem("file")
+    memory = fsspec.filesystem("memory")
+    memory.put(
+        here.find(str(tmp_path)),
+        [path.replace(str(tmp_path), "/corpus") for path in here.find(str(tmp_path))],
+    )
+    expected = list(read_documents(tmp_path))
+    assert expected == ["b", "c 1", "c 2", "d", "é\r\n"]
+    assert list(read_documents("memory://corpus")) == expected
+    assert list(read_documents(f"file://{tmp_path}")) == expected
+    for pattern in ("memory://corpus/*.jsonl*", str(tmp_path / "*.jsonl*")):
+        assert list(read_documents(pattern)) == ["b", "c 1", "c 2"]
+    corpus = Corpus("memory://corpus/c.jsonl")
+    assert corpus.num_bytes == (tmp_path / "c.jsonl").stat().st_size
+    before = corpus.describe()
+    assert (
+        json.loads(json.dumps(before)) == Corpus("memory://corpus/c.jsonl").describe()
+    )
+    memory.pipe("/corpus/c.jsonl", b'{"text": "other"}\n')
+    assert Corpus("memory://corpus/c.jsonl").describe() != before
+    with pytest.raises(FileNotFoundError, match="'memory://corpus/none'"):
+        Corpus("memory://corpus/none")
+    with pytest.raises(ValueError, match=r"fsspec knows.*s3://"):
+        Corpus("nothing://corpus/none")
+
+
+@pytest.mark.skipif(find_spec("s3fs") is not None, reason="it is there")
+def test_a_missing_driver_is_named():
+    with pytest.raises(ImportError, match=r"^s3://bucket/a needs .*nstall s3fs"):
+        Corpus("s3://bucket/a")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_stretches_of_a_file_have_each_document_once(tmp_path, suffix):
+    documents = [f"{n} " + "x" * (n % 90) for n in range(300)]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        write_json_lines(path, documents)
+    else:
+        table = pyarrow.table({"text": documents})
+        pyarrow.parquet.write_table(table, path, row_group_size=11)
+    corpus, size = Corpus(path), path.stat().st_size
+    for step in (1000, 1 + size // 2):
+        stretches = [Part(0, i, [path], i + step) for i in range(0, size, step)]
+        found = [piece for part in stretches for piece in corpus.read(part)]
+        assert [piece.text for piece in found] == documents
+
+
+def test_parts_are_small_sources_together_and_stretches_of_large_ones(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("keras_gpt.data.corpus.PART_BYTES", 100)
+    large = write_json_lines(tmp_path / "large.jsonl", ["a" * 99, "b" * 99])
+    text = tmp_path / "text.txt"
+    text.write_text("c" * 300)
+    corpus = Corpus(["x" * 60, "y" * 40, "z", large, text, "w"])
+    parts = list(corpus.parts())
+    assert [part[:2] for part in parts] == [
+        (0, 0),
+        (2, 0),
+        (3, 0),
+        (3, 100),
+        (3, 200),
+        (4, 0),
+        (5, 0),
+    ]
+    read = [piece for part in parts for piece in corpus.read(part)]
+    assert read == list(corpus.pieces())
+    for part in parts:
+        assert next(corpus.parts(*part[:2])) == part
 
 
 @given(st.lists(st.text()).filter(any))

@@ -200,6 +200,71 @@ def test_killed_with_other_arguments_is_refused_or_started_afresh(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
+class Stopped(CharacterTokenizer):
+    """As the tokenizer that is given, but it stops after a number of batches."""
+
+    def __init__(self, tokenizer, num_batches):
+        super().__init__(tokenizer._ids, [END])
+        self.left = num_batches
+
+    def encode_batch(self, texts):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().encode_batch(texts)
+
+    @property
+    def fingerprint(self):
+        return CharacterTokenizer(self._ids, [END]).fingerprint
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Let parts of a corpus be of 10 kB."""
+    monkeypatch.setattr("keras_gpt.data.corpus.PART_BYTES", 10_000)
+
+
+def write_json_lines(folder, names, num_documents):
+    folder.mkdir()
+    for name in names:
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for document in make_documents(num_documents, seed=name):
+                file.write(json.dumps({"text": document}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(("split", "num_batches"), [("documents", 25), ("tail", 14)])
+def test_what_goes_on_reads_no_file_again_that_is_done(
+    tmp_path, tokenizer, small_parts, split, num_batches
+):
+    options = {"split": split, "shard_size": 5000, "num_workers": 1}
+    source = write_json_lines(tmp_path / "source", "abc", 100)
+    quietly(source, tmp_path / "whole", tokenizer, **options)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        quietly(source, out, Stopped(tokenizer, num_batches), **options)
+    first = source / "a.jsonl"
+    status = first.stat()
+    first.write_bytes(b"x" * status.st_size)
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    quietly(source, out, tokenizer, **options)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_ray_goes_on_where_threads_were_and_writes_the_same_bytes(
+    tmp_path, tokenizer, small_parts
+):
+    options = {"shard_size": 5000, "num_workers": 1}
+    source = write_json_lines(tmp_path / "source", "ab", 100)
+    (source / "c.txt").write_text("\n".join(make_documents(200, seed=3)))
+    quietly(source, tmp_path / "whole", tokenizer, **options)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        quietly(source, out, Stopped(tokenizer, 15), **options)
+    quietly(source, out, tokenizer, engine="ray", ray_address="local", **options)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_two_at_once_are_one_too_many(tmp_path, documents, tokenizer):
     out = tmp_path / "out"
 
@@ -305,6 +370,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path):
         {"validation_fraction": 1},
         {"validation_fraction": -0.1},
         {"split": "half"},
+        {"engine": "spark"},
         {"shard_size": 0},
         {"num_workers": 0},
     ],

@@ -1,0 +1,51 @@
+"""Ray, which spreads work over processes and machines: an optional dependency."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def connected(address: str | None = None, num_cpus: int | None = None) -> Iterator[Any]:
+    """Give Ray, connected to a cluster for as long as the block lasts.
+
+    A connection that the caller already made with `ray.init` is used and left open.
+
+    Args:
+        address: Of a running cluster, as `ray.init` takes it, such as `"auto"`.
+            Defaults to the environment's `RAY_ADDRESS`, else `"local"`: one that is
+            started on this machine and ends with the block.
+        num_cpus: What a cluster that is started offers. Defaults to all cores.
+
+    Raises:
+        ImportError: Ray is missing.
+        ConnectionError: There is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "`engine='ray'` needs Ray. Run: pip install 'keras-gpt[ray]'"
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    started = {"num_cpus": num_cpus, "include_dashboard": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)  # which Ray replaces
+    try:
+        ray.init(
+            address,
+            **(started if address == "local" else {}),
+            configure_logging=False,
+            log_to_driver=False,
+        )
+        yield ray
+    finally:
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
