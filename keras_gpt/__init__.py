@@ -20,7 +20,7 @@ from keras_gpt.tokenizers import (
 )
 
 if TYPE_CHECKING:  # for editors
-    from keras_gpt import checkpoints, evaluation, export, runs, serving, tasks
+    from keras_gpt import checkpoints, evaluation, export, runs, server, serving, tasks
 
 __version__ = "0.1.0"
 
@@ -42,6 +42,7 @@ __all__ = [
     "generation",
     "layers",
     "runs",
+    "server",
     "serving",
     "tasks",
     "tokenizers",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-MOST_NEW_TOKENS = 2**30
+MOST_NEW_TOKENS = 2**20  # a billion would be asked for by mistake, or to do harm
 
 
 @dataclass(frozen=True)

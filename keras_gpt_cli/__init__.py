@@ -11,7 +11,14 @@ from typing import Annotated
 
 import typer
 
-from keras_gpt_cli import answering, models, pictures, training, watching
+from keras_gpt_cli import (
+    answering,
+    models,
+    pictures,
+    serving,
+    training,
+    watching,
+)
 from keras_gpt_cli.options import Commands
 
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
@@ -42,6 +49,7 @@ for command in (
     models.import_,
     models.write,
     models.export,
+    serving.serve,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

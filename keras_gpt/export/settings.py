@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any, Self
 
 from keras_gpt.config import check_choice, suggest
-from keras_gpt.controls import CONTROLS, check_control
+from keras_gpt.controls import CONTROLS, MOST_NEW_TOKENS, check_control
 from keras_gpt.export.chat_layout import ChatLayout, learn_layout
 from keras_gpt.generation.rows import check_stop_ids
 from keras_gpt.language_model.completion import find_room
@@ -18,7 +18,6 @@ from keras_gpt.tokenizers import encode_chat
 # What each row of a request chooses; other controls are fixed by the export
 ROW_CONTROLS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 LIMIT = 2**30  # a control beyond it is as this, which int32 and float32 hold
-MOST_NEW_TOKENS = 2**20
 WEIGHTS = ("float32", "bfloat16", "int8")
 FLAVOURS = ("stock", "xla")
 TASKS = ("chat", "summarize", "translate", "generate")

@@ -188,7 +188,7 @@ def test_a_deadline_that_passes_is_a_timeout(address, server):
     with Client(address, model="docs", timeout=0.5) as client:
         start = time.monotonic()
         with pytest.raises(TimeoutError, match="Raise `timeout`"):
-            client.generate("a", 2**30)
+            client.generate("a", 2**20)
         assert time.monotonic() - start < 5
         # the server goes on to serve
         assert client.generate("ab", temperature=0) == "BA"

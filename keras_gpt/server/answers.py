@@ -1,0 +1,179 @@
+"""Answers in the words of OpenAI's interface, whole or as server-sent events."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from keras_gpt.server.errors import ApiError, error_body
+from keras_gpt.server.requests import ChatRequest, CompletionRequest
+from keras_gpt.server.scheduler import Choice, Piece
+
+
+class Answer:
+    """What becomes of a request.
+
+    Args:
+        lm: A `LanguageModel`.
+        name: What requests call it.
+        request: The request.
+        choices: What it asks for.
+
+    Attributes:
+        id: Of the answer.
+        prompt_tokens: How many tokens were read, those of each prompt once.
+        completion_tokens: How many were written.
+    """
+
+    def __init__(
+        self,
+        lm,
+        name: str,
+        request: CompletionRequest | ChatRequest,
+        choices: Sequence[Choice],
+    ):
+        self._tokenizer = lm.tokenizer
+        self._request = request
+        self._choices = choices
+        self._is_chat = isinstance(request, ChatRequest)
+        self._offsets = [0] * len(choices)
+        prefix, kind = "cmpl", "text_completion"
+        if self._is_chat:
+            prefix, kind = "chatcmpl", "chat.completion"
+            if request.stream:
+                kind += ".chunk"
+        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        self._head = {
+            "id": self.id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": name,
+        }
+        prompts = choices[:: request.n or 1]
+        self.prompt_tokens = sum(len(choice.prompt_ids) for choice in prompts)
+        self.completion_tokens = 0
+        self._reused = [0] * len(choices)
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of the prompts' tokens needn't be read again."""
+        return sum(self._reused[:: self._request.n or 1])
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """How many tokens were read and written."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    def count(self, piece: Piece) -> None:
+        """Count a piece in."""
+        self.completion_tokens += len(piece.ids)
+        self._reused[piece.index] = piece.num_reused
+
+    async def whole(self, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
+        """The answer as one body.
+
+        Args:
+            pieces: Of all choices, as they come.
+        """
+        parts: list[list[Piece]] = [[] for _ in self._choices]
+        async for piece in pieces:
+            self.count(piece)
+            parts[piece.index].append(piece)
+        choices = []
+        for index, came in enumerate(parts):
+            text = self._echoed(index) + "".join(piece.text for piece in came)
+            choice = {
+                "index": index,
+                "finish_reason": came[-1].finish_reason,
+                "logprobs": self._log_probs(index, came),
+            }
+            if self._is_chat:
+                choice["message"] = {"role": "assistant", "content": text}
+            else:
+                choice["text"] = text
+            choices.append(choice)
+        return {**self._head, "choices": choices, "usage": self.usage}
+
+    async def events(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+        """The answer as server-sent events.
+
+        Args:
+            pieces: Of all choices, as they come.
+        """
+        options = self._request.stream_options
+        has_usage = options is not None and options.include_usage
+        none = {"usage": None} if has_usage else {}
+        try:
+            for index in range(len(self._choices)):
+                if self._is_chat or self._request.echo:
+                    start = self._grown(index, self._echoed(index), [], is_first=True)
+                    yield _event({**self._head, "choices": [start], **none})
+            async for piece in pieces:
+                self.count(piece)
+                is_silent = not piece.text and piece.finish_reason is None
+                if is_silent and not self._request.wants_log_probs:
+                    continue
+                grown = self._grown(piece.index, piece.text, [piece])
+                yield _event({**self._head, "choices": [grown], **none})
+            if has_usage:
+                yield _event({**self._head, "choices": [], "usage": self.usage})
+            yield "data: [DONE]\n\n"
+        except ApiError as error:
+            yield _event(error_body(error))
+
+    def _grown(self, index, text, pieces, is_first=False):
+        """What a choice has grown by."""
+        choice = {
+            "index": index,
+            "finish_reason": pieces[-1].finish_reason if pieces else None,
+            "logprobs": self._log_probs(index, pieces),
+        }
+        if self._is_chat:
+            role = {"role": "assistant"} if is_first else {}
+            return {**choice, "delta": {**role, "content": text}}
+        return {**choice, "text": text}
+
+    def _echoed(self, index):
+        """The text of the prompt, where it is to stand before the answer."""
+        if self._is_chat or not self._request.echo:
+            return ""
+        prompt = self._request.prompts[index // (self._request.n or 1)]
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+
+    def _log_probs(self, index, pieces: Iterable[Piece]):
+        """The log-probabilities of new tokens, if they are wanted."""
+        if not self._request.wants_log_probs:
+            return None
+        log_probs = [x for piece in pieces for x in piece.log_probs]
+        ids = [i for piece in pieces for i in piece.ids]
+        # a pretrained model's vocabulary may be padded with ids that mean nothing
+        known = range(self._tokenizer.vocab_size)
+        tokens = [self._tokenizer.decode_bytes([i] if i in known else []) for i in ids]
+        texts = [token.decode("utf-8", "replace") for token in tokens]
+        if self._is_chat:
+            content = [
+                {"token": text, "logprob": x, "bytes": list(token), "top_logprobs": []}
+                for text, token, x in zip(texts, tokens, log_probs, strict=True)
+            ]
+            return {"content": content, "refusal": None}
+        offsets = []
+        for text in texts:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": log_probs,
+            "top_logprobs": None,
+            "text_offset": offsets,
+        }
+
+
+def _event(body):
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n"

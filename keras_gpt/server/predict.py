@@ -1,0 +1,230 @@
+"""TensorFlow Serving's predict route, as the signatures of an exported model have it.
+
+So `keras_gpt.serving.Client`, or another client of TensorFlow Serving over REST, calls
+this server while something is built, and TensorFlow Serving when it is in use.
+
+References:
+    - [TensorFlow Serving's REST API](https://www.tensorflow.org/tfx/serving/api_rest)
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from keras_gpt.controls import check_control
+from keras_gpt.export.settings import OWN, ROW_CONTROLS
+from keras_gpt.language_model.completion import encode_messages
+from keras_gpt.server.errors import ApiError
+from keras_gpt.server.prompts import check_limit, encode_texts, make_choice
+from keras_gpt.server.scheduler import Choice, Piece
+from keras_gpt.server.settings import Settings
+
+_NEW_TOKENS = 64  # as `LanguageModel.export` has it
+_SIGNATURES = {  # the inputs that a request must have
+    "serving_default": ("prompt",),
+    "generate": ("prompt",),
+    "generate_ids": ("token_ids", "lengths"),
+    "chat": ("roles", "contents"),
+    "chat_with_controls": ("roles", "contents"),
+}
+_WITH_CONTROLS = ("generate", "generate_ids", "chat_with_controls")
+
+
+class PredictRequest(BaseModel):
+    """What a signature is given: rows as `instances`, or columns as `inputs`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    signature_name: str = "serving_default"
+    instances: Annotated[list[Any], Field(min_length=1)] | None = None
+    inputs: Any = None
+
+    @classmethod
+    def read(cls, body: bytes) -> "PredictRequest":
+        """A request from its JSON.
+
+        Raises:
+            ApiError: It is none.
+        """
+        try:
+            request = cls.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ApiError(400, f"{where or 'The body'}: {first['msg']}.") from error
+        if request.signature_name not in _SIGNATURES:
+            raise ApiError(
+                400,
+                f"There is no signature {request.signature_name!r}. This server has "
+                f"{', '.join(_SIGNATURES)}.",
+            )
+        return request
+
+    def columns(self) -> dict[str, list]:
+        """A list with a value for each row, for each input that is given.
+
+        Raises:
+            ApiError: One is missing, unknown, or has another length.
+        """
+        needed = _SIGNATURES[self.signature_name]
+        if (self.instances is None) == (self.inputs is None):
+            raise ApiError(400, "Give either `instances` or `inputs`.")
+        if self.instances is not None:
+            rows = [
+                r if isinstance(r, dict) else {needed[0]: r} for r in self.instances
+            ]
+            if any(row.keys() != rows[0].keys() for row in rows):
+                raise ApiError(400, "All `instances` must have the same inputs.")
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+        else:
+            is_named = isinstance(self.inputs, dict)
+            columns = self.inputs if is_named else {needed[0]: self.inputs}
+        is_controlled = self.signature_name in _WITH_CONTROLS
+        allowed = {*needed, *(ROW_CONTROLS if is_controlled else ())}
+        for name in (*needed, *columns):
+            if name not in columns:
+                raise ApiError(400, f"The input {name!r} is missing.")
+            if name not in allowed:
+                raise ApiError(
+                    400, f"There is no input {name!r} of {self.signature_name!r}."
+                )
+            column = columns[name]
+            if not isinstance(column, list) or len(column) != len(columns[needed[0]]):
+                raise ApiError(400, f"{name!r} must be a list with a value a row.")
+        if not columns[needed[0]]:
+            raise ApiError(400, f"{needed[0]!r} must have at least one row.")
+        return columns
+
+
+def make_predictions(lm, settings: Settings, request: PredictRequest) -> list[Choice]:
+    """What each row of a request asks for.
+
+    Args:
+        lm: A `LanguageModel`.
+        settings: The server's.
+        request: The request.
+
+    Raises:
+        ApiError: A row is wrong, or asks for more than the server gives.
+    """
+    columns = request.columns()
+    signature = request.signature_name
+    num_rows = len(next(iter(columns.values())))
+    check_limit(settings, "max_choices", num_rows, "inputs")
+    names = [name for name in ROW_CONTROLS if name in columns]
+    controls = [
+        _read_controls({name: columns[name][row] for name in names})
+        for row in range(num_rows)
+    ]
+    for given in controls:
+        check_limit(settings, "max_tokens", given["max_new_tokens"], "max_new_tokens")
+    if signature == "generate_ids":
+        pairs = zip(columns["token_ids"], columns["lengths"], strict=True)
+        prompts = encode_texts(lm, [_unpad(*pair) for pair in pairs], "token_ids")
+    elif signature.startswith("chat"):
+        pairs = zip(columns["roles"], columns["contents"], strict=True)
+        conversations = [_read_messages(*pair) for pair in pairs]
+        prompts = _encode_chats(lm, conversations, controls)
+    else:
+        texts = columns["prompt"]
+        for text in texts:
+            _check_text(text, "prompt")
+        if signature == "generate" or lm.task == "generate":
+            prompts = encode_texts(lm, texts)
+        elif lm.task == "chat":
+            conversations = [[{"role": "user", "content": text}] for text in texts]
+            prompts = _encode_chats(lm, conversations, controls)
+        else:
+            raise ApiError(
+                400,
+                f"This model was tuned to {lm.task}, which this server doesn't do: "
+                "export the model, or call the signature 'generate'.",
+            )
+    return [
+        make_choice(lm, ids, given)
+        for ids, given in zip(prompts, controls, strict=True)
+    ]
+
+
+def write_predictions(
+    request: PredictRequest, answers: Sequence[Sequence[Piece]]
+) -> dict[str, Any]:
+    """The body of an answer.
+
+    Args:
+        request: The request.
+        answers: The pieces of each row.
+    """
+    ids = [[i for piece in pieces for i in piece.ids] for pieces in answers]
+    columns: dict[str, list] = {"num_tokens": [len(row) for row in ids]}
+    if request.signature_name == "generate_ids":
+        longest = max(columns["num_tokens"])
+        log_probs = [
+            [x for piece in pieces for x in piece.log_probs] for pieces in answers
+        ]
+        columns["token_ids"] = [row + [-1] * (longest - len(row)) for row in ids]
+        columns["log_probs"] = [row + [0.0] * (longest - len(row)) for row in log_probs]
+    else:
+        columns["text"] = ["".join(p.text for p in pieces) for pieces in answers]
+        columns["finish_reason"] = [pieces[-1].finish_reason for pieces in answers]
+    if request.instances is None:
+        return {"outputs": columns}
+    rows = zip(*columns.values(), strict=True)
+    return {"predictions": [dict(zip(columns, row, strict=True)) for row in rows]}
+
+
+def _read_controls(given):
+    """A row's controls, without those that are the model's own."""
+    controls = {"max_new_tokens": _NEW_TOKENS, "seed": 0}
+    for name, value in given.items():
+        if value == OWN:
+            continue
+        if name == "top_k" and value == 0:  # no limit
+            value = None
+        try:
+            controls[name] = check_control(name, value)
+        except ValueError as error:
+            raise ApiError(400, str(error), param=name) from error
+    return controls
+
+
+def _encode_chats(lm, conversations, controls):
+    pairs = zip(conversations, controls, strict=True)
+    try:
+        return [
+            encode_messages(lm, messages, given["max_new_tokens"])
+            for messages, given in pairs
+        ]
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
+
+
+def _read_messages(roles, contents):
+    """A conversation, which ends at the first empty role."""
+    if not (isinstance(roles, list) and isinstance(contents, list)):
+        raise ApiError(400, "'roles' and 'contents' must be lists of lists.")
+    messages = []
+    for role, content in zip(roles, contents, strict=False):
+        if role == "":
+            break
+        _check_text(role, "roles")
+        _check_text(content, "contents")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _check_text(text, name):
+    if not isinstance(text, str):
+        raise ApiError(400, f"{name!r} must be strings. Received: {text!r:.50}.")
+
+
+def _unpad(ids, length):
+    is_length = type(length) is int and isinstance(ids, list) and 0 < length <= len(ids)
+    if not is_length or any(type(i) is not int for i in ids):
+        raise ApiError(
+            400,
+            "'token_ids' must be lists of integers, and 'lengths' from 1 to their "
+            "width.",
+        )
+    return ids[:length]

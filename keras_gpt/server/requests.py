@@ -1,0 +1,228 @@
+"""What may be asked of the server, in the words of OpenAI's interface.
+
+What a server can't do is refused by name, unless the value asks for nothing. The fields
+that OpenAI doesn't know (`top_k`, `min_p`, `repetition_penalty`) are those of
+`keras_gpt.generate`.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from keras_gpt.controls import CONTROLS
+
+# Values that ask for nothing, by the names of fields that aren't supported.
+_NOTHING = {
+    "audio": (),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_MOST_SEED = 2**63 - 1
+_MOST_STOPS = 16
+_MOST_MESSAGES = 1024
+
+
+def _control(name, least=None):
+    """The type of a control, with its range in the table."""
+    control = CONTROLS[name]
+    bounds = {"gt" if control.is_least_open else "ge": control.least}
+    if least is not None:
+        bounds = {"ge": least}
+    if not math.isinf(control.most):
+        bounds["le"] = control.most
+    kind = int if control.is_integer else float
+    return Annotated[kind | None, Field(description=control.help, **bounds)]
+
+
+_StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    """What is said besides text while it streams."""
+
+    model_config = _STRICT
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # there is none
+
+
+class _Request(BaseModel):
+    """What both kinds of requests have."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    max_tokens: _control("max_new_tokens") = None
+    temperature: _control("temperature") = None
+    top_p: _control("top_p") = None
+    top_k: _control("top_k", least=-1) = None
+    min_p: _control("min_p") = None
+    repetition_penalty: _control("repetition_penalty") = None
+    seed: Annotated[int | None, Field(ge=0, le=_MOST_SEED)] = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    stop: (
+        _StopString | Annotated[list[_StopString], Field(max_length=_MOST_STOPS)] | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name in _NOTHING.keys() & data.keys():
+            value = data[name]
+            if value is not None and value not in _NOTHING[name]:
+                raise PydanticCustomError(
+                    "unsupported",
+                    "`{field}` isn't supported by this server. Leave it out.",
+                    {"field": name},
+                )
+        return {name: data[name] for name in data if name not in _NOTHING}
+
+    @model_validator(mode="after")
+    def _check_stream_options(self):
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "stream_options",
+                "`{field}` is for `stream`: true.",
+                {"field": "stream_options"},
+            )
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end a text."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The controls of sampling that are given, as of `keras_gpt.generate`."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        given = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.get("top_k", 1) < 1:
+            given["top_k"] = None
+        return given
+
+
+class CompletionRequest(_Request):
+    """`/v1/completions`: texts to continue."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | _Ids
+        | Annotated[list[_Ids], Field(min_length=1)]
+    )
+    echo: bool | None = None
+    logprobs: Annotated[
+        int | None,
+        Field(ge=0, le=0, description="0: the log-probability of each token."),
+    ] = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most tokens of an answer."""
+        return self.max_tokens
+
+    @property
+    def wants_log_probs(self) -> bool:
+        """Whether the answer has them."""
+        return self.logprobs is not None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, as texts or token ids."""
+        prompt = self.prompt
+        is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+        return [prompt] if is_one else prompt
+
+
+class _TextPart(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text"]
+    text: str
+
+
+def _join(content):
+    """The text of a message's content."""
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    model_config = _STRICT
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str | list[_TextPart], AfterValidator(_join)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, data: Any) -> Any:
+        """Answers of the `openai` package are sent back with all their fields."""
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value not in (None, [])}
+
+    def to_dict(self) -> dict[str, str]:
+        """As `LanguageModel.chat` takes it."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.content}
+
+
+class ChatRequest(_Request):
+    """`/v1/chat/completions`: a conversation whose last message is to be answered."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_MESSAGES)]
+    max_completion_tokens: _control("max_new_tokens") = None
+    logprobs: bool | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most tokens of an answer."""
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
+
+    @property
+    def wants_log_probs(self) -> bool:
+        """Whether the answer has them."""
+        return bool(self.logprobs)

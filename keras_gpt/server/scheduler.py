@@ -1,0 +1,297 @@
+"""`Scheduler`: one thread that owns the model, in whose steps all requests share."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_gpt.generation import Slots, TextAssembler
+from keras_gpt.server.errors import ApiError
+
+_TOKENS_BETWEEN_LOOKS = 4  # decoded before others are let in and text goes out
+_WARM_UP_LENGTHS = 1, 50, 200  # of prompts: each is read by another program
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text to be written.
+
+    Attributes:
+        prompt_ids: What it continues.
+        controls: As of `keras_gpt.generate`.
+        stop: Strings that end it.
+    """
+
+    prompt_ids: list[int]
+    controls: dict[str, Any]
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a choice has grown by.
+
+    Attributes:
+        index: Which of the request's choices.
+        text: What is certain of its text.
+        ids: The new token ids.
+        log_probs: Of each of them, in nats.
+        finish_reason: `"stop"`, `"length"`, or `None` while it goes on.
+        num_reused: Tokens of the prompt that needn't be read again.
+    """
+
+    index: int
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+    finish_reason: str | None
+    num_reused: int
+
+
+class Job:
+    """A request's choices.
+
+    Args:
+        deliver: Called from the scheduler's thread with each `Piece`, or once with the
+            `ApiError` that ends the request.
+        deadline: When it is given up, by `time.monotonic`.
+    """
+
+    def __init__(self, deliver: Callable[[Piece | ApiError], None], deadline: float):
+        self.deliver = deliver
+        self.deadline = deadline
+        self.is_over = False  # nobody waits for more
+
+    def fail(self, error: ApiError) -> None:
+        """End the request with an error, unless it has ended."""
+        if not self.is_over:
+            self.is_over = True
+            self.deliver(error)
+
+
+class _Row:
+    """A choice on its way."""
+
+    def __init__(self, job, index, choice, tokenizer):
+        self.job = job
+        self.index = index
+        self.choice = choice
+        self.text = TextAssembler(tokenizer, choice.stop)
+        self.slot = None
+        self.num_taken = 0
+
+    def take(self):
+        """The piece that came since the last, token by token up to a stop string."""
+        slot, start = self.slot, self.num_taken
+        text = ""
+        for token_id in slot.ids[start:]:
+            text += self.text.add([token_id])
+            self.num_taken += 1
+            if self.text.stopped:
+                break
+        reason = "stop" if self.text.stopped else slot.finish_reason
+        if reason is not None:
+            text += self.text.finish()
+        return Piece(
+            self.index,
+            text,
+            slot.ids[start : self.num_taken],
+            slot.log_probs[start : self.num_taken],
+            reason,
+            slot.num_reused,
+        )
+
+
+class Scheduler:
+    """Answers requests with one model, several at the same time.
+
+    Args:
+        lm: A `LanguageModel`, which nobody else may use meanwhile.
+        num_slots: Choices that are written at the same time.
+        max_waiting: Choices that wait for a slot.
+
+    Attributes:
+        is_ready: Whether the model was warmed up.
+        is_stopping: Whether new requests are refused.
+        error: What ended the thread, if something did.
+
+    Raises:
+        ValueError: The model isn't one that Keras runs.
+    """
+
+    def __init__(self, lm, *, num_slots: int = 8, max_waiting: int = 64):
+        self.is_ready = False
+        self.is_stopping = False
+        self.error: BaseException | None = None
+        self._lm = lm
+        self._slots = Slots(lm.model, num_slots)
+        self._num_slots = num_slots
+        self._most = num_slots + max_waiting
+        self._changed = threading.Condition()
+        self._waiting: deque[_Row] = deque()
+        self._running: list[_Row] = []
+        self._thread = threading.Thread(
+            target=self._run, name="keras_gpt scheduler", daemon=True
+        )
+
+    @property
+    def num_waiting(self) -> int:
+        """Choices that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Choices that are being written."""
+        return len(self._running)
+
+    def start(self) -> None:
+        """Warm the model up, then answer."""
+        self._thread.start()
+
+    def submit(
+        self, choices: Sequence[Choice], deliver: Callable, seconds: float
+    ) -> Job:
+        """Ask for texts. Any thread may.
+
+        Args:
+            choices: What to write.
+            deliver: As of `Job`.
+            seconds: How long it may take.
+
+        Returns:
+            The job, which `cancel` takes.
+
+        Raises:
+            ApiError: The queue is full, or the server stops or has failed.
+        """
+        job = Job(deliver, time.monotonic() + seconds)
+        rows = [
+            _Row(job, index, choice, self._lm.tokenizer)
+            for index, choice in enumerate(choices)
+        ]
+        with self._changed:
+            if self.error is not None:
+                raise _failed()
+            if self.is_stopping:
+                raise ApiError(503, "The server is stopping.", code="stopping")
+            if len(self._waiting) + len(self._running) + len(rows) > self._most:
+                raise ApiError(
+                    429,
+                    "Too many requests wait for an answer. Try again soon.",
+                    code="queue_full",
+                    headers={"Retry-After": "1"},
+                )
+            self._waiting.extend(rows)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Let go of a job that nobody waits for; its slots are free at once."""
+        job.is_over = True
+
+    def stop(self, seconds: float) -> None:
+        """Take no more requests, and end when those that were taken are answered.
+
+        Args:
+            seconds: How long they may take from now on.
+        """
+        with self._changed:
+            self.is_stopping = True
+            for row in (*self._waiting, *self._running):
+                row.job.deadline = min(row.job.deadline, time.monotonic() + seconds)
+            self._changed.notify()
+
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait for the thread's end, after `stop`; returns whether it came."""
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self):
+        try:
+            self._warm_up()
+            self.is_ready = True
+            logger.info("ready")
+            while self._let_in():
+                self._slots.advance(_TOKENS_BETWEEN_LOOKS)
+                self._give_out()
+        except Exception as error:
+            logger.exception("The scheduler failed: all requests are refused.")
+            with self._changed:
+                self.error = error
+                for row in (*self._waiting, *self._running):
+                    row.job.fail(_failed())
+
+    def _warm_up(self):
+        """Write some tokens, alone and together, so that programs are compiled."""
+        most = self._lm.model.config.context_length
+        for count in (1, self._num_slots):
+            for length in _WARM_UP_LENGTHS:
+                prompt = [count % 2] * min(length, most)
+                rows = [
+                    self._slots.add(prompt, max_new_tokens=2, temperature=0)
+                    for _ in range(count)
+                ]
+                while any(row.finish_reason is None for row in rows):
+                    self._slots.advance(_TOKENS_BETWEEN_LOOKS)
+
+    def _let_in(self):
+        """Fill free slots from the queue; returns `False` when all is done."""
+        with self._changed:
+            self._drop()
+            while not (self._waiting or self._running):
+                if self.is_stopping:
+                    return False
+                self._changed.wait()
+                self._drop()
+            while self._waiting and self._slots.num_free:
+                row = self._waiting.popleft()
+                choice = row.choice
+                try:
+                    row.slot = self._slots.add(choice.prompt_ids, **choice.controls)
+                except ValueError as error:
+                    row.job.fail(ApiError(400, str(error)))
+                else:
+                    self._running.append(row)
+        return True
+
+    def _drop(self):
+        """Let go of what nobody waits for, or what took too long."""
+        now = time.monotonic()
+        for row in (*self._waiting, *self._running):
+            if row.job.deadline < now:
+                row.job.fail(_too_late(self.is_stopping))
+        self._waiting = deque(row for row in self._waiting if not row.job.is_over)
+        for row in self._running:
+            if row.job.is_over:
+                self._slots.stop(row.slot)
+        self._running = [row for row in self._running if not row.job.is_over]
+
+    def _give_out(self):
+        """Hand the new text over, and let go of what has ended."""
+        going_on = []
+        for row in self._running:
+            piece = row.take()
+            if not row.job.is_over and (piece.ids or piece.finish_reason):
+                row.job.deliver(piece)
+            if piece.finish_reason is None:
+                going_on.append(row)
+            else:
+                self._slots.stop(row.slot)
+        with self._changed:
+            self._running = going_on
+
+
+def _failed():
+    return ApiError(500, "The model failed; the server's log says why.", code="failed")
+
+
+def _too_late(is_stopping):
+    if is_stopping:
+        return ApiError(503, "The server is stopping.", code="stopping")
+    return ApiError(504, "The answer took too long.", code="timeout")
