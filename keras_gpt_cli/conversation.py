@@ -85,6 +85,7 @@ class ChatSession:
         **controls: Any,
     ):
         from keras_gpt.controls import CONTROLS, check_control
+        from keras_gpt.generation import Slots, is_outside
 
         if lm.chat_template is None:
             raise ValueError(
@@ -101,6 +102,8 @@ class ChatSession:
         self.has_failed = False
         self.is_interrupted = False
         self._controls = controls
+        if not is_outside(lm.model):  # earlier turns are not read again
+            self._controls = {"slots": Slots(lm.model, num_slots=1), **controls}
         self._seed = seed
         self._num_answers = 0
         self._system: list[dict[str, str]] = []

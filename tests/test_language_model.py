@@ -17,6 +17,7 @@ from keras_gpt import (
     LanguageModel,
     generate,
 )
+from keras_gpt.generation import Slots
 
 END = "<|endoftext|>"
 TEXT = "the cat sat on the mat, the cat ate. café 猫🐈!\n"
@@ -314,6 +315,23 @@ def test_a_streamed_piece_holds_nothing_of_a_stop_string(lm, scripted):
     speaker = scripted(say(lm, "ab--c---d"))
     pieces = list(speaker.stream("x", stop="---", **GREEDY))
     assert pieces == ["a", "b", "--c"]
+
+
+def test_text_in_slots_is_the_same_and_leaves_its_slot(lm, scripted):
+    slots = Slots(lm.model, num_slots=1)
+    pieces = lm.stream("the ", slots=slots, **SAMPLED)
+    assert "".join(pieces) == lm.generate("the ", **SAMPLED)
+    pieces = lm.stream("the ", slots=slots, **SAMPLED)
+    next(pieces)
+    assert slots.num_free == 0
+    pieces.close()
+    assert slots.num_free == 1
+    # before a stop string more may be held back than is shown
+    speaker = scripted(say(lm, "ab--c---d"))
+    slots = Slots(speaker.model, num_slots=1)
+    pieces = speaker.stream("x", stop="---", slots=slots, **GREEDY)
+    assert list(pieces) == ["a", "b", "--c"]
+    assert slots.num_free == 1
 
 
 def test_rows_of_a_batch_stop_on_their_own(characters):

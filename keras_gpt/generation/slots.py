@@ -145,18 +145,32 @@ class Slots:
 
         Args:
             num_tokens: Most tokens for each row. Defaults to 8.
+
+        Whatever is raised meanwhile, such as `KeyboardInterrupt`, ends all rows.
         """
         check_count("num_tokens", num_tokens)
-        self._reread_full_rows()
-        num_read = 0
-        while self._unread and (num_read < _PIECES[0] or not self._running):
-            num_read += self._read_piece(self._unread[0])
-        if self._running:
-            self._decode(num_tokens)
+        try:
+            self._advance(num_tokens)
+        except BaseException:  # a cache that a program was given may be gone
+            for row in (*self._unread, *self._running):
+                row.is_stopped = True
+            self._unread.clear()
+            self._places, self._layers = [], None
+            raise
 
     @property
     def _running(self):
         return [row for row in self._places if row is not None]
+
+    def _advance(self, num_tokens):
+        self._reread_full_rows()
+        unread = set(self._unread)  # which get a token by being read
+        num_read = 0
+        while self._unread and (num_read < _PIECES[0] or not self._running):
+            num_read += self._read_piece(self._unread[0])
+        until = {row: num_tokens - (row in unread) for row in self._running}
+        if any(until.values()):
+            self._decode(num_tokens, until)
 
     def _reread_full_rows(self):
         """Let rows whose window is full be read anew, without its older half."""
@@ -222,9 +236,9 @@ class Slots:
         inputs["logits"] = logits
         self._note([row], choose(state, inputs))
 
-    def _decode(self, num_tokens):
-        """Add tokens to all rows that run."""
-        lengths = [len(row.window) - 1 + num_tokens for row in self._running]
+    def _decode(self, num_tokens, until):
+        """Add tokens to all rows that run, of which each has its own number."""
+        lengths = [len(row.window) - 1 + most for row, most in until.items()]
         room = self._room_for(max(lengths))
         size = self._batch_size(len(lengths))
         # what is larger than it need be is slow; a size that comes and goes is, too
@@ -243,7 +257,8 @@ class Slots:
             }
         )
         state["cache"] = _make_cache(self._model, self._layers, starts)
-        inputs["until"] = ops.convert_to_tensor(np.full(len(rows), num_tokens, "int32"))
+        ends = np.array([until.get(row, 0) for row in rows], "int32")
+        inputs["until"] = ops.convert_to_tensor(ends)
         loop = compiled(self._model, loop_program, cache_length=_room(self._layers))
         state = loop(state, inputs)
         self._layers = state["cache"]["layers"]

@@ -86,31 +86,67 @@ def complete(lm, ids, *, stop=(), **controls: Any) -> list[Completion]:
     ]
 
 
-def stream(lm, ids, *, stop=(), **controls: Any) -> Iterator[str]:
+def stream(lm, ids, *, stop=(), slots=None, **controls: Any) -> Iterator[str]:
     """Continue one prompt that is token ids; `complete` has the arguments.
+
+    Args:
+        lm: A `LanguageModel`.
+        ids: The prompt.
+        stop: Strings that end the text.
+        slots: Continue it in these `Slots` of the model. Defaults to `None`.
+        **controls: As of `complete`.
 
     Yields:
         Pieces of text as soon as they are certain.
     """
-    run, texts = _begin(lm, [ids], stop, controls)
-    while not run.finished:
-        [piece] = _assemble(run, texts, run.advance(1))
+    text = TextAssembler(lm.tokenizer, _check_stop(stop))
+    for new_ids in _stream_ids(lm, ids, slots, _with_defaults(lm, controls)):
+        piece = text.add(new_ids)
         if piece:
             yield piece
-    piece = texts[0].finish()
+        if text.stopped:
+            return
+    piece = text.finish()
     if piece:
         yield piece
 
 
+def _stream_ids(lm, ids, slots, controls):
+    """The new ids, as they come."""
+    if slots is None:
+        run = start(lm.model, [ids], **controls)
+        while not run.finished:
+            yield run.advance(1)[0]
+        return
+    row = slots.add(ids, **controls)
+    try:
+        while row.finish_reason is None:
+            known = len(row.ids)
+            slots.advance(1)
+            yield row.ids[known:]
+    finally:  # the text may be read no further
+        slots.stop(row)
+
+
 def _begin(lm, ids, stop, controls):
     """The run, and the text of each row as it grows."""
+    stop = _check_stop(stop)
+    run = start(lm.model, ids, **_with_defaults(lm, controls))
+    return run, [TextAssembler(lm.tokenizer, stop) for _ in run.rows]
+
+
+def _check_stop(stop):
     stop = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop or not all(isinstance(item, str) for item in stop):
         raise ValueError(f"`stop` must be non-empty strings. Received: {stop!r}.")
+    return stop
+
+
+def _with_defaults(lm, controls):
+    """The controls, and what the model takes where a caller gave none."""
     if controls.get("stop_ids") is None:
         controls["stop_ids"] = lm.stop_ids
-    run = start(lm.model, ids, **lm.generation_defaults | controls)
-    return run, [TextAssembler(lm.tokenizer, stop) for _ in run.rows]
+    return lm.generation_defaults | controls
 
 
 def _assemble(run, texts, new_ids):

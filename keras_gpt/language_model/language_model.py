@@ -451,7 +451,8 @@ class LanguageModel:
         Args:
             prompt: One prompt.
             max_new_tokens: Most tokens to add.
-            **controls: As of `generate`, but for beams.
+            **controls: As of `generate`, but for beams; and `slots`, the
+                `keras_gpt.generation.Slots` of the model in which to continue it.
 
         Yields:
             Pieces that together are what `generate` returns. None ends inside a
@@ -475,7 +476,9 @@ class LanguageModel:
                 `"assistant"`) and `"content"`. Where they are too many for the
                 model's context, the oldest are left out, but not the system's.
             max_new_tokens: Most tokens of the answer.
-            **controls: As of `generate`, but for beams.
+            **controls: As of `generate`, but for beams; and `slots`, the
+                `keras_gpt.generation.Slots` of the model in which to answer. They know
+                the earlier turns of the conversation, which are not read again.
 
         Returns:
             The answer's text.
@@ -497,7 +500,7 @@ class LanguageModel:
         Args:
             messages: As of `chat`, as are the others.
             max_new_tokens: Most tokens of the answer.
-            **controls: As of `generate`, but for beams.
+            **controls: As of `chat`.
 
         Yields:
             Pieces that together are what `chat` returns.
