@@ -126,24 +126,30 @@ async def model(name: str, service: Served):
     return {**_describe(service), "model_version_status": versions}
 
 
-@router.post("/v1/completions")
+_STREAMED = {200: {"content": {"text/event-stream": {}}}}
+
+
+@router.post("/v1/completions", responses=_STREAMED)
 async def complete(asked: CompletionRequest, request: Request, service: Served):
     """Continue texts."""
     return await _answer(asked, request, service)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=_STREAMED)
 async def chat(asked: ChatRequest, request: Request, service: Served):
     """Answer the last message of a conversation."""
     return await _answer(asked, request, service)
 
 
-_PREDICT = {"requestBody": {"content": {"application/json": {"schema": {}}}}}
-
-
 # the body is read by hand: clients of TensorFlow Serving don't say that it is JSON
-@router.post("/v1/models/{name}:predict", openapi_extra=_PREDICT)
-@router.post("/v1/models/{name}/versions/1:predict", openapi_extra=_PREDICT)
+_PREDICT = {
+    "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": {}}}}},
+    "responses": {"default": {"description": "An error of TensorFlow Serving."}},
+}
+
+
+@router.post("/v1/models/{name}:predict", **_PREDICT)
+@router.post("/v1/models/{name}/versions/1:predict", **_PREDICT)
 async def predict(name: str, request: Request, service: Served):
     """Call a signature, as of TensorFlow Serving."""
     service.check_model(name)

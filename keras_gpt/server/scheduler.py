@@ -218,7 +218,9 @@ class Scheduler:
             self.is_ready = True
             logger.info("ready")
             while self._let_in():
-                self._slots.advance(_TOKENS_BETWEEN_LOOKS)
+                # a first token is waited for more than the others
+                is_new = not all(row.num_taken for row in self._running)
+                self._slots.advance(1 if is_new else _TOKENS_BETWEEN_LOOKS)
                 self._give_out()
         except Exception as error:
             logger.exception("The scheduler failed: all requests are refused.")
