@@ -43,6 +43,7 @@ for command in (
     answering.translate,
     answering.generate,
     answering.chat,
+    answering.score,
     answering.evaluate,
     pictures.attention,
     models.info,

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -39,21 +41,26 @@ def summarize(
         ),
     ] = 0,
     batch_size: options.BatchSize = 8,
+    engine: options.Engine = options.AnsweringEngine.PROCESS,
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
 ) -> None:
     """Summarize a text, or each text of a file of JSON Lines."""
+    from keras_gpt import LanguageModel
+
     records = _read_records(text, file, "text")
     about = {"model": model, "dtype": dtype, "weights": weights}
     about["instruction"] = instruction
-    job = _find_job(records, file, output, "summary", about)
-    lm = load(model, dtype, weights)
-    if instruction is not None:
-        lm.tasks.setdefault("summarize", {})["instruction"] = instruction
+    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
+    job = _find_job(records, file, output, "summary", about, engine)
     controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     controls |= options.given(lookup_tokens=lookup_tokens or None)
+    opened = functools.partial(_open, model, dtype, weights, instruction)
     texts = [record["text"] for record in records]
-    _answer(lm.summarize, texts, controls, "summarizing", batch_size, job)
+    asked = _Asked(opened, LanguageModel.summarize, texts, controls, batch_size)
+    _answer(asked, "summarizing", job)
 
 
 def translate(
@@ -66,18 +73,25 @@ def translate(
     max_new_tokens: options.MaxNewTokensOfPart = None,
     num_beams: options.NumBeams = 1,
     batch_size: options.BatchSize = 8,
+    engine: options.Engine = options.AnsweringEngine.PROCESS,
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
 ) -> None:
     """Translate a text, or each text of a file of JSON Lines."""
+    from keras_gpt import LanguageModel
+
     records = _read_records(text, file, "source")
     about = {"model": model, "dtype": dtype, "weights": weights}
-    job = _find_job(records, file, output, "translation", about)
-    lm = load(model, dtype, weights)
+    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
+    job = _find_job(records, file, output, "translation", about, engine)
     controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     controls |= {"source": source, "target": target}
+    opened = functools.partial(_open, model, dtype, weights)
     texts = [record["source"] for record in records]
-    _answer(lm.translate, texts, controls, "translating", batch_size, job)
+    asked = _Asked(opened, LanguageModel.translate, texts, controls, batch_size)
+    _answer(asked, "translating", job)
 
 
 def generate(
@@ -107,6 +121,9 @@ def generate(
     ] = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 8,
+    engine: options.Engine = options.AnsweringEngine.PROCESS,
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
 ) -> None:
@@ -117,32 +134,61 @@ def generate(
         records = _read_records(prompt, file, "prompt")
     prompts = [record["prompt"] for record in records]
     about = {"model": model, "dtype": dtype, "weights": weights, "raw": raw}
-    job = _find_job(records, file, output, "answer", about)
-    lm = load(model, dtype, weights)
-    if raw:
-        lm.tasks, lm.chat_template = {}, None
-    is_plain = lm.task == "generate"
-    if is_plain and max_new_tokens is None:
-        max_new_tokens = 200
-    if not is_plain:
-        note(f"The prompt is taken as {FORMS[lm.task]}; --raw continues plain text.")
-        if not has_prompt:
-            raise ValueError("Give a prompt, or - for standard input, or --file.")
-        if prompt == "-":
-            prompts = [prompts[0].removesuffix("\n")]
+    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
+    job = _find_job(records, file, output, "answer", about, engine)
     controls = {"stop": stop or (), "seed": seed, "max_new_tokens": max_new_tokens}
     if num_beams == 1:
         controls |= options.sampling(
             temperature, top_k, top_p, min_p, repetition_penalty
         )
-        if file is None:
-            stream(lm, *prompts, **controls)
-            return
     else:
         controls |= options.given(repetition_penalty=repetition_penalty)
         controls["num_beams"] = num_beams
+    opened = functools.partial(_open, model, dtype, weights, is_raw=raw)
+    asked = _Asked(opened, _continue, prompts, controls, batch_size)
+    if job is not None and job["engine"] == "ray":
+        _answer(asked, "answering", job)  # the model is for the workers to load
+        return
+    lm = asked.lm
+    is_plain = lm.task == "generate"
+    if not is_plain:
+        note(f"The prompt is taken as {FORMS[lm.task]}; --raw continues plain text.")
+        if not has_prompt:
+            raise ValueError("Give a prompt, or - for standard input, or --file.")
+        if prompt == "-":
+            prompts[0] = prompts[0].removesuffix("\n")
+    if num_beams == 1 and file is None:
+        controls["max_new_tokens"] = _find_length(lm, max_new_tokens)
+        stream(lm, *prompts, **controls)
+        return
     begin = prompts[0] if is_plain and file is None else ""
-    _answer(lm.answer, prompts, controls, "answering", batch_size, job, begin)
+    _answer(asked, "answering", job, begin)
+
+
+def score(
+    model: options.Model,
+    text: options.Texts = None,
+    file: options.TextFile = None,
+    output: options.Answers = None,
+    batch_size: options.BatchSize = 8,
+    engine: options.Engine = options.AnsweringEngine.PROCESS,
+    workers: options.Workers = None,
+    ray_address: options.RayAddress = None,
+    dtype: options.Dtype = None,
+    weights: options.StoredWeights = None,
+) -> None:
+    """Say how likely a model finds a text, or each text of a file of JSON Lines.
+
+    That is the sum of its tokens' log-probabilities in nats, each given those before
+    it, and how many they are. A text must fit into the model's context.
+    """
+    records = _read_records(text, file, "text")
+    about = {"model": model, "dtype": dtype, "weights": weights}
+    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
+    job = _find_job(records, file, output, "score", about, engine)
+    opened = functools.partial(_open, model, dtype, weights)
+    texts = [record["text"] for record in records]
+    _answer(_Asked(opened, _score, texts, {}, batch_size), "scoring", job)
 
 
 def chat(
@@ -344,9 +390,11 @@ def _warnings_as_notes():
         yield
 
 
-def _find_job(records, file, output, answer_field, about):
+def _find_job(records, file, output, answer_field, about, engine):
     """What `tasks.answer_records` is told of a file of records; `None` without one."""
     if output is None:
+        if engine["engine"] != "process":
+            raise ValueError("--engine is for a --file of JSON Lines with --output.")
         return None
     if file is None or file.suffix not in _RECORDS:
         raise ValueError("--output is for the answers to a --file of JSON Lines.")
@@ -355,27 +403,86 @@ def _find_job(records, file, output, answer_field, about):
         "output": output,
         "answer_field": answer_field,
         "about": about,
+        **engine,
     }
 
 
-def _answer(ask, texts, controls, what, batch_size, job, begin=""):
+class _Asked:
+    """What is asked of a model, which is loaded when it is first needed.
+
+    Workers of Ray are sent it, each of which then has a model of its own.
+    """
+
+    def __init__(self, opened, ask, texts, controls, batch_size):
+        self._opened = opened
+        self._ask = ask
+        self.texts = texts
+        self.controls = controls
+        self.batch_size = batch_size
+
+    @functools.cached_property
+    def lm(self):
+        return self._opened()
+
+    def __call__(self, places):
+        """The answers to some of the texts, as if all were asked at once."""
+        given = {}
+        if "seed" in self.controls:
+            given["seed"] = [self.controls["seed"] + place for place in places]
+        return self.ask([self.texts[i] for i in places], **given)
+
+    def ask(self, texts, **given):
+        options = {**self.controls, "batch_size": self.batch_size, **given}
+        return self._ask(self.lm, texts, **options)
+
+
+def _open(model, dtype, weights, instruction=None, is_raw=False):
+    """Load a model as a command was told to use it."""
+    lm = load(model, dtype, weights)
+    if instruction is not None:
+        lm.tasks.setdefault("summarize", {})["instruction"] = instruction
+    if is_raw:
+        lm.tasks, lm.chat_template = {}, None
+    return lm
+
+
+def _continue(lm, prompts, max_new_tokens, **options):
+    return lm.answer(prompts, _find_length(lm, max_new_tokens), **options)
+
+
+def _find_length(lm, max_new_tokens):
+    """Most tokens of an answer, which for plain text isn't what a chat model has."""
+    if max_new_tokens is None and lm.task == "generate":
+        return 200
+    return max_new_tokens
+
+
+def _score(lm, texts, batch_size, on_progress=None):
+    found = []
+    for start in range(0, len(texts), batch_size):
+        scores = lm.score(texts[start : start + batch_size])
+        found += [
+            {"log_probability": float(score.sum()), "num_tokens": len(score)}
+            for score in scores
+        ]
+        if on_progress is not None:
+            on_progress(len(scores))
+    return found
+
+
+def _answer(asked, what, job, begin=""):
     """Print the answers to texts behind a beginning, or do a job of answering them."""
     from keras_gpt import tasks
 
-    def answer(places):
-        options = dict(controls)
-        if "seed" in options:  # as if all were asked at once
-            options["seed"] = [controls["seed"] + place for place in places]
-        return ask([texts[i] for i in places], batch_size=batch_size, **options)
-
-    with _warnings_as_notes(), progress(what, len(texts)) as on_progress:
-        given = {"batch_size": batch_size, "on_progress": on_progress}
+    with _warnings_as_notes(), progress(what, len(asked.texts)) as on_progress:
         if job is not None:
-            job["about"] |= controls
-            tasks.answer_records(answer, texts, **job, **given)
+            job["about"] |= asked.controls
+            given = {"batch_size": asked.batch_size, "on_progress": on_progress}
+            tasks.answer_records(asked, asked.texts, **job, **given)
             return
-        answers = ask(texts, **controls, **given)
-    print(begin + "\n".join(answers))
+        answers = asked.ask(asked.texts, on_progress=on_progress)
+    lines = [a if isinstance(a, str) else json.dumps(a) for a in answers]
+    print(begin + "\n".join(lines))
 
 
 def _read_records(text, file, field):

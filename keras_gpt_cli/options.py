@@ -129,6 +129,13 @@ class ExportedWeights(StrEnum):
     INT4 = "int4"
 
 
+class AnsweringEngine(StrEnum):
+    """What answers a file of records."""
+
+    PROCESS = "process"
+    RAY = "ray"
+
+
 class TokenizingEngine(StrEnum):
     """What tokenizes a corpus."""
 
@@ -160,6 +167,17 @@ class ServedTask(StrEnum):
     GENERATE = "generate"
 
 
+Engine = Annotated[
+    AnsweringEngine,
+    typer.Option(help="What writes --output: this process, or workers of Ray."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Of Ray, each with the model. \\[default: one for each GPU, or machine]",
+        min=1,
+    ),
+]
 StoredWeights = Annotated[
     Weights | None,
     typer.Option(help="Fewer bits take less memory; int8 changes answers slightly."),

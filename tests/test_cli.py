@@ -104,7 +104,7 @@ def assert_one_line_error(result, *parts):
 @pytest.mark.parametrize(
     "command",
     [
-        *("quickstart", "tokenize", "prepare", "train", "generate", "chat"),
+        *("quickstart", "tokenize", "prepare", "train", "generate", "chat", "score"),
         *("evaluate", "info", "import", "write", "export"),
         *("preview", "finetune", "summarize", "translate", "attention"),
         *("runs", "plot"),
@@ -429,6 +429,17 @@ def test_a_model_of_another_library_works_with_every_command(run, foreign, corpu
         {"prompt": "1 wall", "answer": answers[1]},
     ]
     assert_one_line_error(run(*job), "answers.jsonl is there already")
+    assert_one_line_error(run(*job[:-2], "--engine", "ray"), "with --output")
+    texts = corpus.with_name("texts.jsonl")
+    texts.write_text('{"text": "12 bottles"}\n{"text": "1 wall"}\n')
+    scored = corpus.with_name("scores.jsonl")
+    assert run("score", folder, "--file", texts, "--output", scored)[0] == 0
+    scores = [json.loads(line)["score"] for line in scored.read_text().splitlines()]
+    for text, found in zip(["12 bottles", "1 wall"], scores, strict=True):
+        expected = lm.score(text)
+        assert found["num_tokens"] == len(expected)
+        assert found["log_probability"] == pytest.approx(expected.sum(), abs=1e-4)
+    assert json.loads(run("score", folder, "1 wall")[1]) == pytest.approx(scores[1])
     assert_one_line_error(run("generate", folder), "Give a prompt, or -")
     status, evaluated, _ = run("evaluate", folder, "--file", corpus)
     assert status == 0

@@ -251,20 +251,6 @@ def test_what_goes_on_reads_no_file_again_that_is_done(
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_ray_goes_on_where_threads_were_and_writes_the_same_bytes(
-    tmp_path, tokenizer, small_parts
-):
-    options = {"shard_size": 5000, "num_workers": 1}
-    source = write_json_lines(tmp_path / "source", "ab", 100)
-    (source / "c.txt").write_text("\n".join(make_documents(200, seed=3)))
-    quietly(source, tmp_path / "whole", tokenizer, **options)
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        quietly(source, out, Stopped(tokenizer, 15), **options)
-    quietly(source, out, tokenizer, engine="ray", ray_address="local", **options)
-    assert contents(out) == contents(tmp_path / "whole")
-
-
 def test_two_at_once_are_one_too_many(tmp_path, documents, tokenizer):
     out = tmp_path / "out"
 

@@ -1,0 +1,214 @@
+"""A corpus that outgrows a machine: speed, memory and kills of `prepare`, with Ray too.
+
+Synthetic text in files of JSON Lines, plain, compressed and Parquet, is prepared by one
+thread and by Ray clusters on this machine with some numbers of workers; then by a run
+that is killed by SIGKILL at random moments, each time gone on with by the next engine.
+Peak memory is of the process that writes and of the largest Ray worker, in the first
+tenth of the time and in all of it. Exits with 1 if a byte differs.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import describe_machine, environment, print_table
+
+KINDS = ("jsonl", "jsonl", "jsonl.gz", "parquet")
+
+
+def main() -> int:
+    """Prepare, kill, compare, print the table, return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--gigabytes", type=float, default=10.0)
+    parser.add_argument("--files", type=int, default=20)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of Ray")
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="with room for twice the size")
+    arguments = parser.parse_args()
+    size = f"{arguments.gigabytes:g} GB in {arguments.files} files"
+    print(describe_machine(setting=f"{size}, byte pairs of 16,000 kinds"), flush=True)
+    engines = [("threads", 1), *(("ray", count) for count in arguments.workers)]
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        num_bytes = write_corpus(folder, arguments.gigabytes * 1e9, arguments.files)
+        rows, found = [], []
+        for engine, workers in engines:
+            run = start(folder, engine, workers)
+            peaks = watch(run)
+            found.append(read_outcome(folder))
+            rows.append(
+                [f"{engine}, {workers}", *figures(num_bytes, run.started, peaks)]
+            )
+            seconds = time.time() - run.started
+            print(rows[-1], file=sys.stderr)
+        if arguments.kills:
+            found.append(kill_and_go_on(folder, engines, arguments.kills, seconds))
+            rows.append([f"killed {arguments.kills} times", *["-"] * 5])
+    for row, outcome in zip(rows, found, strict=True):
+        row.append("yes" if outcome == found[0] else "NO")
+    columns = ["engine, workers", "MB/s", "writer, first tenth", "writer, all"]
+    columns += ["a worker, first tenth", "a worker, all", "same bytes"]
+    print_table(columns, rows)
+    return 0 if all(outcome == found[0] for outcome in found) else 1
+
+
+def write_corpus(folder: Path, num_bytes: float, num_files: int) -> int:
+    """Write the files, and a tokenizer learned from their like; count the bytes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    import keras_gpt
+
+    chooser = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    words = ["".join(chooser.choices(letters, k=2 + n % 9)) for n in range(50_000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+    sentences = [
+        " ".join(chooser.choices(words, weights, k=chooser.randint(5, 30))).capitalize()
+        for _ in range(40_000)
+    ]
+    (folder / "source").mkdir()
+    written = 0
+    for number in range(num_files):
+        kind = KINDS[number % len(KINDS)]
+        path = folder / "source" / f"{number:04d}.{kind}"
+        left, batch, schema = num_bytes / num_files, [], {"text": pyarrow.string()}
+        if kind == "parquet":
+            file = parquet.ParquetWriter(path, pyarrow.schema(schema))
+        else:
+            opened = gzip.open if kind.endswith(".gz") else open
+            file = opened(path, "wt", encoding="utf-8")
+        with file:
+            while left > 0:
+                # of its own by its first number, as no two documents should be the same
+                parts = chooser.choices(sentences, k=chooser.randint(1, 60))
+                batch.append(f"{written:,}. " + ".\n".join(parts))
+                left -= len(batch[-1])
+                written += len(batch[-1])
+                if left > 0 and len(batch) < 20_000:
+                    continue
+                if kind == "parquet":
+                    file.write_table(pyarrow.table({"text": batch}))
+                else:
+                    file.writelines(
+                        f'{{"text": {json.dumps(text)}}}\n' for text in batch
+                    )
+                batch = []
+    tokenizer = keras_gpt.BytePairTokenizer.train(sentences, 16_000, progress=False)
+    tokenizer.save(folder / "tokenizer")
+    return written
+
+
+class Run(subprocess.Popen):
+    """A process that prepares; it starts when its imports are done."""
+
+    def __init__(self, folder: Path, engine: str, workers: int):
+        command = [sys.executable, __file__, "--prepare", folder, engine, str(workers)]
+        variables = environment("torch")
+        super().__init__(command, env=variables, stdout=subprocess.PIPE, text=True)
+        self.stdout.readline()
+        self.started = time.time()
+
+
+def start(folder: Path, engine: str, workers: int, again: bool = False) -> Run:
+    """Start a run afresh, or again on what another left."""
+    if not again:
+        shutil.rmtree(folder / "prepared", ignore_errors=True)
+    return Run(folder, engine, workers)
+
+
+def prepare(folder: str, engine: str, workers: str) -> None:
+    """What the process does."""
+    import keras_gpt
+
+    tokenizer = keras_gpt.tokenizers.load(Path(folder, "tokenizer"))
+    print("ready", flush=True)
+    keras_gpt.data.prepare(
+        Path(folder, "source"),
+        Path(folder, "prepared"),
+        tokenizer,
+        engine=engine,
+        num_workers=int(workers),
+        progress=False,
+    )
+
+
+def watch(run: Run) -> list[tuple[float, int, int]]:
+    """Wait for a run; its time, memory and that of its largest worker, each second."""
+    import psutil
+
+    process, found = psutil.Process(run.pid), []
+    while run.poll() is None:
+        time.sleep(1)
+        sizes = [0]
+        for child in [process, *process.children(recursive=True)]:
+            try:
+                size = child.memory_info().rss - child.memory_info().shared
+                if child == process:
+                    own = size
+                elif "ray::" in child.name() or "ray::" in " ".join(
+                    child.cmdline()[:1]
+                ):
+                    sizes.append(size)
+            except psutil.Error:
+                continue
+        found.append((time.time() - run.started, own, max(sizes)))
+    if run.returncode:
+        sys.exit(f"It ended with {run.returncode}.")
+    return found
+
+
+def figures(num_bytes: int, started: float, peaks: list) -> list[str]:
+    """MB/s and the peaks of memory."""
+    seconds = time.time() - started
+    shown = [f"{num_bytes / 1e6 / seconds:.1f}"]
+    early = [peak for peak in peaks if peak[0] <= seconds / 10] or peaks[:1]
+    for column in (1, 2):
+        for some in (early, peaks):
+            shown.append(f"{max(peak[column] for peak in some) / 1e6:.0f} MB")
+    return shown
+
+
+def kill_and_go_on(folder: Path, engines: list, kills: int, seconds: float) -> dict:
+    """Kill runs at random moments, go on with other engines, give what came out."""
+    chooser = random.Random(1)
+    for number in range(kills):
+        run = start(folder, *engines[number % len(engines)], again=number > 0)
+        time.sleep(chooser.uniform(0.1, 0.5) * seconds)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        progress = folder / "prepared" / "progress.json"
+        if progress.is_file():
+            kept = json.loads(progress.read_text())
+            print(f"killed, kept {kept['num_source_bytes']:,} bytes", file=sys.stderr)
+    watch(start(folder, *engines[-1], again=True))
+    return read_outcome(folder)
+
+
+def read_outcome(folder: Path) -> dict[str, str]:
+    """A checksum for each file that was written."""
+    outcome = {}
+    for path in sorted((folder / "prepared").iterdir()):
+        with path.open("rb") as file:
+            outcome[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return outcome
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--prepare"]:
+        prepare(*sys.argv[2:])
+    else:
+        sys.exit(main())
