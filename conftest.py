@@ -4,6 +4,7 @@ The examples in docstrings, README.md and docs/ are tests too, collected by sybi
 """
 
 import os
+import tempfile
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each worker, or two workers on two cores wait for each other.
@@ -21,14 +22,23 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # for what is spread over several; the others use the first
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What XLA compiled for one test it reads for the next. Each worker has its own folder,
+# since these files are not written whole or not at all.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="keras_gpt-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["TF_XLA_FLAGS"] = (
+    f"--tf_xla_persistent_cache_directory={os.environ['JAX_COMPILATION_CACHE_DIR']} "
+    "--tf_xla_persistent_cache_read_only=false"
+)
 
 import contextlib
 import doctest
 import gc
 import itertools
 import re
+import shutil
 import signal
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,6 +95,11 @@ def pytest_collection_modifyitems(config, items):
         if EVERY_BACKEND.match(path(item)):
             item.add_marker("every_backend")
     items.sort(key=rank)
+
+
+def pytest_unconfigure():
+    """Leave nothing of what was compiled."""
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_finish():

@@ -18,8 +18,8 @@ from tests.export.answer import answer
 from tests.export.conftest import CONTEXT_LENGTH, MAX_NEW_TOKENS, TEXT, graph_ops
 from tests.export.templates import as_inputs, make_conversations, special_tokens
 
-# Each architecture; on PyTorch one, since there an export takes a
-# process that starts TensorFlow; and on JAX what tasks need
+# Each architecture on TensorFlow. Elsewhere a process of TensorFlow reads what was
+# saved: one from PyTorch, and none from JAX, which saves the same (test_backends.py)
 CHAT = ("llama", "chat")
 SIGNATURES = {
     "serving_default",
@@ -34,6 +34,13 @@ SIGNATURES = {
 }
 PAIRS = [("gpt2", "byte_pairs"), ("llama", "sentence_piece")]
 HERE = {"tensorflow": PAIRS, "jax": [], "torch": [CHAT]}[keras.backend.backend()]
+
+
+def not_on_jax(test):
+    skip = pytest.mark.skipif(
+        keras.backend.backend() == "jax", reason="exported as on PyTorch"
+    )
+    return pytest.mark.every_backend(skip(test))
 
 
 # Files are the same whichever backend wrote the weights: what is in them is tested
@@ -138,7 +145,7 @@ def test_served_text_equals_generated_text(exported):
         assert set(padded[number:]) <= {-1}
 
 
-@pytest.mark.every_backend
+@not_on_jax
 def test_chats_are_answered_as_in_process(export_once):
     lm, folder = export_once(*CHAT)
     rows = 16
@@ -161,8 +168,7 @@ def test_chats_are_answered_as_in_process(export_once):
     assert chosen["text"][4:] == at_random[4:]
 
 
-@pytest.mark.every_backend
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="compiles for long")
+@not_on_jax
 def test_tasks_are_done_as_in_process(export_once):
     lm, folder = export_once(*CHAT)
     texts = ["Once upon a time.", "", TEXT[:450], " \u2003It's so.\n\n你好 " * 4]

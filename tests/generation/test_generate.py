@@ -1,6 +1,4 @@
-import gc
 import shutil
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -8,7 +6,6 @@ import numpy as np
 import pytest
 
 import keras_gpt
-from keras_gpt import GPT, GPTConfig
 from keras_gpt.generation import Generation, programs
 from keras_gpt.generation.programs import trace_counts
 from keras_gpt.generation.sampling import draw_uniforms
@@ -382,24 +379,6 @@ def test_threads_get_what_each_gets_alone(models):
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(answer, range(12)))
     assert together == [answer(seed) for seed in range(12)]
-
-
-def test_programs_go_with_the_variables_that_they_read():
-    model = GPT(
-        GPTConfig(
-            vocab_size=7,
-            context_length=16,
-            embedding_dimension=8,
-            num_layers=1,
-            num_heads=2,
-        )
-    )
-    keras_gpt.generate(model, [[1, 2]], max_new_tokens=3)
-    kernel = weakref.ref(model.blocks[0].feed_forward.up_projection.kernel)
-    model.quantize("int8")
-    keras_gpt.generate(model, [[1, 2]], max_new_tokens=3)
-    gc.collect()
-    assert kernel() is None
 
 
 def test_the_programs_used_last_are_kept(monkeypatch):

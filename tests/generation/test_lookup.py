@@ -54,7 +54,6 @@ def test_text_is_that_without_lookup(models, variant):
     assert run.num_lookup_passes < 0.8 * max(LENGTHS)
 
 
-@pytest.mark.every_backend
 def test_documents_that_end_within_a_draft_are_left_behind(models):
     model = models("packed")
     prompts = [[5, 0, 6, 5, 0, 6, 5], [0, 0, 0], [1, 2, 0, 1, 2]]

@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import keras
 import numpy as np
@@ -209,8 +211,11 @@ def test_generation_follows_adapters_as_they_come_and_go(make_model, tmp_path):
     with training.without_lora(model):
         assert greedy(model) == base
     assert greedy(model) == adapted
+    adapter = weakref.ref(model.adapters.variables[0])
     training.remove_lora(model)
     assert greedy(model) == base
+    gc.collect()
+    assert adapter() is None  # programs that read it went with it
     training.load_adapter(model, tmp_path / "one")
     assert greedy(model) == adapted
     training.merge_lora(model)
