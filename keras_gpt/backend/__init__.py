@@ -19,6 +19,7 @@ if chosen is not None:
     default_jit_compile = chosen.default_jit_compile
     fused_attention = chosen.fused_attention
     gelu = chosen.gelu
+    in_numpy = chosen.in_numpy
     look_up = chosen.look_up
     matmul_int8 = chosen.matmul_int8
     put_row = chosen.put_row

@@ -76,6 +76,13 @@ def compile_function(function, variables):
     return run
 
 
+def in_numpy(*tensors):
+    """The tensors as NumPy's, `None` where they aren't in its memory."""
+    if tensors[0].device.type != "cpu":
+        return None
+    return [tensor.numpy() for tensor in tensors]
+
+
 def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_gpt.generation.programs import OneByOne, compiled
+from keras_gpt.generation.sampling import choose_in_numpy
 
 _CONTROLS = ("temperature", "top_k", "top_p", "min_p")
 
@@ -68,8 +69,8 @@ def _add_token(logits, state, inputs):
         step, seen = state["step"][row], state["seen"][row]
         token = choose_in_numpy(
             _penalize(logits[row], seen, inputs["repetition_penalty"][row]),
-            uniform=inputs["uniforms"][row, step],
-            **{name: inputs[name][row] for name in _CONTROLS},
+            *(inputs[name][row] for name in _CONTROLS),
+            inputs["uniforms"][row, step],
         )
         is_stop = token in inputs["stop_ids"]
         if not is_stop:
@@ -90,35 +91,6 @@ def _penalize(logits, seen, penalty):
         return logits
     penalized = np.where(logits > 0, logits / penalty, logits * penalty)
     return np.where(seen, penalized, logits)
-
-
-def choose_in_numpy(logits, *, temperature, top_k, top_p, min_p, uniform):
-    """As `keras_gpt.generation.sampling.choose`, for one row.
-
-    Args:
-        logits: NumPy float32 `(vocabulary,)`.
-        temperature: 0 is greedy.
-        top_k: The size of the vocabulary for no limit.
-        top_p: 1 for no limit.
-        min_p: 0 for no limit.
-        uniform: In `[0, 1)`.
-
-    Returns:
-        A token id.
-    """
-    best = logits.argmax()
-    if temperature == 0:
-        return best
-    weights = np.exp((logits - logits[best]) / np.maximum(temperature, 1e-4))
-    least = min_p  # the largest weight being 1
-    if top_k < len(weights) or top_p < 1:
-        ranked = np.sort(weights)[::-1][:top_k]
-        reached = np.cumsum(ranked, dtype="float64")
-        is_needed = reached - ranked < top_p * reached[-1]
-        least = max(least, ranked[is_needed][-1])
-    kept = np.flatnonzero(weights >= least)
-    reached = np.cumsum(weights[kept], dtype="float64")
-    return kept[np.searchsorted(reached, uniform * reached[-1], side="right")]
 
 
 def measure_outside(model, measure):

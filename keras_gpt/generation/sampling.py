@@ -8,7 +8,19 @@ Randomness is an input: the same uniforms choose the same ids on every backend.
 import numpy as np
 from keras import ops
 
-from keras_gpt.generation.truncation import BLOCK_SIZE, in_blocks, truncation_mask
+from keras_gpt import backend
+from keras_gpt.generation.truncation import (
+    BLOCK_SIZE,
+    in_blocks,
+    least_ranked,
+    likeliest_blocks,
+    ranked_logits,
+    search,
+    weigh,
+)
+
+_ROWS_AT_ONCE = 4
+_RANKED_AT_ONCE = 1024  # in NumPy
 
 
 def draw_uniforms(seeds, num_tokens, start=0):
@@ -101,6 +113,16 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     Returns:
         Token ids, int32 `(batch,)`.
     """
+    controls = temperature, top_k, top_p, min_p, uniforms
+    rows = backend.in_numpy(logits, *controls)
+    if rows is not None:
+        ids = [choose_in_numpy(*row) for row in zip(*rows, strict=True)]
+        return ops.convert_to_tensor(np.array(ids, "int32"))
+    return choose_by_ops(logits, *controls)
+
+
+def choose_by_ops(logits, temperature, top_k, top_p, min_p, uniforms):
+    """As `choose`, where the logits are the backend's."""
     blocks = in_blocks(logits, -np.inf)
     largest = ops.max(blocks, axis=-1)  # (b, n)
     best_block = _first(ops.equal(largest, ops.max(largest, axis=-1, keepdims=True)))
@@ -112,26 +134,89 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     def sample():
         # below 1e-4 sampling is greedy but for ties, and the quotient would overflow
         safe_temperature = ops.maximum(ops.where(is_sampled, temperature, 1.0), 1e-4)
-        weights = ops.exp((logits - best) / safe_temperature[:, None])
-        is_kept = truncation_mask(weights, top_k, top_p, min_p)
-        drawn = _draw(ops.where(is_kept, weights, 0.0), uniforms)
+        row = {
+            "best": best[:, 0],
+            "is_sampled": is_sampled,
+            "temperature": safe_temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "uniforms": uniforms,
+        }
+        row = {name: values[:, None] for name, values in row.items()}
+        drawn = _sample(logits, blocks, largest, row)
         return ops.where(ops.logical_and(is_sampled, drawn >= 0), drawn, greedy)
 
     return ops.cond(ops.any(is_sampled), sample, lambda: greedy)
 
 
-def _draw(weights, uniforms):
-    """Invert the cumulative sum of `(b, v)`, first of blocks, then in one of them.
+def _sample(logits, blocks, maxima, row):
+    """The token that each row's uniform draws, int32 `(b,)`, -1 for none."""
+    size = logits.shape[1]
+    is_open = ops.logical_and(row["top_k"] >= size, row["top_p"] < 1)
+    row["total"] = ops.cond(
+        ops.any(is_open),
+        lambda: ops.sum(weigh(logits, row), axis=-1, keepdims=True),
+        lambda: ops.zeros_like(row["best"]),
+    )
+    chosen, places, edge = likeliest_blocks(blocks, maxima)
+    candidates = ops.reshape(chosen, (-1, chosen.shape[1] * BLOCK_SIZE))
+    row["ranked"] = ranked_logits(candidates)
+    least, is_beyond = least_ranked(row, size)
+    drawn = _draw(candidates, weigh(candidates, row), least, row, places)
+    if chosen.shape[1] < blocks.shape[1]:
+        is_beyond = ops.logical_or(is_beyond, least <= edge)
+    is_left = ops.logical_and(row["is_sampled"], is_beyond)
+    return ops.while_loop(
+        lambda drawn, is_left: ops.any(is_left),
+        lambda drawn, is_left: _sample_next(logits, row, drawn, is_left),
+        (drawn, is_left),
+    )[0]
+
+
+def _sample_next(logits, row, drawn, is_left):
+    """Draw from the whole of the first rows that are left, which are seldom many."""
+    rows = min(logits.shape[0] or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+    number = ops.cumsum(ops.cast(is_left, "int32"), axis=0)  # (b, 1)
+    is_row = ops.equal(number, ops.arange(1, rows + 1, dtype="int32"))
+    is_row = ops.logical_and(is_left, is_row)  # (b, r)
+    index = ops.argmax(ops.cast(is_row, "int32"), axis=0)  # the batch's first for none
+    logits, *values = (ops.take(x, index, axis=0) for x in (logits, *row.values()))
+    row = dict(zip(row, values, strict=True))
+    weights = weigh(logits, row)
+    least, is_beyond = least_ranked(row, logits.shape[1])
+    least = ops.cond(
+        ops.any(is_beyond),
+        lambda: ops.where(is_beyond, search(logits, weights, row), least),
+        lambda: least,
+    )
+    new = _draw(logits, weights, least, row)
+    new = ops.sum(ops.where(is_row, new, 0), axis=1)
+    is_new = ops.any(is_row, axis=1)
+    drawn = ops.where(is_new, new, drawn)
+    return drawn, ops.logical_and(is_left, ops.logical_not(is_new[:, None]))
+
+
+def _draw(logits, weights, least, row, places=None):
+    """Invert the cumulative sum of weights of `(b, v)`, of blocks, then in one of them.
 
     XLA's parallel sums aren't monotonic: what has no weight is passed over.
+
+    Args:
+        logits: `(b, v)`, blocks of all logits one after the other.
+        weights: Of them.
+        least: `(b, 1)`; what is below is not drawn.
+        row: As of `least_ranked`, and the `uniforms`.
+        places: Which blocks they are, `(b, n)`. Defaults to `None`: all.
 
     Returns:
         int32 `(b,)`, -1 where nothing has weight.
     """
+    weights = ops.where(logits >= least, weights, 0.0)
     blocks = in_blocks(weights, 0.0)
     sums = ops.sum(blocks, axis=-1)  # (b, n)
     cumulative = ops.cumsum(sums, axis=-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
+    target = row["uniforms"] * cumulative[:, -1:]
     is_beyond = ops.logical_and(sums > 0, cumulative > target)
     block = _first(is_beyond)
     index = block[:, None]
@@ -143,8 +228,73 @@ def _draw(weights, uniforms):
     last = ops.max(ops.where(inside > 0, place, 0), axis=-1, keepdims=True)
     is_beyond_inside = ops.logical_or(is_beyond_inside, ops.equal(place, last))
     place = _first(ops.logical_and(inside > 0, is_beyond_inside))
+    if places is not None:
+        block = ops.take_along_axis(places, index, axis=1)[:, 0]
     drawn = block * BLOCK_SIZE + place
     return ops.where(ops.any(is_beyond, axis=-1), drawn, -1)
+
+
+def choose_in_numpy(logits, temperature, top_k, top_p, min_p, uniform):
+    """As `choose`, for one row.
+
+    Args:
+        logits: NumPy float32 `(vocabulary,)`.
+        temperature: 0 is greedy.
+        top_k: The size of the vocabulary for no limit.
+        top_p: 1 for no limit.
+        min_p: 0 for no limit.
+        uniform: In `[0, 1)`.
+
+    Returns:
+        A token id.
+    """
+    best = logits.argmax()
+    if temperature == 0 or not np.isfinite(logits[best]):
+        return best
+    temperature = np.maximum(temperature, np.float32(1e-4))
+
+    def weigh(some):
+        weights = some - logits[best]
+        weights /= temperature
+        return np.exp(weights, out=weights)
+
+    size = len(logits)
+    least = -np.inf
+    if min_p > 0:
+        least = logits[best] + temperature * np.log(min_p)
+    if top_k < size or top_p < 1:
+        few = min(top_k if top_k < size else _RANKED_AT_ONCE, size)
+        ranked, weights, reached = _rank(logits, few, weigh)
+        target = top_p * (reached[-1] if top_k < size else weigh(logits).sum())
+        while top_k >= size and reached[-1] < target and few < size:
+            few = min(8 * few, size)
+            ranked, weights, reached = _rank(logits, few, weigh)
+        least = max(least, ranked[reached - weights < target][-1])
+    if least == -np.inf:
+        return _draw_in_numpy(weigh(logits), uniform)
+    kept = np.flatnonzero(logits >= least)
+    return kept[_draw_in_numpy(weigh(logits[kept]), uniform)]
+
+
+def _rank(logits, few, weigh):
+    """The largest of `(v,)`, descending, their weights, and the sums of these."""
+    ranked = np.sort(np.partition(logits, -few)[-few:])[::-1]
+    weights = weigh(ranked)
+    return ranked, weights, np.cumsum(weights, dtype="float64")
+
+
+def _draw_in_numpy(weights, uniform):
+    """As `_draw`, of all of `(v,)`, in float64."""
+    starts = np.arange(0, len(weights), BLOCK_SIZE)
+    reached = np.cumsum(np.add.reduceat(weights, starts), dtype="float64")
+    target = uniform * reached[-1]
+    block = np.searchsorted(reached, target, side="right")
+    inside = weights[starts[block] :][:BLOCK_SIZE].astype("float64")
+    inside[0] += reached[block - 1] if block else 0
+    # rounding may hide the last one
+    last = np.flatnonzero(weights[starts[block] :][:BLOCK_SIZE])[-1]
+    place = np.searchsorted(np.cumsum(inside), target, side="right")
+    return starts[block] + min(place, last)
 
 
 def _take_block(blocks, index):
