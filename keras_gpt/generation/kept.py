@@ -21,8 +21,7 @@ class KeptTexts:
             How many tokens they share, and the layers of its cache, which are to be
             read alone; 0 and `None` where there are none.
         """
-        ids = np.array(ids)
-        shared = [_count_shared(ids, text) for text, _ in self._texts]
+        shared = [count_shared(ids, text) for text, _ in self._texts]
         if not shared or max(shared) == 0:
             return 0, None
         found = self._texts.pop(int(np.argmax(shared)))
@@ -36,21 +35,20 @@ class KeptTexts:
             ids: What the cache holds from its first place on.
             layers: Of the cache; nothing writes into them from now on.
         """
-        ids = np.array(ids)
         self._texts = [
             (text, kept)
             for text, kept in self._texts
-            if _count_shared(ids, text) < len(text)
+            if count_shared(ids, text) < len(text)
         ]
-        self._texts.append((ids, layers))
+        self._texts.append((np.array(ids), layers))
         while sum(map(_room, self._texts)) > self.most_tokens:
             del self._texts[0]
 
 
-def _count_shared(one, other):
-    """How many numbers two arrays have in common before they differ."""
+def count_shared(one, other) -> int:
+    """How many ids two texts have in common before they differ."""
     size = min(len(one), len(other))
-    differs = np.flatnonzero(one[:size] != other[:size])
+    differs = np.flatnonzero(np.not_equal(one[:size], other[:size]))
     return int(differs[0]) if len(differs) else size
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.kept import KeptTexts
+from keras_gpt.generation.kept import KeptTexts, count_shared
 from keras_gpt.generation.outside import is_outside
 from keras_gpt.generation.programs import (
     add_token,
@@ -32,7 +32,8 @@ from keras_gpt.generation.rows import (
     to_tensors,
 )
 
-_PIECES = 256, 64, 16  # tokens that are read at once
+_PIECES = 256, 64, 32, 16  # tokens that are read at once
+_READ_TOGETHER = 4  # short prompts
 _LEAST_ROOM = 128  # of a cache
 _LEAST_SHARED = 16  # tokens, fewer are read again
 
@@ -165,9 +166,10 @@ class Slots:
     def _advance(self, num_tokens):
         self._reread_full_rows()
         unread = set(self._unread)  # which get a token by being read
+        most = _PIECES[0] if self._running else 2 * _PIECES[0]
         num_read = 0
-        while self._unread and (num_read < _PIECES[0] or not self._running):
-            num_read += self._read_piece(self._unread[0])
+        while self._unread and (num_read < most or not self._running):
+            num_read += self._read_some()
         until = {row: num_tokens - (row in unread) for row in self._running}
         if any(until.values()):
             self._decode(num_tokens, until)
@@ -182,59 +184,93 @@ class Slots:
                 row.num_in_cache = 0
                 self._unread.appendleft(row)
 
-    def _read_piece(self, row):
-        """Read more of a row's window; after all of it choose a token, and let it run.
+    def _read_some(self):
+        """Read a piece of the next row, or some short ones together.
 
         Returns:
             How many tokens were read.
         """
-        window = row.window
+        most = min(_PIECES[1], self._model.config.context_length)
+        short = [row for row in self._unread if len(row.window) <= most]
+        if self._unread[0] in short and len(short) > _READ_TOGETHER // 2:
+            rows = short[:_READ_TOGETHER]
+            layers = self._make_layers(_READ_TOGETHER, self._room_for(most))
+            self._read(rows, layers, max(len(row.window) for row in rows))
+            return sum(len(row.window) for row in rows)
+        row = self._unread[0]
         if row.layers is None:
-            self._begin(row, window)
-        room = _room(row.layers)
-        rest = len(window) - row.num_in_cache
+            self._begin(row)
+        rest = len(row.window) - row.num_in_cache
         size = next(n for n in _PIECES if rest > n // 2 or n == _PIECES[-1])
-        size = min(size, max(backend.bucket(rest), _PIECES[-1]), room)
-        # where there is no room for padding, some are read twice
-        start = min(row.num_in_cache, room - size)
-        piece = window[start : start + size]
-        inputs = {
-            "token_ids": np.array([piece + [0] * (size - len(piece))], "int32"),
-            "lengths": np.array([len(piece)], "int32"),
-            "position": np.array([start], "int32"),
-            "document_start": self._find_document_starts([window[:start]]),
-        }
-        read = compiled(self._model, _read_program)
-        result = read({"layers": row.layers}, to_tensors(inputs))
-        row.layers, row.num_in_cache = result["layers"], start + len(piece)
-        if row.num_in_cache == len(window):
-            self._unread.popleft()
-            self._choose_first(row, result["logits"])
-            self._keep(window, row.layers)
-            if row.goes_on:
-                self._enter(row)
-            row.layers = None
-        return size
+        return self._read([row], row.layers, min(size, rest))
 
-    def _begin(self, row, window):
+    def _begin(self, row):
         """Make room for a row's window, with what is kept of its beginning."""
-        shared, layers = self._kept.find(window[:-1])
+        text = row.window[:-1]  # one is left to read
+        shared, layers, index = *self._kept.find(text), 0
+        for place, other in enumerate(self._places):
+            if other is not None:
+                num = count_shared(text, other.window[:-1])
+                if num > shared:
+                    shared, layers, index = num, self._layers, place
         # fewer lengths than of the batch: for each there are as many programs as pieces
-        room = self._room_for(len(window), factor=4)
+        room = self._room_for(len(row.window), factor=4)
         if shared >= _LEAST_SHARED:
-            row.layers = self._regroup(layers, [0], room)
+            row.layers = self._copy(layers, [index], room)
             row.num_in_cache = shared
         else:
-            row.layers = self._model.make_cache_layers(1, room)
+            row.layers = self._make_layers(1, room)
         if not row.ids:
             row.num_reused = row.num_in_cache
 
-    def _choose_first(self, row, logits):
-        """Add the token after what was read."""
-        inputs, state = self._make_arrays([row], 1)
-        choose = compiled(self._model, _choose_program)
+    def _read(self, rows, layers, num_tokens):
+        """Read up to so many tokens more of rows, into a cache of theirs.
+
+        Those of which all was read get their next token, and run.
+        """
+        room = _room(layers)
+        size = min(max(backend.bucket(num_tokens), _PIECES[-1]), room)
+        # where there is no room for padding, some are read twice
+        starts = [min(row.num_in_cache, room - size) for row in rows]
+        starts += [0] * (layers[0][0].shape[0] - len(rows))
+        token_ids = np.zeros((len(starts), size), "int32")
+        lengths = np.ones(len(starts), "int32")
+        for i, row in enumerate(rows):
+            piece = row.window[starts[i] : starts[i] + size]
+            token_ids[i, : len(piece)] = piece
+            lengths[i] = len(piece)
+            row.num_in_cache = starts[i] + len(piece)
+        before = [row.window[:start] for row, start in zip(rows, starts, strict=False)]
+        inputs = {
+            "token_ids": token_ids,
+            "lengths": lengths,
+            "position": np.array(starts, "int32"),
+            "document_start": self._find_document_starts(before, len(starts)),
+        }
+        read = compiled(self._model, _read_program)
+        result = read({"layers": layers}, to_tensors(inputs))
+        layers = result["layers"]
+        if len(rows) == 1:
+            rows[0].layers = layers
+        if all(row.num_in_cache == len(row.window) for row in rows):
+            self._run(rows, layers, result["logits"])
+        return size
+
+    def _run(self, rows, layers, logits):
+        """Add the first token to rows that were read, and put them into the batch."""
+        windows = [row.window for row in rows]
+        missing = layers[0][0].shape[0] - len(rows)
+        inputs, state = self._make_arrays(rows + [empty_row()] * missing, 1)
         inputs["logits"] = logits
-        self._note([row], choose(state, inputs))
+        choose = compiled(self._model, _choose_program)
+        self._note(rows, choose(state, inputs))
+        for i, (row, window) in enumerate(zip(rows, windows, strict=True)):
+            self._unread.remove(row)
+            row.layers = None
+            if row.goes_on:
+                self._enter(row, layers, i)
+            else:
+                self._keep(window, layers, i)
 
     def _decode(self, num_tokens, until):
         """Add tokens to all rows that run, of which each has its own number."""
@@ -249,7 +285,8 @@ class Slots:
         rows = [row or empty_row() for row in self._places]
         inputs, state = self._make_arrays(rows, num_tokens)
         windows = [row.window for row in rows]
-        starts = self._find_document_starts([window[:-1] for window in windows])
+        texts = [window[:-1] for window in windows]
+        starts = self._find_document_starts(texts, len(rows))
         state |= to_tensors(
             {
                 "token": np.array([window[-1] for window in windows], "int32"),
@@ -286,19 +323,20 @@ class Slots:
         for row in rows:
             row.num_given = len(row.ids)
 
-    def _enter(self, row):
-        """Put a row that was read into the batch."""
+    def _enter(self, row, layers, index):
+        """Put a row, whose cache is a row of `layers`, into the batch."""
         room = self._room_for(len(row.window))
         size = self._batch_size(len(self._running) + 1)
         if not self._places:
             self._places = [None] * size
-            self._layers = self._model.make_cache_layers(size, room)
+            self._layers = self._make_layers(size, room)
         elif size > len(self._places) or room > _room(self._layers):
             size = max(size, len(self._places))
             self._resize(size, max(room, _room(self._layers)))
         place = self._places.index(None)
         put = compiled(self._model, _put_program)
-        inputs = {"layers": row.layers, "row": ops.convert_to_tensor(np.int32(place))}
+        inputs = {"from": np.array([index], "int32"), "to": np.array(place, "int32")}
+        inputs = {"layers": layers, **to_tensors(inputs)}
         self._layers = put({"layers": self._layers}, inputs)["layers"]
         self._places[place] = row
 
@@ -307,35 +345,38 @@ class Slots:
         if row in self._unread:
             self._unread.remove(row)
             if row.layers is not None:
-                self._keep(row.window[: row.num_in_cache], row.layers)
+                self._keep(row.window[: row.num_in_cache], row.layers, 0)
                 row.layers = None
             return
         place = self._places.index(row)
-        text = row.window[:-1]  # the last token may not have been read
-        room = self._room_for(len(text))
-        if room <= self._kept.most_tokens:
-            self._keep(text, self._regroup(self._layers, [place], room))
+        # the last token may not have been read
+        self._keep(row.window[:-1], self._layers, place)
         self._places[place] = None
         if not self._running:
             self._places, self._layers = [], None
 
-    def _keep(self, text, layers):
-        if len(text) >= _LEAST_SHARED:
-            self._kept.add(text, layers)
+    def _keep(self, text, layers, index):
+        """Keep a text, whose cache is a row of `layers`."""
+        room = self._room_for(len(text))
+        if len(text) >= _LEAST_SHARED and room <= self._kept.most_tokens:
+            self._kept.add(text, self._copy(layers, [index], room))
 
     def _resize(self, size, room):
         """Make the batch's cache anew, for so many rows of so many tokens."""
         places = [i for i, row in enumerate(self._places) if row is not None]
         rows = [self._places[i] for i in places]
         missing = size - len(places)
-        self._layers = self._regroup(self._layers, places + [0] * missing, room)
+        self._layers = self._copy(self._layers, places + [0] * missing, room)
         self._places = rows + [None] * missing
 
-    def _regroup(self, layers, rows, room):
+    def _make_layers(self, size, room):
+        return self._model.make_cache_layers(size, room)
+
+    def _copy(self, layers, rows, room):
         """Copy rows of a cache into one with other room."""
-        regroup = compiled(self._model, _regroup_program)
+        copy = compiled(self._model, _copy_program)
         arrays = {"rows": np.array(rows, "int32"), "places": np.arange(room)}
-        return regroup({}, to_tensors(arrays) | {"layers": layers})["layers"]
+        return copy({}, to_tensors(arrays) | {"layers": layers})["layers"]
 
     def _room_for(self, length, factor=2):
         """How many tokens a cache for so many has room for."""
@@ -351,15 +392,15 @@ class Slots:
             size *= 4
         return min(size, self._num_slots)
 
-    def _find_document_starts(self, texts):
-        """Where the document of what follows each text starts, int32 `(b,)`."""
+    def _find_document_starts(self, texts, size):
+        """Where the document of what follows each text starts, int32 `(size,)`."""
+        starts = np.zeros(size, "int32")
         separator = self._model.config.document_separator_id
-        starts = [0] * len(texts)
         if separator is not None:
             for i, text in enumerate(texts):
                 ends = np.flatnonzero(np.array(text) == separator)
                 starts[i] = ends[-1] + 1 if len(ends) else 0
-        return np.array(starts, "int32")
+        return starts
 
 
 def _room(layers):
@@ -405,9 +446,9 @@ def _put_program(model):
     del model
 
     def put(state, inputs):
-        def put_one(batch, row):
-            row = row[:, :, : batch.shape[2]]
-            return backend.put_row(batch, row, inputs["row"])
+        def put_one(batch, rows):
+            row = ops.take(rows[:, :, : batch.shape[2]], inputs["from"], axis=0)
+            return backend.put_row(batch, row, inputs["to"])
 
         layers = keras.tree.map_structure(put_one, state["layers"], inputs["layers"])
         return {"layers": layers}
@@ -415,19 +456,19 @@ def _put_program(model):
     return put
 
 
-def _regroup_program(model):
+def _copy_program(model):
     """Make the function that copies rows of a cache, and cuts or pads its room."""
     del model
 
-    def regroup(state, inputs):
+    def copy(state, inputs):
         del state
         room = inputs["places"].shape[0]  # so that its shape tells it
 
-        def copy(layer):
+        def copy_one(layer):
             layer = ops.take(layer[:, :, :room], inputs["rows"], axis=0)
             missing = room - layer.shape[2]
             return ops.pad(layer, [[0, 0], [0, 0], [0, missing], [0, 0]])
 
-        return {"layers": keras.tree.map_structure(copy, inputs["layers"])}
+        return {"layers": keras.tree.map_structure(copy_one, inputs["layers"])}
 
-    return regroup
+    return copy
