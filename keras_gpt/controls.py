@@ -97,6 +97,16 @@ CONTROLS = {
     "seed": Control(0, "The same seed gives the same text.", 0, is_integer=True),
 }
 
+# what `keras_gpt.generation.Slots` takes besides, as OpenAI's interface has it
+PENALTIES = {
+    "presence_penalty": Control(
+        0.0, "Above 0, tokens of the answer become rarer in it.", -2, 2
+    ),
+    "frequency_penalty": Control(
+        0.0, "Above 0, tokens become the rarer the oftener the answer has them.", -2, 2
+    ),
+}
+
 # what `keras_gpt.generate` and `LanguageModel.generate` take besides
 OTHER_CONTROLS = (
     "num_beams",
@@ -112,13 +122,13 @@ def check_control(name: str, value: Any) -> float | int:
     """Return a value of a control, with `None` as what it stands for.
 
     Args:
-        name: A name in `CONTROLS`.
+        name: A name in `CONTROLS` or `PENALTIES`.
         value: What a caller gave.
 
     Raises:
         ValueError: It is out of range.
     """
-    control = CONTROLS[name]
+    control = CONTROLS.get(name) or PENALTIES[name]
     if value is None and control.off is not None:
         return control.off
     if not control.is_valid(value):

@@ -11,7 +11,12 @@ from collections import OrderedDict
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.sampling import choose, chosen_log_probs, penalize_repetition
+from keras_gpt.generation.sampling import (
+    adjust,
+    choose,
+    chosen_log_probs,
+    penalize_repetition,
+)
 
 _MOST_PROGRAMS = 16
 _finding = threading.Lock()  # programs, of any model
@@ -123,6 +128,10 @@ def add_token(logits, state, inputs):
         lambda: penalize_repetition(logits, state["seen"], penalty),
         lambda: logits,
     )
+    if "counts" in state:  # another program, for those who ask for it
+        names = ("logit_bias", "presence_penalty", "frequency_penalty")
+        adjustments = {name: inputs[name] for name in names}
+        penalized = adjust(penalized, state["counts"], **adjustments)
     token = choose(
         penalized,
         temperature=inputs["temperature"],
@@ -140,6 +149,9 @@ def add_token(logits, state, inputs):
     is_token = ops.equal(
         ops.arange(state["seen"].shape[1], dtype="int32"), token[:, None]
     )
+    if "counts" in state:
+        counts = state["counts"] + ops.cast(is_token, "float32")
+        state = {**state, "counts": counts}
     is_last = step + 1 >= inputs["max_new_tokens"]
     return {
         **state,

@@ -98,6 +98,24 @@ def penalize_repetition(logits, seen, penalty):
     return ops.where(seen, penalized, logits)
 
 
+def adjust(logits, counts, logit_bias, presence_penalty, frequency_penalty):
+    """Make tokens likelier or less likely, as OpenAI's interface defines it.
+
+    Args:
+        logits: `(batch, vocabulary)`.
+        counts: float32 `(batch, vocabulary)`, how often each token was chosen.
+        logit_bias: `(batch, vocabulary)`, added to the logits.
+        presence_penalty: `(batch,)`, taken from those that were chosen.
+        frequency_penalty: `(batch,)`, taken from them for each time.
+
+    Returns:
+        `(batch, vocabulary)`.
+    """
+    is_there = ops.cast(counts > 0, "float32")
+    penalty = presence_penalty[:, None] * is_there + frequency_penalty[:, None] * counts
+    return logits + logit_bias - penalty
+
+
 def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     """The next token of each row.
 

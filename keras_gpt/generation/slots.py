@@ -3,8 +3,9 @@
 # Axes: b batch, k key-value head, s cache position, h head dimension
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
+from keras_gpt.controls import PENALTIES, check_control
 from keras_gpt.generation.kept import KeptTexts, count_shared
 from keras_gpt.generation.outside import is_outside
 from keras_gpt.generation.programs import (
@@ -31,6 +33,7 @@ from keras_gpt.generation.rows import (
     start_state,
     to_tensors,
 )
+from keras_gpt.token_ids import check_token_ids
 
 _PIECES = 256, 64, 32, 16  # tokens that are read at once
 _READ_TOGETHER = 4  # short prompts
@@ -44,15 +47,27 @@ class SlotRow(Row):
 
     Attributes:
         stop_ids: As `check_stop_ids` returns them.
+        logit_bias: As of `Slots.add`, as are the next two.
+        presence_penalty: 0 changes nothing.
+        frequency_penalty: 0 changes nothing.
         num_reused: Tokens of the prompt that were not read again.
         num_in_cache: Tokens of its window whose keys and values are there.
         layers: Its own cache, while it is read.
     """
 
     stop_ids: np.ndarray
+    logit_bias: dict[int, float]
+    presence_penalty: float
+    frequency_penalty: float
     num_reused: int = 0
     num_in_cache: int = 0
     layers: tuple | None = None
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether tokens are made likelier or less likely."""
+        penalties = self.presence_penalty, self.frequency_penalty
+        return bool(self.logit_bias) or any(penalties)
 
 
 class Slots:
@@ -103,13 +118,24 @@ class Slots:
         return self._num_slots - len(self._unread) - len(self._running)
 
     def add(
-        self, prompt: Sequence[int], *, stop_ids: Sequence[int] = (), **controls: Any
+        self,
+        prompt: Sequence[int],
+        *,
+        stop_ids: Sequence[int] = (),
+        logit_bias: Mapping[int, float] | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        **controls: Any,
     ) -> SlotRow:
         """Take a prompt, which `advance` will read.
 
         Args:
             prompt: Token ids.
             stop_ids: Ids that end the row. They are not part of the result.
+            logit_bias: What is added to the logits of token ids, from -100 to 100.
+            presence_penalty: Taken from the logits of ids that the row has added, from
+                -2 to 2.
+            frequency_penalty: Taken from them for each time, from -2 to 2.
             **controls: By the names in `CONTROLS`, each one value.
 
         Returns:
@@ -127,8 +153,13 @@ class Slots:
             )
         config = self._model.config
         [row] = make_rows(config, [prompt], num_return_sequences=1, **controls)
-        stop_ids = check_stop_ids(stop_ids, config.vocab_size)
-        row = SlotRow(**vars(row), stop_ids=stop_ids)
+        row = SlotRow(
+            **vars(row),
+            stop_ids=check_stop_ids(stop_ids, config.vocab_size),
+            logit_bias=_check_logit_bias(logit_bias or {}, config.vocab_size),
+            presence_penalty=check_control("presence_penalty", presence_penalty),
+            frequency_penalty=check_control("frequency_penalty", frequency_penalty),
+        )
         if row.goes_on:
             self._unread.append(row)
         return row
@@ -315,7 +346,21 @@ class Slots:
             if isinstance(row, SlotRow):
                 stop_ids[i, : len(row.stop_ids)] = row.stop_ids
         inputs = row_inputs(rows, num_new) | {"stop_ids": stop_ids}
-        state = start_state(rows, num_new, self._model.config.vocab_size)
+        vocab_size = self._model.config.vocab_size
+        state = start_state(rows, num_new, vocab_size)
+        asked = [isinstance(row, SlotRow) and row.is_adjusted for row in rows]
+        if any(asked):
+            shape = len(rows), vocab_size
+            bias, counts = np.zeros(shape, "float32"), np.zeros(shape, "float32")
+            penalties = {name: np.zeros(len(rows), "float32") for name in PENALTIES}
+            for i in np.flatnonzero(asked):
+                row = rows[i]
+                bias[i, list(row.logit_bias)] = list(row.logit_bias.values())
+                np.add.at(counts[i], row.ids, 1)
+                for name, values in penalties.items():
+                    values[i] = getattr(row, name)
+            inputs |= {"logit_bias": bias, **penalties}
+            state["counts"] = counts
         return to_tensors(inputs), to_tensors(state)
 
     def _note(self, rows, state):
@@ -401,6 +446,20 @@ class Slots:
                 ends = np.flatnonzero(np.array(text) == separator)
                 starts[i] = ends[-1] + 1 if len(ends) else 0
         return starts
+
+
+def _check_logit_bias(logit_bias, vocab_size):
+    """The bias of each id, or `ValueError`."""
+    for token_id, bias in logit_bias.items():
+        is_number = isinstance(bias, Real) and -100 <= bias <= 100
+        if not isinstance(token_id, Integral) or not is_number:
+            raise ValueError(
+                "`logit_bias` must have token ids with numbers from -100 to 100. "
+                f"Received: {token_id!r}: {bias!r}."
+            )
+    if logit_bias:
+        check_token_ids(list(logit_bias), vocab_size, name="logit_bias")
+    return dict(logit_bias)
 
 
 def _room(layers):

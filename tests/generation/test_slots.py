@@ -96,12 +96,36 @@ def test_a_slot_is_free_at_once_when_its_row_is_stopped(models):
     assert slots.num_free == 2
 
 
+def test_bias_and_penalties_change_the_row_that_asks_for_them(models, next_logits):
+    model = models("gpt2")
+    slots = Slots(model, 2)
+    bias = {4: 9.0, 5: -100, 6: 8.5}
+    asked = {"presence_penalty": 1.5, "frequency_penalty": 2.0, "logit_bias": bias}
+    row, plain = slots.add([3, 1], **asked, **CONTROLS), slots.add([3, 1], **CONTROLS)
+    while slots.num_free < 2:
+        slots.advance(5)
+    assert [plain.ids] == keras_gpt.generate(model, [[3, 1]], **CONTROLS)
+    texts = [[3, 1, *row.ids[:n]] for n in range(12)]
+    for n, logits in enumerate(next_logits(model, texts)):
+        counts = np.bincount(row.ids[:n], minlength=23)
+        logits[list(bias)] += list(bias.values())
+        assert row.ids[n] == (logits - 1.5 * (counts > 0) - 2.0 * counts).argmax()
+    assert row.ids != plain.ids
+    assert len(set(row.ids)) > 3
+
+
 def test_slots_check_what_they_are_given(models):
     slots = Slots(models("gpt2"))
     with pytest.raises(ValueError, match="Prompt 0 is empty"):
         slots.add([])
     with pytest.raises(ValueError, match="`temperature` must be"):
         slots.add([1], temperature=-1)
+    with pytest.raises(ValueError, match="`presence_penalty` must be"):
+        slots.add([1], presence_penalty=3)
+    with pytest.raises(ValueError, match="`logit_bias` must have"):
+        slots.add([1], logit_bias={"1": 4})
+    with pytest.raises(ValueError, match="logit_bias"):
+        slots.add([1], logit_bias={23: 4})
     with pytest.raises(TypeError, match="Unknown control"):
         slots.add([1], warmth=1)
     with pytest.raises(ValueError, match="`num_slots` must be"):
