@@ -113,8 +113,10 @@ def measure_load(options):
 
     is_right = True
     with contextlib.ExitStack() as stack:
-        ours = our_server("smollm2", options.clients, options.weights)
-        address, _ = stack.enter_context(ours)
+        address = options.at
+        if address is None:
+            ours = our_server("smollm2", options.clients, options.weights)
+            address, _ = stack.enter_context(ours)
         ways = {
             f"lm.generate, batch {len(prompts)}": batch,
             f"keras-gpt serve, {len(prompts)} clients": lambda: asyncio.run(
@@ -124,10 +126,12 @@ def measure_load(options):
                 stream_all(address, prompts[:1], options.tokens)
             ),
         }
+        theirs = options.llama_at
         if options.llama_cpp:
             model = next(Path(options.llama_model).glob("*.gguf"))
             command = [options.llama_cpp, "-m", "llama_cpp.server", "--model", model]
             theirs, _ = stack.enter_context(serving(command, "/v1/models"))
+        if theirs:
             for number in (len(prompts), 1):
                 ways[f"llama.cpp's server, {number} clients"] = lambda number=number: (
                     asyncio.run(stream_all(theirs, prompts[:number], options.tokens))
@@ -306,6 +310,8 @@ def main():
     parser.add_argument("--no-compare", dest="compare", action="store_false")
     parser.add_argument("--llama-cpp", metavar="PYTHON", help="with llama_cpp.server")
     parser.add_argument("--llama-model", metavar="FOLDER", help="with its .gguf file")
+    parser.add_argument("--at", metavar="URL", help="of ours, if it runs already")
+    parser.add_argument("--llama-at", metavar="URL", help="of llama.cpp's, if it does")
     parser.add_argument("--soak", type=int, metavar="N", help="requests")
     options = parser.parse_args()
     print(describe_machine(backend=keras_gpt.keras.backend.backend()))

@@ -39,7 +39,7 @@ def test_sigterm_lets_answers_end_and_refuses_new_ones(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     address = f"http://localhost:{port}"
-    asked = {"prompt": "hello", "max_tokens": 300}
+    asked = {"prompt": "hello", "max_tokens": 150}
     came = []
 
     def is_status(status):
@@ -78,7 +78,7 @@ def test_sigterm_lets_answers_end_and_refuses_new_ones(
     log = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     asked, answered = (line for line in log if line["message"] == "request")
     assert (asked["status"], answered["status"]) == (503, 200)
-    assert answered["completion_tokens"] == 300
+    assert answered["completion_tokens"] == 150
 
 
 def test_without_the_key_nothing_but_health_is_shown():
