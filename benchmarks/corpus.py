@@ -3,6 +3,7 @@
 Synthetic text in files of JSON Lines, plain, compressed and Parquet, is prepared by one
 thread and by Ray clusters on this machine with some numbers of workers; then by a run
 that is killed by SIGKILL at random moments, each time gone on with by the next engine.
+Speed is from the call, and from the first tokens on, as a cluster must start.
 Peak memory is of the process that writes and of the largest Ray worker, in the first
 tenth of the time and in all of it. Exits with 1 if a byte differs.
 """
@@ -47,7 +48,7 @@ def main() -> int:
         rows, found = [], []
         for engine, workers in engines:
             run = start(folder, engine, workers)
-            peaks = watch(run)
+            peaks = watch(run, folder)
             found.append(read_outcome(folder))
             rows.append(
                 [f"{engine}, {workers}", *figures(num_bytes, run.started, peaks)]
@@ -56,10 +57,16 @@ def main() -> int:
             print(rows[-1], file=sys.stderr)
         if arguments.kills:
             found.append(kill_and_go_on(folder, engines, arguments.kills, seconds))
-            rows.append([f"killed {arguments.kills} times", *["-"] * 5])
+            rows.append([f"killed {arguments.kills} times", *["-"] * 6])
     for row, outcome in zip(rows, found, strict=True):
         row.append("yes" if outcome == found[0] else "NO")
-    columns = ["engine, workers", "MB/s", "writer, first tenth", "writer, all"]
+    columns = [
+        "engine, workers",
+        "MB/s",
+        "once begun",
+        "writer, first tenth",
+        "writer, all",
+    ]
     columns += ["a worker, first tenth", "a worker, all", "same bytes"]
     print_table(columns, rows)
     return 0 if all(outcome == found[0] for outcome in found) else 1
@@ -146,13 +153,13 @@ def prepare(folder: str, engine: str, workers: str) -> None:
     )
 
 
-def watch(run: Run) -> list[tuple[float, int, int]]:
-    """Wait for a run; its time, memory and that of its largest worker, each second."""
+def watch(run: Run, folder: Path) -> list[tuple[float, int, int, bool]]:
+    """Wait for a run; its time, memory, its largest worker's, whether it has begun."""
     import psutil
 
     process, found = psutil.Process(run.pid), []
     while run.poll() is None:
-        time.sleep(1)
+        time.sleep(0.5)
         sizes = [0]
         for child in [process, *process.children(recursive=True)]:
             try:
@@ -165,7 +172,9 @@ def watch(run: Run) -> list[tuple[float, int, int]]:
                     sizes.append(size)
             except psutil.Error:
                 continue
-        found.append((time.time() - run.started, own, max(sizes)))
+        written = folder / "prepared" / "train-00000.bin"
+        has_begun = written.is_file() and written.stat().st_size > 0
+        found.append((time.time() - run.started, own, max(sizes), has_begun))
     if run.returncode:
         sys.exit(f"It ended with {run.returncode}.")
     return found
@@ -174,8 +183,10 @@ def watch(run: Run) -> list[tuple[float, int, int]]:
 def figures(num_bytes: int, started: float, peaks: list) -> list[str]:
     """MB/s and the peaks of memory."""
     seconds = time.time() - started
-    shown = [f"{num_bytes / 1e6 / seconds:.1f}"]
-    early = [peak for peak in peaks if peak[0] <= seconds / 10] or peaks[:1]
+    begun = next((peak[0] for peak in peaks if peak[3]), 0)
+    shown = [f"{num_bytes / 1e6 / (seconds - start):.1f}" for start in (0, begun)]
+    begun += (seconds - begun) / 10
+    early = [peak for peak in peaks if peak[0] <= begun] or peaks[:1]
     for column in (1, 2):
         for some in (early, peaks):
             shown.append(f"{max(peak[column] for peak in some) / 1e6:.0f} MB")
@@ -194,7 +205,7 @@ def kill_and_go_on(folder: Path, engines: list, kills: int, seconds: float) -> d
         if progress.is_file():
             kept = json.loads(progress.read_text())
             print(f"killed, kept {kept['num_source_bytes']:,} bytes", file=sys.stderr)
-    watch(start(folder, *engines[-1], again=True))
+    watch(start(folder, *engines[-1], again=True), folder)
     return read_outcome(folder)
 
 

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 from keras_gpt.data.embedded import embedded_corpus
 from keras_gpt.data.records import JSON_SUFFIXES, iterate_records, open_source
-from keras_gpt.data.sources import RemoteFile, describe, file_size, find_files
+from keras_gpt.data.sources import (
+    RemoteFile,
+    can_be_cut,
+    describe,
+    file_size,
+    find_files,
+)
 from keras_gpt.tokenizers.rules import safe_cut
 
 EMBEDDED = "embedded"
@@ -164,7 +170,8 @@ class Corpus:
             if sources:
                 yield Part(first, 0, sources, None)
             if not sources or sources[-1] is not source:
-                step = PART_BYTES if size and _can_be_cut(source) else None
+                is_cut = size and not isinstance(source, str) and can_be_cut(source)
+                step = PART_BYTES if is_cut else None
                 for begin in range(start, size or 1, step or size or 1):
                     yield Part(index, begin, [source], step and begin + step)
             first, sources, total, start = index + 1, [], 0, 0
@@ -258,11 +265,6 @@ def _check_encoding(encoding: str) -> str:
 
 def _is_text_file(file: Path | RemoteFile) -> bool:
     return not file.name.endswith(JSON_SUFFIXES) and file.suffix != ".parquet"
-
-
-def _can_be_cut(source: str | Path | RemoteFile) -> bool:
-    """Whether what is in it can be read from any place on."""
-    return not isinstance(source, str) and source.suffix in (".jsonl", ".parquet")
 
 
 def _size(item: Any) -> int | None:

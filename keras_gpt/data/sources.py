@@ -47,9 +47,16 @@ class RemoteFile:
         """The ending of the name."""
         return PurePosixPath(self.name).suffix
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is to be read from its beginning on, as many web servers want."""
+        return "http" in self.filesystem.protocol and self.suffix != ".parquet"
+
     def open(self, mode: str = "rb") -> IO[bytes]:
         """Open it as a stream, of which lines are read fast."""
-        return io.BufferedReader(self.filesystem.open(self.path, mode), 2**20)
+        options = {"block_size": 0} if self.is_stream else {}
+        file = self.filesystem.open(self.path, mode, **options)
+        return io.BufferedReader(file, 2**20)
 
 
 def find_files(name: str | Path) -> list[Path | RemoteFile]:
@@ -81,6 +88,12 @@ def find_files(name: str | Path) -> list[Path | RemoteFile]:
                 f"Convert it to one of {', '.join(_SUFFIXES)}."
             )
     return files
+
+
+def can_be_cut(file: Path | RemoteFile) -> bool:
+    """Whether the documents in a file can be read from any place on."""
+    is_stream = isinstance(file, RemoteFile) and file.is_stream
+    return file.suffix in (".jsonl", ".parquet") and not is_stream
 
 
 def file_size(file: Path | RemoteFile) -> int | None:

@@ -1,6 +1,9 @@
+import functools
 import gzip
 import itertools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +16,11 @@ from hypothesis import strategies as st
 
 from keras_gpt.data import Corpus, embedded_corpus, read_documents
 from keras_gpt.data.corpus import PIECE_CHARACTERS, Part
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
 
 
 def write_json_lines(path, documents):
@@ -105,6 +113,21 @@ def test_a_storage_of_fsspec_is_read_like_a_folder_of_this_machine(tmp_path):
         Corpus("memory://corpus/none")
     with pytest.raises(ValueError, match=r"fsspec knows.*s3://"):
         Corpus("nothing://corpus/none")
+
+
+def test_a_web_server_is_read_from_the_beginning_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_gpt.data.corpus.PART_BYTES", 100)
+    texts = [f"text {n}" for n in range(50)]
+    write_json_lines(tmp_path / "a.jsonl", texts)
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        corpus = Corpus(f"http://127.0.0.1:{server.server_port}/a.jsonl")
+        found = [piece.text for part in corpus.parts() for piece in corpus.read(part)]
+        server.shutdown()
+        thread.join()
+    assert found == texts
 
 
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="it is there")
