@@ -306,7 +306,7 @@ def _do_run(do, config_type, path, overrides, resume, **fields):
     Returns:
         The model and the run.
     """
-    from keras_gpt import runs
+    from keras_gpt import runs, training
 
     if path is None and resume and fields["output"]:
         kept = Path(fields["output"], runs.CONFIG_FILE)
@@ -314,6 +314,8 @@ def _do_run(do, config_type, path, overrides, resume, **fields):
     # paths not as overrides: they are no YAML
     config = config_type.from_yaml(path, overrides, **fields)
     lm = do(config, resume=resume)
+    if not training.join_hosts():
+        raise typer.Exit  # another process says what was reached
     for name, value in runs.read_result(config.output).items():
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name}: {shown}")

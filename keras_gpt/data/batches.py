@@ -35,6 +35,7 @@ def load_batches(
     order: str = "random",
     packing: str = "windows",
     drop_remainder: bool = False,
+    pad_remainder: bool = False,
     vocab_size: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -65,7 +66,9 @@ def load_batches(
             `GPTConfig.document_separator_id` set to it keeps documents from seeing
             each other.
         drop_remainder: Whether a smaller last batch is left out; always so with
-            several processes.
+            several processes, unless it is padded.
+        pad_remainder: Whether rows with a `sample_weight` of 0 fill it up, for devices
+            that share each batch. All batches then have weights.
         vocab_size: The model's, to check that it covers the token ids.
         process_index: Which of the processes this is.
         process_count: How many processes share each batch; each gets
@@ -125,7 +128,8 @@ def load_batches(
         batch_size,
         start_step,
         num_steps=num_steps,
-        drop_remainder=drop_remainder or process_count > 1,
+        drop_remainder=drop_remainder,
+        pad_remainder=pad_remainder,
         process_index=process_index,
         process_count=process_count,
     )
@@ -243,6 +247,7 @@ def load_rows(
     *,
     num_steps: int | None = None,
     drop_remainder: bool = False,
+    pad_remainder: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> "grain.IterDataset":
@@ -254,6 +259,7 @@ def load_rows(
         start_step: The first step.
         num_steps: How many steps.
         drop_remainder: Whether a smaller last batch is left out.
+        pad_remainder: Whether it is filled up.
         process_index: Which of the processes this is.
         process_count: How many processes share each batch.
 
@@ -265,6 +271,7 @@ def load_rows(
     check_at_least(1, batch_size=batch_size, num_steps=num_steps)
     check_at_least(0, start_step=start_step)
     is_random = rows.seed is not None  # then no batch is smaller than others
+    drop_remainder = drop_remainder or (process_count > 1 and not pad_remainder)
     extra = 0 if drop_remainder and not is_random else batch_size - 1
     one_pass = (rows.num_rows + extra) // batch_size
     if not one_pass:
@@ -283,7 +290,17 @@ def load_rows(
     size = batch_size // process_count
     part = slice(process_index * size, (process_index + 1) * size)
     read = functools.partial(rows.read, batch_size=batch_size, part=part)
+    if pad_remainder:
+        read = functools.partial(_read_padded, read, size)
     return StepDataset(read, start_step, stop_step, goes_on=is_random)
+
+
+def _read_padded(read, num_rows, step):
+    """A batch with weights, and with rows of weight 0 where it has too few."""
+    ids, targets, *weights = read(step)
+    weights = weights or [np.ones(targets.shape, np.float32)]
+    missing = [(0, num_rows - len(ids)), (0, 0)]
+    return tuple(np.pad(part, missing) for part in (ids, targets, *weights))
 
 
 class _Windows(Rows):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,7 @@ def load_examples(
     separator_id: int | None = None,
     order: str = "random",
     start_step: int = 0,
+    **options: Any,
 ) -> "grain.IterDataset":
     """Load batches of examples as a grain dataset that `fit` takes as it is.
 
@@ -56,6 +57,8 @@ def load_examples(
         order: `"random"`, which each epoch of `GPT.fit` has anew, or `"sequential"`,
             whose last batch may be smaller.
         start_step: The step to start at, as if the steps before had been taken.
+        **options: `pad_remainder`, `process_index` and `process_count`, as of
+            `load_batches`.
 
     Returns:
         A `grain.IterDataset` of one pass, with `len`, and `repeat()` for one without
@@ -78,7 +81,7 @@ def load_examples(
     """
     seed = choose_seed(order, seed)
     rows = _ExampleRows(examples, sequence_length, separator_id, seed)
-    return load_rows(rows, batch_size, start_step)
+    return load_rows(rows, batch_size, start_step, **options)
 
 
 def count_rows(

@@ -46,7 +46,7 @@ def finetune(
             another.
     """
     console = console or Console(stderr=True)
-    with claimed(config, resume) as config:
+    with claimed(config, resume, console) as config:
         files = _find_files(config.data, config.validation)
         [first, *_] = [_read_first(path) for path in files if path is not None]
         with console.status("Loading the model"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 
 from keras_gpt import training
+from keras_gpt.backend import hosts
 from keras_gpt.runs import report
 from keras_gpt.runs.config import Plan
 from keras_gpt.runs.folder import load_last_state, write_config
@@ -77,18 +78,31 @@ def fit(
         highlight=False,
         soft_wrap=True,
     )
-    first_batch = step * plan.accumulation_steps
-    batches = load("train", start_step=first_batch)
-    validation = load("val", order="sequential")
+    share = training.share_of_batches()
+    batches = load("train", start_step=step * plan.accumulation_steps, **share)
+    # a smaller last batch is one that devices can't share
+    is_spread = keras.distribution.distribution() is not None
+    validation = load("val", order="sequential", pad_remainder=is_spread, **share)
     start = time.perf_counter()
+    is_first = hosts.place()[0] == 0
     gpt = getattr(model, "gpt", model)  # the one inside a PreferenceModel
+
+    def wholly(function):
+        """The function as the first process does it, with whole weights."""
+
+        def call():
+            with training.gathered(gpt):
+                found = function() if is_first else None
+            hosts.tell_all(0)  # what it wrote is there
+            return found
+
+        return call
+
     epoch = step // plan.evaluate_every
     losses = report.read_log(log_path, epoch)["val_loss"] if epoch else ()
-    best = callbacks.SaveBest(save, patience=plan.early_stopping, losses=losses)
+    best = callbacks.SaveBest(wholly(save), patience=plan.early_stopping, losses=losses)
     write_config(plan)
     if step < plan.steps and not best.is_over:
-        report.cut_log(log_path, epoch)
-        told = report.cut_step_losses(output / report.STEPS_FILE, step)
         throughput = callbacks.Throughput(
             plan.batch_size * sequence_length * (1 if gpt is model else 2),
             gpt.count_flops_per_token(sequence_length),
@@ -97,51 +111,79 @@ def fit(
         others = [throughput, best]
         if tokens_per_byte is not None:
             others.append(callbacks.BitsPerByte(tokens_per_byte))
-        events = callbacks.EventLog(
-            output / report.EVENTS_FOLDER / output.absolute().name,
-            sample=sample if plan.sample_tokens else None,
-            picture=picture if plan.sample_tokens else None,
-            hyperparameters={
-                "backend": keras.backend.backend(),
-                "parameters": gpt.count_params(),
-                **_flat(plan.model_dump(exclude=_NOT_SHOWN)),
-            },
-        )
-
-        def tell(step, loss):
-            report.note_loss(output / report.STEPS_FILE, step, loss)
-            events.write_loss(step, loss)
-
-        reporting = [
-            callbacks.StepLosses(
-                tell,
-                max(1, plan.steps // _POINTS),
-                plan.evaluate_every,
-                first_step=step,
-                accumulation_steps=plan.accumulation_steps,
-                told=told,
-            ),
-            events,
-            report.LogFile(log_path, append=True),
-            callbacks.ProgressBar(
-                plan.steps * plan.accumulation_steps,
-                first_batch=first_batch,
-                validation_batches=len(validation),
-                throughput=throughput,
-                console=console,
-            ),
-        ]
+        samples = [wholly(sample), wholly(picture)] if plan.sample_tokens else []
+        if is_first:
+            reporting = _report(
+                plan, gpt, step, samples, throughput, len(validation), console
+            )
+        else:
+            reporting = [_Assistant(samples)]
         _fit(plan, model, batches, validation, others, reporting, step, console)
     elif (output / report.RESULT_FILE).is_file():
         return
-    report.plot_losses(
-        output,
-        about=f"{gpt.count_params():,} parameters · {plan.steps:,} steps of "
-        f"{plan.batch_size} x {sequence_length} tokens",
-        start=start_loss,
-        tokens_per_byte=tokens_per_byte,
+    if is_first:
+        report.plot_losses(
+            output,
+            about=f"{gpt.count_params():,} parameters · {plan.steps:,} steps of "
+            f"{plan.batch_size} x {sequence_length} tokens",
+            start=start_loss,
+            tokens_per_byte=tokens_per_byte,
+        )
+        report.write_result(output, time.perf_counter() - start)
+
+
+def _report(plan, gpt, step, samples, throughput, validation_batches, console):
+    """The callbacks that write logs and show what is done."""
+    output = Path(plan.output)
+    steps_path = output / report.STEPS_FILE
+    report.cut_log(output / report.LOG_FILE, step // plan.evaluate_every)
+    told = report.cut_step_losses(steps_path, step)
+    events = callbacks.EventLog(
+        output / report.EVENTS_FOLDER / output.absolute().name,
+        **dict(zip(("sample", "picture"), samples, strict=False)),
+        hyperparameters={
+            "backend": keras.backend.backend(),
+            "parameters": gpt.count_params(),
+            **_flat(plan.model_dump(exclude=_NOT_SHOWN)),
+        },
     )
-    report.write_result(output, time.perf_counter() - start)
+
+    def tell(step, loss):
+        report.note_loss(steps_path, step, loss)
+        events.write_loss(step, loss)
+
+    return [
+        callbacks.StepLosses(
+            tell,
+            max(1, plan.steps // _POINTS),
+            plan.evaluate_every,
+            first_step=step,
+            accumulation_steps=plan.accumulation_steps,
+            told=told,
+        ),
+        events,
+        report.LogFile(output / report.LOG_FILE, append=True),
+        callbacks.ProgressBar(
+            plan.steps * plan.accumulation_steps,
+            first_batch=step * plan.accumulation_steps,
+            validation_batches=validation_batches,
+            throughput=throughput,
+            console=console,
+        ),
+    ]
+
+
+class _Assistant(keras.callbacks.Callback):
+    """Does its part of what the first process writes at the end of an epoch."""
+
+    def __init__(self, samples):
+        super().__init__()
+        self.samples = samples
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Help with each."""
+        for sample in self.samples:
+            sample()
 
 
 def _fit(plan, model, batches, validation, others, reporting, step, console):

@@ -11,6 +11,7 @@ import keras
 import yaml
 
 from keras_gpt import training
+from keras_gpt.backend import hosts
 from keras_gpt.files import atomic_path, locked, write_json
 from keras_gpt.language_model import is_saved
 from keras_gpt.runs.config import Plan
@@ -39,8 +40,10 @@ MAY_CHANGE = (
 
 
 @contextlib.contextmanager
-def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
+def claimed(config: Plan, resume: bool, console) -> Iterator[Plan]:
     """Keep a run's folder for this run alone; seed what it draws; take its devices.
+
+    Of several processes the first one has the folder, and only its console speaks.
 
     Yields:
         The configuration; when a run goes on, what was given on top of what it had.
@@ -52,9 +55,11 @@ def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
     """
     output = Path(config.output)
     path = output / CONFIG_FILE
+    is_first = training.join_hosts()
+    console.quiet = console.quiet or not is_first
     if resume and not path.is_file():
         raise FileNotFoundError(f"There is no run in {output} to resume.")
-    with locked(output):
+    with locked(output) if is_first else contextlib.nullcontext():
         has_state = any((output / name).is_file() for name in _STATES)
         if resume:
             config = _go_on(config, path)
@@ -71,15 +76,17 @@ def claimed(config: Plan, resume: bool) -> Iterator[Plan]:
         # Keras draws the seeds of initializers and dropout from here; its own
         # `set_random_seed` would load TensorFlow whatever the backend
         random.seed(config.seed)
+        hosts.tell_all(0)  # all have looked before the first one writes
         with _spread(config):
             yield config.planned()
+        hosts.tell_all(0)  # all have read what they return
 
 
 def _spread(config):
     """The context in which a run's model is made, over the devices of the run."""
-    if config.devices is None:
+    if config.devices is None and hosts.place()[1] == 1:
         return contextlib.nullcontext()
-    spread = training.make_distribution(config.devices)
+    spread = training.make_distribution(config.devices or "all")
     parts = spread.num_model_replicas
     if config.batch_size % parts:
         raise ValueError(
@@ -151,12 +158,16 @@ def load_last_state(model, output: Path, console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-        previous.replace(last)
+        hosts.tell_all(0)  # all have read it
+        if hosts.place()[0] == 0:
+            previous.replace(last)
         return step
 
 
 def write_config(config: Plan) -> None:
-    """Note in a run's folder what it is and what it runs on."""
+    """Note in a run's folder what it is and what it runs on, in the first process."""
+    if hosts.place()[0]:
+        return
     output = Path(config.output)
     with atomic_path(output / CONFIG_FILE) as temporary:
         text = yaml.safe_dump(config.model_dump(), sort_keys=False)

@@ -15,14 +15,16 @@ class Notice(threading.Event):
 
     signal: int | None = None
 
-    def obey(self) -> None:
-        """Do what the signal asks for.
+    def obey(self, number: int) -> None:
+        """Do what a signal asks for, which this process was sent or another.
 
         Raises:
             KeyboardInterrupt: It was Ctrl-C.
             SystemExit: It was SIGTERM: the program ends, and without an error.
         """
-        raise SystemExit(0) if self.signal == signal.SIGTERM else KeyboardInterrupt
+        self.signal = number
+        self.set()
+        raise SystemExit(0) if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -45,7 +47,7 @@ def noticed_interrupts(*signals: int) -> Iterator[Notice]:
         del frame
         notice.signal = number
         if notice.is_set():
-            notice.obey()
+            notice.obey(number)
         notice.set()
 
     if threading.current_thread() is not threading.main_thread():

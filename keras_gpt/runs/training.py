@@ -7,6 +7,7 @@ import keras
 from rich.console import Console
 
 from keras_gpt import data, tokenizers
+from keras_gpt.backend import hosts
 from keras_gpt.config import suggest
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
@@ -46,7 +47,7 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
             another, or the loss became infinite.
     """
     console = console or Console(stderr=True)
-    with claimed(config, resume) as config:
+    with claimed(config, resume, console) as config:
         tokenizer = _find_tokenizer(config, resume)
         # here, what doesn't fit is found before the corpus is tokenized
         lm = LanguageModel(_build(config, tokenizer), tokenizer)
@@ -105,13 +106,15 @@ def _find_tokenizer(config, resume):
         return tokenizers.load(kept)
     if Path(config.tokenizer).is_dir() and config.tokenizer not in TOKENIZERS:
         tokenizer = tokenizers.load(config.tokenizer)
-    else:
+    elif hosts.place()[0] == 0:
         tokenizer = train_tokenizer(
             config.tokenizer, config.corpus, config.vocab_size, **_source(config)
         )
-    write_config(config)  # so that a run that is stopped here goes on
-    tokenizer.save(kept)
-    return tokenizer
+    if hosts.place()[0] == 0:
+        write_config(config)  # so that a run that is stopped here goes on
+        tokenizer.save(kept)
+    hosts.tell_all(0)  # it is there
+    return tokenizers.load(kept)
 
 
 def _source(config):
@@ -123,15 +126,17 @@ def _prepare(config, tokenizer, resume, console):
     if config.data is not None:
         return Path(config.data)
     directory = Path(config.output) / DATA_FOLDER
-    found = data.prepare(
-        config.corpus,
-        directory,
-        tokenizer,
-        validation_fraction=config.validation_fraction,
-        overwrite=not resume,
-        **_source(config),
-    )
-    counts = found["splits"]
+    if hosts.place()[0] == 0:
+        data.prepare(
+            config.corpus,
+            directory,
+            tokenizer,
+            validation_fraction=config.validation_fraction,
+            overwrite=not resume,
+            **_source(config),
+        )
+    hosts.tell_all(0)  # it is there
+    counts = data.read_metadata(directory)["splits"]
     console.print(
         f"Prepared {counts['train']['num_tokens']:,} tokens to train on and "
         f"{counts['val']['num_tokens']:,} to validate, of "

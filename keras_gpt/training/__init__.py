@@ -1,7 +1,12 @@
 """Training with `model.fit`: how to compile, what to watch, where to resume."""
 
 from keras_gpt.training import callbacks
-from keras_gpt.training.devices import make_distribution
+from keras_gpt.training.devices import (
+    gathered,
+    join_hosts,
+    make_distribution,
+    share_of_batches,
+)
 from keras_gpt.training.lora import (
     ADAPTER_FILE,
     LORA_TARGETS,
@@ -32,7 +37,9 @@ __all__ = [
     "compile_model",
     "count_trainable",
     "enable_lora",
+    "gathered",
     "has_lora",
+    "join_hosts",
     "load_adapter",
     "load_preferences",
     "load_state",
@@ -43,5 +50,6 @@ __all__ = [
     "remove_lora",
     "save_adapter",
     "save_state",
+    "share_of_batches",
     "without_lora",
 ]

@@ -10,6 +10,7 @@ from keras import ops
 from rich import progress
 from rich.console import Console
 
+from keras_gpt.backend import hosts
 from keras_gpt.training.events import EventLog as EventLog
 from keras_gpt.training.state import load_metrics, save_state
 
@@ -122,6 +123,8 @@ class BitsPerByte(keras.callbacks.Callback):
 class SaveState(keras.callbacks.Callback):
     """Call `save_state` after each epoch with a finite loss, and amid one when due.
 
+    Of several processes all save at the same step, also where one alone was asked.
+
     Put it behind the other callbacks, so that what they write is there when a run goes
     on from the state. A run that goes on amid an epoch does what remains of it, and its
     means are over the whole of it.
@@ -159,7 +162,9 @@ class SaveState(keras.callbacks.Callback):
         self.previous = previous
         self.notice = notice
         self._batch = first_step * accumulation_steps
-        self._last_time = time.perf_counter()
+        self._last_time = self._last_asked = time.perf_counter()
+        self._steps_to_ask = 1  # the other processes
+        self._ask_at = self.step + 1
 
     @property
     def step(self):
@@ -189,22 +194,35 @@ class SaveState(keras.callbacks.Callback):
         self._save(logs)
 
     def _is_due(self):
-        seconds = time.perf_counter() - self._last_time
-        return (
-            (self.steps is not None and self.step % self.steps == 0)
-            or (self.seconds is not None and seconds >= self.seconds)
-            or self._is_asked()
-        )
+        if self.steps is not None and self.step % self.steps == 0:
+            return True
+        now = time.perf_counter()
+        is_time = self.seconds is not None and now - self._last_time >= self.seconds
+        if hosts.place()[1] == 1:
+            return is_time or self._signal() > 0
+        # about once a second, as all then wait for the slowest
+        if self.step < self._ask_at:
+            return False
+        is_wanted = is_time or self._signal() > 0
+        told = hosts.tell_all([is_wanted, now - self._last_asked])
+        is_due, seconds = told.max(axis=0)
+        self._last_asked = time.perf_counter()
+        self._steps_to_ask = max(1, round(self._steps_to_ask / max(seconds, 1e-3)))
+        self._ask_at = self.step + self._steps_to_ask
+        return bool(is_due)
 
-    def _is_asked(self):
-        return self.notice is not None and self.notice.is_set()
+    def _signal(self):
+        """The signal that this process was sent, or 0."""
+        is_asked = self.notice is not None and self.notice.is_set()
+        return int(self.notice.signal) if is_asked else 0
 
     def _save(self, logs):
         if np.isfinite(float((logs or {}).get("loss", 0.0))):
             save_state(self.model, self.path, self.step, self.previous)
         self._last_time = time.perf_counter()
-        if self._is_asked():
-            self.notice.obey()
+        signal = int(hosts.tell_all(self._signal()).max())
+        if signal:
+            self.notice.obey(signal)
 
 
 class SaveBest(keras.callbacks.Callback):

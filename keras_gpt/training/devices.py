@@ -1,9 +1,14 @@
 """Training on several devices: how batches and weights are spread over them."""
 
+import contextlib
 import math
+import os
+from collections.abc import Iterator
 
 import keras
 from keras import distribution
+
+from keras_gpt.backend import hosts
 
 # Along which axis of the mesh each axis of a matrix is cut, by the end of its path.
 # "model" cuts what follows from a token into parts that are added up once a block.
@@ -54,15 +59,15 @@ def make_distribution(devices: int | str = "all") -> distribution.ModelParallel:
     model = keras_gpt.GPT(config)
     ```
     """
-    if keras.backend.backend() != "jax":
-        raise ValueError(
-            "Several devices need JAX. Received: "
-            f"KERAS_BACKEND={keras.backend.backend()}, devices={devices!r}. Set "
-            "KERAS_BACKEND=jax before Python starts."
-        )
+    _check_backend(f"devices={devices!r}")
     found = distribution.list_devices()
     sizes = _read_sizes(devices, len(found))
     count = math.prod(sizes.values())
+    if count < len(found) and hosts.place()[1] > 1:
+        raise ValueError(
+            f"Several hosts train on all of their {len(found)} devices. Received: "
+            f"devices={devices!r}. Take devices='all', or give each host fewer."
+        )
     if count > len(found):
         raise ValueError(
             f"`devices` asks for {count} where there are {len(found)}. Received: "
@@ -78,6 +83,76 @@ def make_distribution(devices: int | str = "all") -> distribution.ModelParallel:
         batch_dim_name=next(iter(sizes)),
         auto_shard_dataset=False,  # of several hosts each loads its share
     )
+
+
+def join_hosts() -> bool:
+    """Meet the processes of other hosts, if Keras's environment variables name them.
+
+    They are `KERAS_DISTRIBUTION_JOB_ADDRESSES`, of which the first counts, `host:port`;
+    `KERAS_DISTRIBUTION_NUM_PROCESSES`; and `KERAS_DISTRIBUTION_PROCESS_ID`, from 0 on.
+    Call it in each process before anything touches a device, and spread the model over
+    the devices of all with `make_distribution`.
+
+    Returns:
+        Whether this is the first process, which writes what all have computed, or the
+        only one.
+
+    Raises:
+        ValueError: The backend isn't JAX, or a variable is missing or no number.
+    """
+    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+    found = [os.environ.get(f"KERAS_DISTRIBUTION_{name}") for name in names]
+    if any(found):
+        _check_backend(f"KERAS_DISTRIBUTION_PROCESS_ID={found[2]}")
+        addresses, *numbers = [value or "" for value in found]
+        if not addresses or not all(number.isdigit() for number in numbers):
+            received = [f"{n}={v}" for n, v in zip(names, found, strict=True)]
+            raise ValueError(
+                "Several hosts need KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES "
+                f"and _PROCESS_ID. Received: {', '.join(received)}. Set all on each."
+            )
+        hosts.join(addresses.split(",")[0], *map(int, numbers))
+    return hosts.place()[0] == 0
+
+
+def share_of_batches() -> dict[str, int]:
+    """Which part of each batch this process reads, as arguments of `load_batches`."""
+    spread = distribution.distribution()
+    if spread is None or hosts.place()[1] == 1:
+        return {"process_index": 0, "process_count": 1}
+    return {
+        "process_index": spread.data_shard_id,
+        "process_count": min(spread.num_processes, spread.num_model_replicas),
+    }
+
+
+@contextlib.contextmanager
+def gathered(model: keras.Model) -> Iterator[None]:
+    """Let each process read and use the whole of each weight, as if it were alone.
+
+    Args:
+        model: Whose weights are cut over the devices of several processes, or not. All
+            processes enter the block.
+    """
+    if hosts.place()[1] == 1:
+        yield
+        return
+    with keras.StatelessScope(
+        [
+            (v, keras.ops.convert_to_tensor(hosts.to_numpy(v.value)))
+            for v in model.variables
+        ]
+    ):
+        yield
+
+
+def _check_backend(received):
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            "Several devices need JAX. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}, {received}. Set "
+            "KERAS_BACKEND=jax before Python starts."
+        )
 
 
 def _read_sizes(devices, found):

@@ -5,8 +5,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from keras import ops
 
+from keras_gpt.backend import hosts
 from keras_gpt.files import atomic_path
 from keras_gpt.training.accumulation import TOKEN_COUNT
 from keras_gpt.training.lora import has_lora
@@ -24,7 +24,8 @@ def save_state(
     """Write weights, optimizer state, dropout seeds and the step, whole or not at all.
 
     Of a model with adapters the frozen weights are left out. The means that `fit` takes
-    over an epoch are written too, for `load_metrics`.
+    over an epoch are written too, for `load_metrics`. Of several processes all call it,
+    and the first one writes.
 
     Args:
         model: A compiled, built `GPT`, or a `PreferenceModel`.
@@ -34,12 +35,14 @@ def save_state(
     """
     arrays = {"step": np.array(step)}
     for key, variable in [*_variables(model), *_metrics(model)]:
-        value = ops.convert_to_numpy(variable)
+        value = hosts.to_numpy(variable.value)
         # NumPy files have no bfloat16
         wide = str(variable.dtype) == "bfloat16"
         arrays[key] = value.astype("float32") if wide else value
-    with atomic_path(path, previous) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    if hosts.place()[0] == 0:
+        with atomic_path(path, previous) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+    hosts.tell_all(0)  # it is there
 
 
 def load_state(model, path: str | Path) -> int:
