@@ -1,15 +1,21 @@
 """The state of a run on disk, from which it goes on as if never stopped."""
 
+import contextlib
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+from keras import ops
 
 from keras_gpt.backend import hosts
 from keras_gpt.files import atomic_path
 from keras_gpt.training.accumulation import TOKEN_COUNT
 from keras_gpt.training.lora import has_lora
+from keras_gpt.training.parts import load_parts, save_parts
+
+_PARTS = "parts"  # of arrays, and the folders that they lie in
 
 # what NumPy raises for a damaged archive
 DAMAGED = (
@@ -25,7 +31,8 @@ def save_state(
 
     Of a model with adapters the frozen weights are left out. The means that `fit` takes
     over an epoch are written too, for `load_metrics`. Of several processes all call it,
-    and the first one writes.
+    and the first one writes; what is cut over them each writes its part of, by Orbax,
+    in a folder beside the file.
 
     Args:
         model: A compiled, built `GPT`, or a `PreferenceModel`.
@@ -33,15 +40,24 @@ def save_state(
         step: Optimizer steps done.
         previous: Where the file that was there is kept. Defaults to `None`: nowhere.
     """
-    arrays = {"step": np.array(step)}
+    path = Path(path)
+    arrays, parts = {"step": np.array(step)}, {}
     for key, variable in [*_variables(model), *_metrics(model)]:
-        value = hosts.to_numpy(variable.value)
+        if hosts.is_cut(variable.value):
+            parts[key] = variable
+            arrays[key] = np.zeros((0, *variable.shape))  # in its place
+            continue
+        value = ops.convert_to_numpy(variable)
         # NumPy files have no bfloat16
         wide = str(variable.dtype) == "bfloat16"
         arrays[key] = value.astype("float32") if wide else value
+    if parts:
+        arrays[_PARTS] = np.array(save_parts(_folder(path, step), parts))
     if hosts.place()[0] == 0:
         with atomic_path(path, previous) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
+        if previous is not None:
+            _remove_other_parts(path, Path(previous))
     hosts.tell_all(0)  # it is there
 
 
@@ -65,17 +81,23 @@ def load_state(model, path: str | Path) -> int:
     try:
         # opened here: NumPy leaves a truncated file open
         with Path(path).open("rb") as file, _checked(file) as arrays:
-            found = [n for n in arrays.files if not n.startswith(("step", "metric"))]
+            others = ("step", "metric", _PARTS)
+            found = [n for n in arrays.files if not n.startswith(others)]
             if len(found) < len(variables) and variables[-1][1].name == TOKEN_COUNT:
                 variables.pop()  # 0 between steps; it was not always there
-            fits = found == [key for key, _ in variables] and all(
-                tuple(variable.shape) == arrays[key].shape
-                for key, variable in variables
-            )
-            if fits:
-                for key, variable in variables:
-                    variable.assign(arrays[key])
             step = int(arrays["step"])
+            fits, parts = found == [key for key, _ in variables], {}
+            for key, variable in variables if fits else ():
+                shape = tuple(variable.shape)
+                if arrays[key].shape == (0, *shape):
+                    parts[key] = variable
+                elif arrays[key].shape != shape:
+                    fits = False
+            if fits and parts:
+                load_parts(_folder(path, step), parts, str(arrays[_PARTS]))
+            for key, variable in variables if fits else ():
+                if key not in parts:
+                    variable.assign(arrays[key])
     except DAMAGED as error:
         raise ValueError(
             f"{path} can't be read ({error}). It may be truncated: start the run anew "
@@ -87,6 +109,21 @@ def load_state(model, path: str | Path) -> int:
             "the arguments that it had, or in a new folder."
         )
     return step
+
+
+def _folder(path, step):
+    return Path(path).with_name(f"{_PARTS}-{step}")
+
+
+def _remove_other_parts(*paths):
+    """Remove what lies in parts of states that these don't follow any more."""
+    kept = []
+    for path in paths:
+        with contextlib.suppress(*DAMAGED), path.open("rb") as file:
+            kept.append(_folder(path, int(np.load(file)["step"])))
+    for folder in paths[0].parent.glob(f"{_PARTS}-*"):
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checked(file):

@@ -1,0 +1,68 @@
+"""Parts of a state that lie on several hosts, each of which writes its own: Orbax."""
+
+import json
+from pathlib import Path
+
+import keras
+
+from keras_gpt.backend import hosts
+from keras_gpt.files import checksum
+
+
+def import_orbax():
+    """Orbax, of the extra `orbax`.
+
+    Raises:
+        ImportError: It isn't there.
+    """
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ImportError(
+            "Weights that are cut over several hosts are saved by Orbax: "
+            "pip install 'keras-gpt[orbax]'."
+        ) from error
+    return ocp
+
+
+def save_parts(folder: Path, variables: dict[str, keras.Variable]) -> str:
+    """Write values, each process its own parts, whole or not at all.
+
+    Args:
+        folder: Replaced where there is one.
+        variables: By name.
+
+    Returns:
+        What `load_parts` compares the files with, in the first process.
+    """
+    with import_orbax().StandardCheckpointer() as checkpointer:
+        values = {name: variable.value for name, variable in variables.items()}
+        checkpointer.save(folder.absolute(), values, force=True)
+    if hosts.place()[0]:
+        return ""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return json.dumps({str(p.relative_to(folder)): checksum(p) for p in files})
+
+
+def load_parts(
+    folder: Path, variables: dict[str, keras.Variable], checksums: str
+) -> None:
+    """Read what `save_parts` wrote, on any number of devices.
+
+    Raises:
+        ImportError: Orbax isn't there.
+        ValueError: The backend isn't JAX, the files are damaged, or they hold others.
+    """
+    if keras.backend.backend() != "jax":
+        raise ValueError(f"{folder} was written on several hosts: KERAS_BACKEND=jax")
+    is_whole = hosts.place()[0] > 0 or all(
+        (folder / name).is_file() and checksum(folder / name) == value
+        for name, value in json.loads(checksums).items()
+    )
+    if not hosts.tell_all(is_whole).all():
+        raise ValueError(f"{folder} is damaged")
+    with import_orbax().StandardCheckpointer() as checkpointer:
+        targets = {name: variable.value for name, variable in variables.items()}
+        values = checkpointer.restore(folder.absolute(), targets)
+    for name, variable in variables.items():
+        variable.assign(values[name])
