@@ -96,6 +96,27 @@ def checked(check: Callable, data: Any, found: list[ValueError]) -> Any:
     return data
 
 
+def check_shared(num_rows: int, batch_size: int) -> None:
+    """Raise `ValueError` unless the devices of a distribution can share each batch.
+
+    Args:
+        num_rows: Of all batches, as this process reads them.
+        batch_size: Rows in one, but for the last.
+    """
+    spread = keras.distribution.distribution()
+    if spread is None:
+        return
+    parts = spread.num_model_replicas
+    parts //= min(parts, spread.num_processes)  # of them in this process
+    for size in (min(num_rows, batch_size), num_rows % batch_size):
+        if size % parts:
+            raise ValueError(
+                f"Each batch is shared by {parts} devices, so its rows must be a "
+                f"multiple of {parts}. Received: a batch of {size} rows. Take another "
+                "`batch_size`, and leave out or pad a smaller last batch."
+            )
+
+
 class CheckedModel(keras.Model):
     """A model of token ids that checks what `fit` and its kin are given.
 
@@ -151,10 +172,11 @@ class CheckedModel(keras.Model):
                 datasets if the first batch shows it.
         """
         with errors_as_found(self) as found:
-            weight = kwargs.get("sample_weight")
-            x, y = self._checked(repeated(x, kwargs), y, weight, found)
+            weight, size = kwargs.get("sample_weight"), _batch_size(args, kwargs)
+            x, y = self._checked(repeated(x, kwargs), y, weight, found, size)
             if isinstance(validation_data, tuple):
-                pair = self._checked(*validation_data)
+                size = kwargs.get("validation_batch_size") or size
+                pair = self._checked(*validation_data, batch_size=size)
                 validation_data = (*pair, *validation_data[2:])
             elif validation_data is not None:
                 fill_steps(kwargs, "validation_steps", validation_data)
@@ -167,14 +189,16 @@ class CheckedModel(keras.Model):
             # in `fit`, Keras holds the data of validations, which was checked there
             if not kwargs.get("_use_cached_eval_dataset"):
                 fill_steps(kwargs, "steps", x)
-                x, y = self._checked(x, y, kwargs.get("sample_weight"), found)
+                weight, size = kwargs.get("sample_weight"), _batch_size(args, kwargs)
+                x, y = self._checked(x, y, weight, found, size)
             return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """Logits, as `keras.Model.predict`, of ids that are checked."""
         with errors_as_found(self) as found:
             fill_steps(kwargs, "steps", x)
-            x, _ = self._checked(x, found=found)
+            size = _batch_size(args, kwargs)
+            x, _ = self._checked(x, found=found, batch_size=size)
             return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
@@ -199,7 +223,7 @@ class CheckedModel(keras.Model):
             y, y_pred = x[:, 1:], y_pred[:, :-1]
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def _checked(self, x, y=None, sample_weight=None, found=None):
+    def _checked(self, x, y=None, sample_weight=None, found=None, batch_size=None):
         """What to give Keras for inputs and targets, or for a dataset, checked."""
         if isinstance(x, list | tuple):
             x = as_array(x, "x")
@@ -207,10 +231,10 @@ class CheckedModel(keras.Model):
             return checked(self._check_batch, x, found), y
         if isinstance(y, list | tuple):
             y = as_array(y, "y")
-        self._check_batch(x, y, sample_weight)
+        self._check_batch(x, y, sample_weight, batch_size)
         return x, y
 
-    def _check_batch(self, x, y=None, sample_weight=None):
+    def _check_batch(self, x, y=None, sample_weight=None, batch_size=None):
         loss = getattr(self, "loss", None)  # none before `compile`
         is_of_ids = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
         check_batch(
@@ -221,3 +245,10 @@ class CheckedModel(keras.Model):
             context_length=self.config.context_length,
             targets_are_ids=is_of_ids and loss.ignore_class is None,
         )
+        if hasattr(x, "shape"):
+            check_shared(x.shape[0], batch_size or x.shape[0])
+
+
+def _batch_size(args, options):
+    """That of arrays which `fit` or its kin are given with these other arguments."""
+    return next(iter(args), None) or options.get("batch_size") or 32

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-_SILENCE = 30  # seconds after which a process that gives no sign of life counts as dead
+_SILENCE = 40  # seconds after which a process that gives no sign of life counts as dead
 
 if keras.backend.backend() == "jax":
     import jax
