@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from keras_gpt import data, tasks, training
+from keras_gpt.backend import hosts
 from keras_gpt.language_model import LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import FinetuneConfig
@@ -161,6 +162,11 @@ def _prepare_examples(config, lm, files, first, length):
 def _prepare_preferences(config, lm, files, first, length):
     """What learns which of two answers is better; returns as `_prepare_examples`."""
     del first
+    if hosts.place()[1] > 1:
+        raise ValueError(
+            f"Preferences are learned on one host. Received: data={config.data} on "
+            f"{hosts.place()[1]} hosts. Take one of them."
+        )
 
     def read(path):
         return tasks.read_preferences(lm, path, length + 1), None
@@ -176,7 +182,8 @@ def _prepare_preferences(config, lm, files, first, length):
         # `lm` gets the weights back when they are saved: two models
         model = _copy(lm.model, lm.model.config)
 
-    def load(split, **options):
+    def load(split, pad_remainder=False, **options):
+        options["drop_remainder"] = pad_remainder  # a pair has no weight to pad with
         pairs, batch_size = splits[split], config.batch_size
         return training.load_preferences(
             pairs, margins[split], batch_size, length, config.seed, **options

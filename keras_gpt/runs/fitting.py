@@ -78,6 +78,7 @@ def fit(
         highlight=False,
         soft_wrap=True,
     )
+    training.check_savable(model)
     share = training.share_of_batches()
     batches = load("train", start_step=step * plan.accumulation_steps, **share)
     # a smaller last batch is one that devices can't share

@@ -20,6 +20,7 @@ from keras_gpt.training.lora import (
     save_adapter,
     without_lora,
 )
+from keras_gpt.training.parts import check_savable
 from keras_gpt.training.preference import (
     PreferenceModel,
     load_preferences,
@@ -34,6 +35,7 @@ __all__ = [
     "PreferenceModel",
     "WarmupSchedule",
     "callbacks",
+    "check_savable",
     "compile_model",
     "count_trainable",
     "enable_lora",

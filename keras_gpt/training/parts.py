@@ -25,6 +25,12 @@ def import_orbax():
     return ocp
 
 
+def check_savable(model: keras.Model) -> None:
+    """Raise `ImportError` where a model's state needs Orbax, and that isn't there."""
+    if any(hosts.is_cut(variable.value) for variable in model.variables):
+        import_orbax()
+
+
 def save_parts(folder: Path, variables: dict[str, keras.Variable]) -> str:
     """Write values, each process its own parts, whole or not at all.
 

@@ -3,8 +3,9 @@
 # Axes: b pair, t position, v vocabulary
 
 import contextlib
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -151,14 +152,19 @@ def reference_margins(
     Raises:
         ValueError: As in `load_preferences`.
     """
-    margins = np.zeros(len(pairs), "float32")
+    spread = keras.distribution.distribution()
+    parts = 1 if spread is None else spread.num_model_replicas
+    batch_size = math.ceil(batch_size / parts) * parts
+    shared = [*pairs, *pairs[-1:] * (-len(pairs) % parts)]
+    margins = np.zeros(len(shared), "float32")
     batches = load_preferences(
-        pairs, margins, batch_size, sequence_length, order="sequential"
+        shared, margins, batch_size, sequence_length, order="sequential"
     )
     preferences = PreferenceModel(model, beta=1.0)
     preferences.compile()
     with without_lora(model) if has_lora(model) else contextlib.nullcontext():
-        return preferences.predict(batches, steps=len(batches), verbose=0)[:, 0]
+        found = preferences.predict(batches, steps=len(batches), verbose=0)
+    return found[: len(pairs), 0]
 
 
 def load_preferences(
@@ -170,6 +176,7 @@ def load_preferences(
     *,
     order: str = "random",
     start_step: int = 0,
+    **options: Any,
 ) -> "grain.IterDataset":
     """Load batches of pairs as a grain dataset that `PreferenceModel.fit` takes.
 
@@ -183,6 +190,8 @@ def load_preferences(
         order: `"random"`, which each epoch of `PreferenceModel.fit` has anew, or
             `"sequential"`, whose last batch may be smaller.
         start_step: The step to start at, as if the steps before had been taken.
+        **options: `drop_remainder`, `process_index` and `process_count`, as of
+            `data.load_batches`.
 
     Returns:
         A `grain.IterDataset` of one pass, with `len`, and `repeat()` for one without
@@ -207,7 +216,7 @@ def load_preferences(
     seed = choose_seed(order, seed)
     _check(pairs, margins, sequence_length)
     rows = _PairRows(pairs, margins, sequence_length, seed)
-    return load_rows(rows, batch_size, start_step)
+    return load_rows(rows, batch_size, start_step, **options)
 
 
 class _PairRows(Rows):

@@ -89,6 +89,34 @@ def test_processes_share_each_batch(data, name, options):
     assert_equal(joined, whole)
 
 
+def test_a_smaller_last_batch_is_padded_with_rows_of_no_weight(data):
+    path, options = data / "stream", {"order": "sequential"}
+    [*whole, last] = load_batches(path, "val", 16, 8, **options)
+    parts = [
+        list(
+            load_batches(
+                *(path, "val", 16, 8),
+                pad_remainder=True,
+                process_index=index,
+                process_count=2,
+                **options,
+            )
+        )
+        for index in range(2)
+    ]
+    joined = [
+        tuple(np.concatenate(pair) for pair in zip(*two, strict=True))
+        for two in zip(*parts, strict=True)
+    ]
+    assert_equal([batch[:2] for batch in joined[:-1]], whole)
+    num_rows = len(last[0])
+    assert 0 < num_rows < 16
+    assert all((batch[2] == 1).all() for batch in joined[:-1])
+    assert_equal([tuple(part[:num_rows] for part in joined[-1][:2])], [last])
+    counts = joined[-1][2].sum(axis=1)
+    np.testing.assert_array_equal(counts, [8] * num_rows + [0] * (16 - num_rows))
+
+
 @given(seed=st.integers(0, 2**64), step=st.integers(0, 2**40))
 def test_random_windows_depend_on_seed_and_step_alone(data, seed, step):
     path = data / "stream"

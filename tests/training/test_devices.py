@@ -15,6 +15,7 @@ from keras_gpt.training import (
     save_state,
 )
 from keras_gpt.training.devices import LAYOUTS
+from keras_gpt.training.parts import load_parts, save_parts
 
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="needs JAX")
 COUNTED = np.arange(8) < np.array([[1], [8], [2], [1], [7], [3], [1], [5]])
@@ -97,6 +98,37 @@ def test_every_matrix_has_one_layout(make_model, fields):
 def test_devices_that_are_not_there_are_refused(devices, words):
     with pytest.raises(ValueError, match=words):
         make_distribution(devices)
+
+
+@on_jax
+@pytest.mark.every_backend
+def test_a_batch_that_devices_can_not_share_is_refused(make_model, compile_model):
+    ids = np.ones((9, 8), "int32")
+    with make_distribution("data:4").scope():
+        model = make_model()
+        compile_model(model, 1e-2)
+        for data in ((ids[:6],), (ids[:9], ids[:9], 4)):
+            with pytest.raises(ValueError, match=r"by 4 devices.*a batch of (6|1) "):
+                model.fit(*data)
+
+
+@on_jax
+@pytest.mark.every_backend
+def test_parts_are_read_on_other_devices_and_damage_is_told(make_model, tmp_path):
+    def named(model):
+        return {variable.path: variable for variable in model.variables}
+
+    with make_distribution("fsdp:4").scope():
+        cut = named(make_model())
+        checksums = save_parts(tmp_path / "parts-1", cut)
+    whole = named(make_model(seed=1))
+    load_parts(tmp_path / "parts-1", whole, checksums)
+    for path, variable in whole.items():
+        np.testing.assert_array_equal(variable, cut[path])
+    [*_, file] = (tmp_path / "parts-1").rglob("d/*")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="parts-1 is damaged"):
+        load_parts(tmp_path / "parts-1", whole, checksums)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has them")
