@@ -1,15 +1,20 @@
-"""Peak memory and time of a training step: the loss by chunks, and remat.
+"""Peak memory and time of a training step: the loss by chunks, and remat; estimates.
 
 Each row is a fresh process that trains on random ids with `train_on_batch`; its peak is
 that of the process less what it held before the first step (weights; the optimizer's
 state comes with that step). The time is the median of the steps behind the first two.
+
+With --estimates: what `runs.estimate_memory` says beside what a step takes, of five
+configurations; there a process's peak is less what it held before the model was made.
 """
 
 import gc
+import os
 import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 
 from common import (
     answer_worker,
@@ -28,6 +33,32 @@ WAYS = {
 }
 
 
+_SMALL = {"vocab_size": 5000, "embedding_dimension": 384, "num_heads": 6}
+_LLAMA = {
+    "position_embedding": "rotary",
+    "normalization": "rms_norm",
+    "activation": "swiglu",
+    "use_bias": False,
+}
+# Name: fields of the model, rows, tokens in a row, and how it is trained
+ESTIMATED = {
+    "8 layers": ({**_SMALL, "num_layers": 8}, 8, 256, {}),
+    "8 layers, remat": ({**_SMALL, "num_layers": 8}, 8, 256, {"remat": True}),
+    "8 layers, as Llama, bfloat16": (
+        {**_SMALL, **_LLAMA, "num_layers": 8},
+        *(8, 256, {"dtype": "mixed_bfloat16"}),
+    ),
+    "4 layers, dropout": (
+        {**_SMALL, "num_layers": 4, "dropout_rate": 0.1},
+        *(4, 512, {}),
+    ),
+    "2 layers, 50,257 kinds (chunks)": (
+        {**_SMALL, "num_layers": 2, "vocab_size": 50257},
+        *(8, 256, {}),
+    ),
+}
+
+
 def main() -> int:
     """Measure each way on each backend, print the table."""
     parser = make_parser(__doc__)
@@ -38,7 +69,10 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--estimates", action="store_true", help="compare with these")
     arguments = parser.parse_args()
+    if arguments.estimates:
+        return compare(arguments.backends)
     sizes = {
         "preset": arguments.preset,
         "num_layers": arguments.num_layers,
@@ -70,7 +104,65 @@ def main() -> int:
     return 0
 
 
-def work(way, preset, num_layers, batch_size, length, dtype, steps):
+def compare(backends) -> int:
+    """Print estimates beside what is measured; 1 if one is off by more than 15%."""
+    # or freed pieces of up to 32 MB stay with the process, a quarter on top
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")
+    print(describe_machine(malloc=os.environ["MALLOC_MMAP_THRESHOLD_"]))
+    rows, worst = [], 0.0
+    for backend in backends:
+        for name in ESTIMATED:
+            measured, estimated = run_worker(__file__, backend, name=name)
+            ratio = estimated / measured
+            worst = max(worst, abs(ratio - 1)) if backend != "tensorflow" else worst
+            figures = [
+                f"{measured / 1e9:.2f}",
+                f"{estimated / 1e9:.2f}",
+                f"{ratio:.2f}",
+            ]
+            rows.append([backend, name, *figures])
+    print_table(["backend", "step", "measured, GB", "estimated, GB", "ratio"], rows)
+    return int(worst > 0.15)
+
+
+def work(**arguments):
+    """In a worker: either."""
+    if "name" in arguments:
+        return estimate(**arguments)
+    return measure(**arguments)
+
+
+def estimate(name):
+    """Bytes that steps take at most, measured and estimated."""
+    import keras_gpt
+
+    fields, rows, length, options = ESTIMATED[name]
+    # what a backend loads and compiles by, before anything is counted
+    tiny = {**fields, "vocab_size": 64, "embedding_dimension": 48, "num_layers": 1}
+    _step(keras_gpt.GPTConfig(context_length=8, **tiny), 2, 8, **options)
+    gc.collect()
+    before = held_memory()
+    config = keras_gpt.GPTConfig(context_length=length, **fields)
+    _step(config, rows, length, steps=2, **options)
+    estimated = keras_gpt.runs.estimate_memory(config, rows, length, **options)
+    return peak_memory() - before, estimated.peak
+
+
+def _step(config, rows, length, *, steps=1, dtype="float32", remat=False):
+    import numpy as np
+
+    import keras_gpt
+
+    model = keras_gpt.GPT(config, dtype=dtype)
+    keras_gpt.training.compile_model(model, 1e-4, remat=remat)
+    ids = np.random.default_rng(0).integers(
+        config.vocab_size, size=(rows, length + 1), dtype="int32"
+    )
+    for _ in range(steps):
+        float(model.train_on_batch(ids[:, :-1], ids[:, 1:]))
+
+
+def measure(way, preset, num_layers, batch_size, length, dtype, steps):
     """In a worker: peak memory in bytes, and seconds a step."""
     import numpy as np
 
@@ -94,6 +186,12 @@ def work(way, preset, num_layers, batch_size, length, dtype, steps):
         float(model.train_on_batch(ids[:, :-1], ids[:, 1:]))
         times.append(time.perf_counter() - start)
     return peak_memory() - before, statistics.median(times[2:] or times[-1:])
+
+
+def held_memory() -> int:
+    """Bytes that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def peak_memory() -> int:

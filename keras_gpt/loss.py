@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gpt import backend
 
-_LOGITS_AT_ONCE = 2**26  # 256 MB
+LOGITS_AT_ONCE = 2**26  # 256 MB
 # The output layer whose logits the loss makes in this thread, and whether to train
 _output_layer = contextvars.ContextVar("output_layer", default=(None, False))
 # Tokens that the loss of the batch in this thread is a mean over
@@ -49,7 +49,7 @@ class TokenCrossentropy(keras.losses.SparseCategoricalCrossentropy):
             config: The model's, with `vocab_size` and `context_length`.
         """
         rows, tokens = shape[0] or 8, shape[1] or config.context_length
-        are_many = rows * tokens * config.vocab_size > _LOGITS_AT_ONCE
+        are_many = rows * tokens * config.vocab_size > LOGITS_AT_ONCE
         is_mean = self.reduction == "mean_with_sample_weight"
         return are_many and is_mean and self.ignore_class is None
 
@@ -153,7 +153,7 @@ def _sum_losses(layer, x, targets, weights, is_training):
         return ops.sum(weights * (ops.logsumexp(logits, axis=-1) - chosen))
 
     b, t = ops.shape(targets)
-    length = _at_least_1(_LOGITS_AT_ONCE // (b * layer.vocab_size))
+    length = _at_least_1(LOGITS_AT_ONCE // (b * layer.vocab_size))
     count = (t + length - 1) // length
     length = (t + count - 1) // count  # chunks of like length
     missing = count * length - t

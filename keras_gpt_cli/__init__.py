@@ -36,6 +36,7 @@ for command in (
     training.prepare,
     training.train,
     training.preview,
+    training.sweep,
     training.finetune,
     watching.runs,
     watching.plot,

@@ -204,6 +204,62 @@ def train(
     suggest("generate", config.output, prompt)
 
 
+def sweep(
+    overrides: Annotated[
+        list[str] | None, _fields("steps=500 model.preset=char_cpu")
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="A field and what to choose from: model.num_layers=2,4,6 or "
+            "batch_size=8:64 or learning_rate=1e-4:1e-2:log. Give it for each field.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    corpus: Annotated[str | None, typer.Option(help=CORPUS_HELP)] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the sweep.")] = Path(
+        "sweeps/gpt"
+    ),
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs in all. \\[default: all of the lists, or 20 with a range]", min=1
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="After which no further run is begun.", min=0)
+    ] = None,
+) -> None:
+    """Do runs that differ in some fields, to find the lowest loss; goes on if stopped.
+
+    Lists alone are gone through whole; with a range, values near those that went well
+    are tried more.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from keras_gpt import runs
+
+    spaces = dict(text.partition("=")[::2] for text in over or ())
+    base = runs.RunConfig.from_yaml(config, overrides, corpus=corpus)
+    found = runs.sweep(base, spaces, output, trials=trials, minutes=minutes)
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", *spaces, "loss"):
+        table.add_column(name, overflow="fold")
+    for trial in found:
+        values = (
+            f"{value:.4g}"
+            if isinstance(value := trial.values[name], float)
+            else str(value)
+            for name in spaces
+        )
+        loss = "failed" if trial.loss is None else f"{trial.loss:.4f}"
+        table.add_row(trial.folder.name, *values, loss)
+    Console(highlight=False).print(table)
+    note(f"Wrote {output / runs.TRIALS_FILE} and {output / runs.PICTURE_FILE}.")
+
+
 def finetune(
     model: Model,
     data: Annotated[

@@ -66,7 +66,7 @@ def test_the_loss_from_hidden_states_is_that_from_logits(
         "project",
         lambda x: sizes.append(tuple(x.shape[:-1])) or project(x),
     )
-    monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", 4 * 2 * 50)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 4 * 2 * 50)
     others, other_gradients = step(model, sample_weight)
     assert (4, 2) in sizes  # of 7 tokens
     assert sizes.count((4, 7)) <= 1  # where Keras builds the loss, of symbols
@@ -86,7 +86,7 @@ def test_half_precision_is_no_worse_from_hidden_states(dtype, monkeypatch):
         return sum(np.square(ours - theirs).sum() for ours, theirs in pairs)
 
     losses, gradients = step(make_model(dtype), WEIGHTS)
-    monkeypatch.setattr(loss, "_LOGITS_AT_ONCE", 4 * 2 * 50)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 4 * 2 * 50)
     others, other_gradients = step(make_model(dtype), WEIGHTS)
     # products of other shapes, each rounded: the mean of 14 losses
     np.testing.assert_allclose(others, losses, rtol=1e-4)

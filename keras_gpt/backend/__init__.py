@@ -12,11 +12,14 @@ else:
     chosen = None
 
 if chosen is not None:
+    BYTES_PER_LOGIT = chosen.BYTES_PER_LOGIT
     apply_to_rows = chosen.apply_to_rows
     assign = chosen.assign
     bucket = chosen.bucket
     compile_function = chosen.compile_function
+    count_kept_bytes = chosen.count_kept_bytes
     default_jit_compile = chosen.default_jit_compile
+    device_memory = chosen.device_memory
     fused_attention = chosen.fused_attention
     gelu = chosen.gelu
     in_numpy = chosen.in_numpy

@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 
 from keras_gpt.backend.torch_steps import record_step  # noqa: F401
 
+BYTES_PER_LOGIT = 16  # itself, its exponential, and the gradients of both
 _running = threading.Lock()
 
 
@@ -38,6 +39,14 @@ def default_jit_compile(dtype):
     """Whether `fit` should compile: no, torch.compile takes a minute on a CPU."""
     del dtype
     return False
+
+
+def device_memory():
+    """Bytes used at most so far on an accelerator, and all; `None` on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    total = torch.cuda.get_device_properties(0).total_memory
+    return torch.cuda.max_memory_allocated(), total
 
 
 def zeros(shape, dtype):
@@ -134,6 +143,43 @@ def rematerialize(function, layer, x):
     for count, value in zip(counts, after, strict=True):
         count.assign(value)
     return y
+
+
+def count_kept_bytes(config, rows, length, itemsize, remat):
+    """Bytes that the blocks keep in training until their gradients are made.
+
+    Args:
+        config: Of the model.
+        rows: Of the batch.
+        length: Tokens in a row.
+        itemsize: Bytes of a number in products.
+        remat: Whether what is inside a block is computed twice.
+    """
+    width, heads = config.embedding_dimension, config.num_heads * config.head_dimension
+    turned = heads + config.kv_heads * config.head_dimension
+    projected = turned + config.kv_heads * config.head_dimension
+    hidden, is_gated = config.hidden_dimension, config.activation == "swiglu"
+    # of a token: input and output of both norms, in float32 and as they are multiplied
+    wide = 2 * width * (2 if config.normalization == "rms_norm" else 1)
+    narrow = 2 * width + projected + heads + hidden * (4 if is_gated else 2)
+    if config.qk_norm:
+        wide += turned * (2 if itemsize < 4 else 1)
+    if config.position_embedding == "rotary":
+        narrow += turned
+    masks = 0
+    if config.dropout_rate:
+        narrow += config.num_heads * length
+        masks = 2 * width + config.num_heads * length
+    if config.dropout_rate or config.sliding_window or config.document_separator_id:
+        wide += config.num_heads * length  # no kernel: the attention weights
+        narrow += turned
+    kept = rows * length * (4 * wide + itemsize * narrow + masks)
+    if itemsize < 4:  # and the matrices, in the type in which they are multiplied
+        matrices = projected + heads + hidden * (3 if is_gated else 2)
+        kept += itemsize * width * matrices
+    if remat:
+        return kept + config.num_layers * itemsize * rows * length * width
+    return config.num_layers * kept
 
 
 def sum_over_chunks(function, variables, x, others):

@@ -16,6 +16,7 @@ from keras_gpt.model import GPT
 from keras_gpt.runs.config import FinetuneConfig
 from keras_gpt.runs.fitting import fit
 from keras_gpt.runs.folder import claimed
+from keras_gpt.runs.memory import check_memory
 from keras_gpt.runs.report import draw_attention
 
 _LONGEST_ROW = 512
@@ -59,6 +60,9 @@ def finetune(
             config, lm, files, first, length
         )
         config = config.planned(num_rows)
+        rows = 2 if "chosen" in first else 1  # of a pair both answers
+        planned = config.replaced(batch_size=rows * config.batch_size)
+        memory = check_memory(planned, getattr(model, "gpt", model), length)
         # the model in training with the rest of the language model, to save and sample
         trained = copy.copy(lm)
         trained.model = getattr(model, "gpt", model)
@@ -84,7 +88,7 @@ def finetune(
             load,
             resume=resume,
             console=console,
-            intro=f"{_describe(trained.model)}\n{summary}",
+            intro=f"{_describe(trained.model)}\n{memory.describe()}\n{summary}",
             sequence_length=length,
             save=save,
             sample=sample,
@@ -262,12 +266,10 @@ def _assign(model, other):
 
 
 def _describe(model):
-    """What is trained, on what, and what memory it takes."""
+    """What is trained, and on what."""
     counts = training.count_trainable(model)
     return (
         f"Training {counts['trainable']:,} of {counts['parameters']:,} parameters "
         f"({counts['trainable'] / counts['parameters']:.1%}) on "
-        f"{keras.backend.backend()}. Weights take "
-        f"{counts['weight_bytes'] / 1e6:,.0f} MB, gradients and optimizer "
-        f"{counts['training_bytes'] / 1e6:,.0f} MB."
+        f"{keras.backend.backend()}"
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from keras_gpt.config import suggest
 
 
-def _read_number(value):
+def read_number(value):
     """Read numbers as people write them: YAML takes 1e3 for a text."""
     try:
         number = float(value) if isinstance(value, str) else value
@@ -22,7 +22,7 @@ def _read_number(value):
 
 def _number(kind, **limits):
     """A number's type: strict, or true would be 1."""
-    return Annotated[kind, Field(strict=True, **limits), BeforeValidator(_read_number)]
+    return Annotated[kind, Field(strict=True, **limits), BeforeValidator(read_number)]
 
 
 Bool = Annotated[bool, Field(strict=True)]
@@ -35,7 +35,7 @@ Part = _number(float, gt=0, lt=1)
 
 
 def _check_interval(value):
-    number = _read_number(value)
+    number = read_number(value)
     is_count = type(number) is int and number > 0
     if not is_count and not re.fullmatch(r"\d+(\.\d+)?min", str(value)):
         raise ValueError("must be a number of steps, or minutes such as 10min")

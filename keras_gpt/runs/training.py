@@ -14,6 +14,7 @@ from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
 from keras_gpt.runs.fitting import fit
 from keras_gpt.runs.folder import claimed, write_config
+from keras_gpt.runs.memory import check_memory
 from keras_gpt.runs.report import CONFIG_FILE, DATA_FOLDER, draw_attention
 
 TOKENIZERS = {
@@ -50,9 +51,11 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
     with claimed(config, resume, console) as config:
         tokenizer = _find_tokenizer(config, resume)
         # here, what doesn't fit is found before the corpus is tokenized
-        lm = LanguageModel(_build(config, tokenizer), tokenizer)
+        architecture = _architecture(config, tokenizer)
+        length = config.sequence_length or architecture.context_length
+        memory = check_memory(config, architecture, length)
+        lm = LanguageModel(GPT(architecture, dtype=config.dtype), tokenizer)
         directory = _prepare(config, tokenizer, resume, console)
-        length = config.sequence_length or lm.model.config.context_length
 
         def load(split, **options):
             if split == "val":
@@ -85,8 +88,8 @@ def train(config: RunConfig, *, resume: bool = False, console=None) -> LanguageM
             load,
             resume=resume,
             console=console,
-            intro=f"Training {lm.model.count_params():,} parameters on "
-            f"{keras.backend.backend()}",
+            intro=f"{memory.describe()}\nTraining "
+            f"{lm.model.count_params():,} parameters on {keras.backend.backend()}",
             sequence_length=length,
             save=lambda: lm.save(config.output),
             sample=sample,
@@ -194,8 +197,8 @@ def train_tokenizer(
     return TOKENIZERS[kind].train(texts, vocab_size)
 
 
-def _build(config, tokenizer):
-    """Make the model, with the tokenizer's vocabulary unless the run says otherwise."""
+def _architecture(config, tokenizer):
+    """The model's, with the tokenizer's vocabulary unless the run says otherwise."""
     defaults = {"vocab_size": tokenizer.vocab_size}
     if config.packing == "documents":
         if tokenizer.end_of_text_id is None:
@@ -205,7 +208,7 @@ def _build(config, tokenizer):
                 f"tokenizer={config.tokenizer}. Take packing=windows."
             )
         defaults["document_separator_id"] = tokenizer.end_of_text_id
-    return GPT(config.architecture(**defaults), dtype=config.dtype)
+    return config.architecture(**defaults)
 
 
 def first_words(lm: LanguageModel, directory: str | Path) -> str:
