@@ -18,21 +18,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from keras_gpt.controls import CONTROLS
+from keras_gpt.controls import CONTROLS, PENALTIES
 
 # Values that ask for nothing, by the names of fields that aren't supported.
 _NOTHING = {
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "metadata": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
@@ -45,6 +42,16 @@ _NOTHING = {
     "web_search_options": (),
 }
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+)
 _MOST_SEED = 2**63 - 1
 _MOST_STOPS = 16
 _MOST_MESSAGES = 1024
@@ -52,7 +59,7 @@ _MOST_MESSAGES = 1024
 
 def _control(name, least=None):
     """The type of a control, with its range in the table."""
-    control = CONTROLS[name]
+    control = {**CONTROLS, **PENALTIES}[name]
     bounds = {"gt" if control.is_least_open else "ge": control.least}
     if least is not None:
         bounds = {"ge": least}
@@ -64,6 +71,10 @@ def _control(name, least=None):
 
 _StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+_IdInName = Annotated[int, Field(strict=False, ge=0)]  # names in JSON are strings
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(BaseModel):
@@ -87,6 +98,9 @@ class _Request(BaseModel):
     top_k: _control("top_k", least=-1) = None
     min_p: _control("min_p") = None
     repetition_penalty: _control("repetition_penalty") = None
+    presence_penalty: _control("presence_penalty") = None
+    frequency_penalty: _control("frequency_penalty") = None
+    logit_bias: dict[_IdInName, _Bias] | None = None
     seed: Annotated[int | None, Field(ge=0, le=_MOST_SEED)] = None
     n: Annotated[int | None, Field(ge=1)] = None
     stop: (
@@ -130,9 +144,8 @@ class _Request(BaseModel):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The controls of sampling that are given, as of `keras_gpt.generate`."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        given = {name: getattr(self, name) for name in names}
+        """The controls of sampling that are given, as of `Slots.add`."""
+        given = {name: getattr(self, name) for name in _SAMPLING}
         given = {name: value for name, value in given.items() if value is not None}
         if given.get("top_k", 1) < 1:
             given["top_k"] = None

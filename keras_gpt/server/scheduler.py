@@ -23,7 +23,7 @@ class Choice:
 
     Attributes:
         prompt_ids: What it continues.
-        controls: As of `keras_gpt.generate`.
+        controls: As of `Slots.add`.
         stop: Strings that end it.
     """
 

@@ -86,6 +86,17 @@ def test_a_stop_string_ends_the_text_before_it(client, lm):
     assert found.usage.completion_tokens == text.index(stop) + len(stop)
 
 
+def test_a_bias_and_penalties_change_what_is_chosen(client, lm):
+    [wanted] = lm.tokenizer.encode("q")
+    greedy = {"max_tokens": 5, "temperature": 0}
+    found = ask(client, logit_bias={str(wanted): 100}, **greedy)
+    assert found.choices[0].text == "qqqqq"
+    found = ask(client, logit_bias={str(wanted): 9}, frequency_penalty=2, **greedy)
+    assert 0 < found.choices[0].text.count("q") < 5
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        ask(client, logit_bias={"999": 1})
+
+
 def test_a_stream_is_the_same_text_with_usage_at_its_end(client):
     fields = {"n": 2, "seed": 1, "temperature": 1, "max_tokens": 11}
     whole = chat(client, **fields)
@@ -123,9 +134,9 @@ def test_many_asynchronous_clients_each_get_their_own_answer(server, lm):
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logit_bias": {"1": 200}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
         ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate"),
         (
