@@ -47,5 +47,6 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         yield ray
     finally:
         ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and handler is not None:
             signal.signal(signal.SIGTERM, handler)

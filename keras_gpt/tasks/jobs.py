@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from keras_gpt.cluster import connected
 from keras_gpt.config import check_choice
 from keras_gpt.data.batches import check_at_least
@@ -126,6 +128,8 @@ def _answer_on_ray(answer, batches, num_workers, address) -> Iterator[dict[int, 
         from ray.util import ActorPool
 
         options = _share(ray.nodes(), num_workers)
+        backend = {"KERAS_BACKEND": keras.config.backend()}
+        options["runtime_env"] = {"env_vars": backend}
         num_workers = min(options.pop("num_workers"), len(batches))
         # a worker that dies is begun anew, and asked again
         worker = ray.remote(max_restarts=2, max_task_retries=2, **options)(_Worker)
