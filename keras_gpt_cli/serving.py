@@ -53,7 +53,8 @@ def serve(
     weights: options.StoredWeights = None,
     revision: options.Revision = None,
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's interface has it."""
+    """Serve a model over HTTP, as OpenAI's interface has it, and a page to try it."""
+    from keras_gpt.runs import CONFIG_FILE
     from keras_gpt.server import Settings, run
 
     settings = Settings(
@@ -67,6 +68,7 @@ def serve(
         max_tokens=max_tokens,
         timeout=timeout,
         grace=grace,
+        run=model if (Path(model) / CONFIG_FILE).is_file() else None,
     )
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         note("Anyone who reaches this machine can use the model: no key is asked for.")

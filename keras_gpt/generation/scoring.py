@@ -18,6 +18,7 @@ _BATCH_SIZE = 8
 _TOKENS_AT_ONCE = 8192
 _LOGITS_AT_ONCE = 2**25  # 128 MB
 _WINDOWS_AT_ONCE = 64
+_ALTERNATIVES = 10
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,32 @@ def score_against_greedy(
     return [(row[:, 0], row[:, 1] == 1) for row in rows]
 
 
+def find_alternatives(
+    model, ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What else a model would have written in each place of a text, and behind it.
+
+    Args:
+        model: A `GPT`.
+        ids: Token ids, at most `context_length`.
+
+    Returns:
+        Three arrays with a row for each place, from that of the second token to that
+        behind the last: the log-probability in nats of the token that is there
+        (behind the last NaN) `(places,)`; and the ids and log-probabilities of the
+        likeliest 10 tokens (all, of a smaller vocabulary), the likeliest first,
+        `(places, 10)`.
+
+    Raises:
+        ValueError: There are none, too many, or some out of range.
+    """
+    [ids] = check_prompts([ids], model.config)
+    [found] = _score_rows(model, [[*ids, 0]], _log_probs_and_alternatives, 1)
+    log_probs, (values, chosen) = found[:, 0], np.split(found[:, 1:], 2, axis=1)
+    log_probs[-1] = math.nan
+    return log_probs, chosen.astype("int32"), values
+
+
 def score_program(model):
     """Make the function from ids and targets to log-probabilities, all `(b, t)`."""
     return measuring_program(model, _log_probs)
@@ -121,6 +148,15 @@ def _log_probs_and_greedy(logits, targets):
     log_probs = _log_probs(logits, targets)
     is_greedy = ops.equal(ops.argmax(logits, axis=-1), targets)
     return ops.stack([log_probs, ops.cast(is_greedy, log_probs.dtype)], axis=-1)
+
+
+def _log_probs_and_alternatives(logits, targets):
+    """These, and the likeliest tokens' log-probabilities and ids, `(b, t, 1 + 20)`."""
+    values, ids = ops.top_k(logits, min(_ALTERNATIVES, logits.shape[-1]))
+    values -= ops.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = _log_probs(logits, targets)[..., None]
+    # a float holds an id exactly, up to 2**24
+    return ops.concatenate([chosen, values, ops.cast(ids, values.dtype)], axis=-1)
 
 
 def _score_rows(model, ids, measure, batch_size):

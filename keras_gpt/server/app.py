@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from keras_gpt.server import inspection, pages
 from keras_gpt.server.answers import Answer
 from keras_gpt.server.errors import ApiError, ErrorBody, error_body
 from keras_gpt.server.gate import CLOSED, Gate
@@ -23,7 +24,7 @@ from keras_gpt.server.predict import (
 from keras_gpt.server.prompts import make_choices
 from keras_gpt.server.requests import ChatRequest, CompletionRequest
 from keras_gpt.server.scheduler import Scheduler
-from keras_gpt.server.service import Pieces, Service
+from keras_gpt.server.service import Pieces, Served, Service
 from keras_gpt.server.settings import Settings
 
 router = APIRouter()
@@ -73,17 +74,11 @@ def make_app(lm, settings: Settings) -> FastAPI:
         },
     )
     app.state.service = Service(lm, settings, scheduler, metrics)
-    app.include_router(router)
+    for part in (router, inspection.router, pages.router):
+        app.include_router(part)
     app.add_middleware(TrustedHostMiddleware, settings.hosts, www_redirect=False)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     return app
-
-
-async def _find_service(request: Request) -> Service:
-    return request.app.state.service
-
-
-Served = Annotated[Service, Depends(_find_service)]
 
 
 @router.get("/health")

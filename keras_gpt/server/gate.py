@@ -15,11 +15,12 @@ from starlette.responses import JSONResponse
 
 from keras_gpt.server.errors import ApiError, error_body
 from keras_gpt.server.metrics import Metrics
+from keras_gpt.server.pages import FILES
 from keras_gpt.server.settings import Settings
 
-OPEN_PATHS = ("/health", "/ready")  # what needs no key
+OPEN_PATHS = ("/health", "/ready", *FILES)  # what needs no key
 CLOSED = 499  # the status, in the log, of an answer whose client went away
-_QUIET = (*OPEN_PATHS, "/metrics")
+_QUIET = ("/health", "/ready", "/metrics")
 _FIGURES = ("id", "prompt_tokens", "cached_tokens", "completion_tokens")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -105,7 +106,8 @@ class Gate:
             ApiError: It is another site's page, has no key, or brings too much.
         """
         # a browser says so where a page of another site sends a request
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        is_other = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if is_other and path != "/":  # to which a link may lead
             raise ApiError(403, "Pages of other sites may not call this server.")
         key = self._settings.api_key
         if key is not None and path not in OPEN_PATHS:

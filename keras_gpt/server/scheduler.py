@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._waiting: deque[_Row] = deque()
         self._running: list[_Row] = []
+        self._calls: deque[tuple[Future, Callable]] = deque()
         self._thread = threading.Thread(
             target=self._run, name="keras_gpt scheduler", daemon=True
         )
@@ -175,20 +177,48 @@ class Scheduler:
             for index, choice in enumerate(choices)
         ]
         with self._changed:
-            if self.error is not None:
-                raise _failed()
-            if self.is_stopping:
-                raise ApiError(503, "The server is stopping.", code="stopping")
-            if len(self._waiting) + len(self._running) + len(rows) > self._most:
-                raise ApiError(
-                    429,
-                    "Too many requests wait for an answer. Try again soon.",
-                    code="queue_full",
-                    headers={"Retry-After": "1"},
-                )
+            self._check_room(len(rows))
             self._waiting.extend(rows)
             self._changed.notify()
         return job
+
+    def call(self, function: Callable[[], Any]) -> Future:
+        """Have something computed between two steps. Any thread may ask for it.
+
+        Args:
+            function: Called from the thread that has the model.
+
+        Returns:
+            What becomes of it; one that is cancelled in time isn't called.
+
+        Raises:
+            ApiError: As of `submit`.
+        """
+        future = Future()
+        with self._changed:
+            self._check_room(1)
+            self._calls.append((future, function))
+            self._changed.notify()
+        return future
+
+    def _check_room(self, count):
+        """Refuse so many more choices or calls where there is no room.
+
+        Raises:
+            ApiError: There is none.
+        """
+        if self.error is not None:
+            raise _failed()
+        if self.is_stopping:
+            raise ApiError(503, "The server is stopping.", code="stopping")
+        waiting = len(self._waiting) + len(self._running) + len(self._calls)
+        if waiting + count > self._most:
+            raise ApiError(
+                429,
+                "Too many requests wait for an answer. Try again soon.",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
 
     def cancel(self, job: Job) -> None:
         """Let go of a job that nobody waits for; its slots are free at once."""
@@ -218,6 +248,9 @@ class Scheduler:
             self.is_ready = True
             logger.info("ready")
             while self._let_in():
+                self._answer_call()
+                if not self._running:
+                    continue
                 # a first token is waited for more than the others
                 is_new = not all(row.num_taken for row in self._running)
                 self._slots.advance(1 if is_new else _TOKENS_BETWEEN_LOOKS)
@@ -228,6 +261,20 @@ class Scheduler:
                 self.error = error
                 for row in (*self._waiting, *self._running):
                     row.job.fail(_failed())
+                for future, _ in self._calls:
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(_failed())
+
+    def _answer_call(self):
+        """Compute the next of what `call` was asked for, if anything."""
+        if not self._calls:
+            return
+        future, function = self._calls.popleft()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except Exception as error:  # noqa: BLE001 (the caller gets it)
+                future.set_exception(error)
 
     def _warm_up(self):
         """Write some tokens, alone and together, so that programs are compiled."""
@@ -246,7 +293,7 @@ class Scheduler:
         """Fill free slots from the queue; returns `False` when all is done."""
         with self._changed:
             self._drop()
-            while not (self._waiting or self._running):
+            while not (self._waiting or self._running or self._calls):
                 if self.is_stopping:
                     return False
                 self._changed.wait()

@@ -5,7 +5,9 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
 
 from keras_gpt.server.errors import ApiError
 from keras_gpt.server.metrics import Metrics
@@ -44,6 +46,13 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+
+async def _find_service(request: Request) -> Service:
+    return request.app.state.service
+
+
+Served = Annotated[Service, Depends(_find_service)]
 
 
 class Pieces:

@@ -1,6 +1,7 @@
 """`Settings`: where a server listens, and what it lets its clients ask for."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from keras_gpt.controls import MOST_NEW_TOKENS
 
@@ -28,6 +29,8 @@ class Settings:
         max_body: Most bytes of a request.
         timeout: Seconds that a request may take.
         grace: Seconds that what is being answered has after SIGTERM.
+        run: The folder of the training run that the model is from, whose losses and
+            samples the page shows; or `None`.
 
     Raises:
         ValueError: One is out of its range.
@@ -45,6 +48,7 @@ class Settings:
     max_body: int = 2**20
     timeout: float = 600.0
     grace: float = 30.0
+    run: str | Path | None = None
 
     def __post_init__(self):
         if not self.name or "/" in self.name or ":" in self.name:

@@ -116,3 +116,40 @@ def _picture_summary(tag, png):
     about = metadata.create_summary_metadata(None, None)
     value = Summary.Value(tag=tag, tensor=tensor, metadata=about)
     return Summary(value=[value])
+
+
+def read_samples(directory: str | Path) -> list[tuple[int, str]]:
+    """The sample texts that an `EventLog` noted: steps and texts, in order.
+
+    Where a run went on from an earlier step, what it wrote again replaces the text.
+
+    Args:
+        directory: The folder of the events, or one around it. One that isn't there
+            has none.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    texts = {}
+    paths = Path(directory).rglob("events.out.tfevents.*")
+    for path in sorted(paths, key=lambda path: path.name):  # by their time
+        for record in _read_records(path.read_bytes()):
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag == "sample":
+                    text = value.tensor.string_val[0].decode()
+                    lines = (line[4:] for line in text.split("\n"))
+                    texts[event.step] = "\n".join(lines)
+    return sorted(texts.items())
+
+
+def _read_records(data):
+    """The records of a file of events but for one that isn't whole yet."""
+    start = 0
+    # before each its length and a checksum, and another behind it
+    while start + 12 <= len(data):
+        [length] = struct.unpack_from("<Q", data, start)
+        end = start + 12 + length
+        if end + 4 > len(data):
+            return
+        yield data[start + 12 : end]
+        start = end + 4
