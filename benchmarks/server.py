@@ -152,7 +152,7 @@ def measure_load(options):
         firsts = sorted(f for _, firsts, _ in found for f in firsts if f is not None)
         times = ["", ""]
         if firsts:
-            last = firsts[int(0.95 * (len(firsts) - 1))]
+            last = firsts[-(len(firsts) // 20) - 1]
             times = [f"{1000 * s:.0f} ms" for s in (statistics.median(firsts), last)]
         rows.append([name, f"{rates[name]:.0f}", f"{rates[name] / whole:.2f}", *times])
     print_table(["", "tokens/s", "of lm.generate", "first p50", "p95"], rows)
