@@ -20,6 +20,7 @@ if chosen is not None:
     count_kept_bytes = chosen.count_kept_bytes
     default_jit_compile = chosen.default_jit_compile
     device_memory = chosen.device_memory
+    dropout = chosen.dropout
     fused_attention = chosen.fused_attention
     gelu = chosen.gelu
     in_numpy = chosen.in_numpy

@@ -35,6 +35,11 @@ def gelu(x):
     return keras.ops.gelu(x, approximate=False)
 
 
+def dropout(x, rate, seed_generator):
+    """`x` with each element dropped with a probability of `rate`, else scaled up."""
+    return keras.random.dropout(x, rate, seed=seed_generator)
+
+
 def default_jit_compile(dtype):
     """Whether `fit` should compile: no, torch.compile takes a minute on a CPU."""
     del dtype

@@ -11,6 +11,7 @@ from keras_gpt.layers import (
     TokenAndPositionEmbedding,
     TransformerBlock,
 )
+from keras_gpt.layers.base import Dropout
 
 pytestmark = pytest.mark.every_backend
 
@@ -202,3 +203,21 @@ def test_no_two_matrices_start_alike(kind):
             correlation = np.corrcoef(one[:common], other[:common])[0, 1]
             # 64 or more pairs: a standard deviation of 0.125 at most
             assert abs(correlation) < 0.6
+
+
+def test_dropout_drops_each_element_at_its_rate_whatever_it_dropped_elsewhere():
+    layer, ones = Dropout(0.3, seed=1), ops.ones((64, 32, 33))
+    first, second = (
+        ops.convert_to_numpy(layer(ones, training=True)).astype("float64")
+        for _ in range(2)
+    )
+    np.testing.assert_allclose(np.unique(first), [0, 1 / 0.7], rtol=1e-6)
+    pairs = [(first, second)]
+    pairs += [(first[n:], first[:-n]) for n in (1, 32)]
+    pairs += [(first[:, n:], first[:, :-n]) for n in (1, 16)]
+    pairs += [(first[:, :, n:], first[:, :, :-n]) for n in (1, 2, 16)]
+    for one, other in pairs:  # means and products of independent draws are normal
+        deviation = np.sqrt(one.size * 0.3 / 0.7)
+        assert abs(np.sum(one - 1)) < 5 * deviation
+        product = np.sum((one - 1) * (other - 1))
+        assert abs(product) < 5 * np.sqrt(one.size) * 0.3 / 0.7
