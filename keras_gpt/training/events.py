@@ -2,10 +2,22 @@
 
 import socket
 import struct
+import sys
 import time
 from pathlib import Path
 
 import keras
+import numpy as np
+from keras import ops
+
+from keras_gpt import backend
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+_KINDS = ("norm", "embedding", "attention", "feed_forward")  # first in a path counts
 
 # beside others in TensorBoard, where what is before the slash is a group
 _TAGS = {
@@ -17,11 +29,15 @@ _TAGS = {
 
 
 class EventLog(keras.callbacks.Callback):
-    """Write logs, sample texts and pictures for TensorBoard.
+    """Write logs, norms, memory, sample texts and pictures for TensorBoard.
 
     As with Keras's own callback, what is measured in training is a run `train` and what
     is measured in validation a run `validation`, so that both are in one chart. They
     are named by the step: put it behind `Throughput`, which counts.
+
+    The norms are those of the last step of an epoch, on one device, by kind of weight:
+    of its update, and of its gradient as the optimizer took it, clipped. They are
+    differences of weights and of first moments, so that other steps cost nothing.
 
     Keras's own callback loads TensorFlow; this one doesn't, and so serves all backends
     alike.
@@ -42,6 +58,8 @@ class EventLog(keras.callbacks.Callback):
         self.hyperparameters = hyperparameters
         self._writers = {}
         self._last_loss = 0
+        self._before = None
+        self._norms = {}
 
     def on_train_begin(self, logs=None):
         if self.hyperparameters:
@@ -56,11 +74,30 @@ class EventLog(keras.callbacks.Callback):
         self._write_scalar("train", step, "loss", loss)
         self._writers["train"].flush()
 
+    def on_train_batch_begin(self, batch, logs=None):
+        is_last = batch + 1 == self.params.get("steps")
+        if is_last and keras.distribution.distribution() is None:
+            self._before = _read_weights(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._before is not None:
+            self._norms = _measure_norms(self.model, self._before)
+            self._before = None
+
     def on_epoch_end(self, epoch, logs=None):
         logs = dict(logs or {})
         step = int(logs.pop("step", epoch + 1))
         if self._last_loss == step:
             logs.pop("loss", None)
+        logs |= self._norms
+        device = backend.device_memory()
+        if device is not None:
+            logs["memory/device_GB"] = device[0] / 1e9
+        if resource is not None:
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            logs["memory/process_GB"] = most / (
+                1e6 if sys.platform != "darwin" else 1e9
+            )
         for name, value in logs.items():
             run = "validation" if name.startswith("val_") else "train"
             self._write_scalar(run, step, name.removeprefix("val_"), value)
@@ -96,6 +133,49 @@ class EventLog(keras.callbacks.Callback):
             self._writers[run] = RecordWriter((folder / name).open("wb"))
             write(file_version="brain.Event:2")
         write(step=step, summary=summary)
+
+
+def _read_weights(model):
+    """Copies of what is trained and of the optimizer's first moments, NumPy."""
+    if not model.optimizer.built:
+        return None
+    return [
+        [np.array(ops.convert_to_numpy(ops.cast(v, "float32"))) for v in variables]
+        for variables in (model.trainable_variables, _find(model, "_momentum"))
+    ]
+
+
+def _find(model, ending):
+    # float16's loss scaling wraps the optimizer
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return [v for v in optimizer.variables if v.name.endswith(ending)]
+
+
+def _measure_norms(model, before):
+    """Norms of a step's updates and gradients, by names for TensorBoard."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    scaled = {v.name.removesuffix("_velocity") for v in _find(model, "_velocity")}
+    squares = {}
+
+    def add(what, path, difference):
+        kind = next((kind for kind in _KINDS if kind in path), "other")
+        for name in (f"{what}/{kind}", f"{what}/all"):
+            squares[name] = squares.get(name, 0.0) + float(np.sum(difference**2))
+
+    after = _read_weights(model)
+    paths = [v.path for v in model.trainable_variables]
+    for path, old, new in zip(paths, before[0], after[0], strict=True):
+        add("update_norm", path, new - old)
+    moments = _find(model, "_momentum")
+    if len(moments) == len(paths):
+        decay = getattr(optimizer, "beta_1", getattr(optimizer, "adam_beta_1", 0.0))
+        for path, v, old, new in zip(paths, moments, before[1], after[1], strict=True):
+            if v.name.removesuffix("_momentum") in scaled:  # a moving average
+                gradient = (new - decay * old) / (1 - decay)
+            else:
+                gradient = new - optimizer.momentum * old
+            add("gradient_norm", path, gradient)
+    return {name: square**0.5 for name, square in squares.items()}
 
 
 def _text_summary(tag, text):

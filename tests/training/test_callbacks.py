@@ -260,7 +260,12 @@ def test_tensorboard_reads_the_events(model, batch, tmp_path):
     losses = ("mine/train", "loss")
     pairs = {(run, tag) for run, rows in found.items() for _, tag, _ in rows}
     scalars = {pair for pair in pairs if pair[0] != "mine"}
-    assert scalars == {*tags, losses}
+    kinds = ("norm", "embedding", "attention", "feed_forward", "all")
+    others = {
+        f"{name}_norm/{kind}" for name in ("update", "gradient") for kind in kinds
+    }
+    others.add("memory/process_GB")
+    assert scalars == {*tags, losses, *(("mine/train", name) for name in others)}
 
     def points(run, tag):
         return [(step, value) for step, t, value in found[run] if t == tag]
@@ -282,6 +287,42 @@ def test_tensorboard_reads_the_events(model, batch, tmp_path):
     assert (0, "_hparams_/session_start_info") in {row[:2] for row in found["mine"]}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_norms_of_the_last_step_are_those_of_its_update_and_gradient(
+    make_model, batch, tmp_path, optimizer
+):
+    ids, targets = (part[:4] for part in batch)
+    model = make_model()
+    options = {"optimizer": optimizer, "weight_decay": 0.0, "clip_norm": None}
+    training.compile_model(model, 1e-2, **options)
+    fit(model, (ids, targets), [], validate=False, epochs=2)
+    before = [np.array(v) for v in map(keras.ops.convert_to_numpy, model.weights)]
+    twin = make_model()
+    twin.set_weights(model.get_weights())
+    twin.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    events = training.callbacks.EventLog(tmp_path / "mine")
+    fit(model, (ids, targets), [events], validate=False, epochs=1)
+    fit(twin, (ids, targets), [], validate=False, epochs=1)
+
+    def norm(new, kind):
+        pairs = zip(model.weights, before, new.weights, strict=True)
+        parts = [
+            np.sum((np.array(keras.ops.convert_to_numpy(after)) - old) ** 2)
+            for v, old, after in pairs
+            if kind == "all" or kind in v.path
+        ]
+        return np.sqrt(np.sum(parts))
+
+    points = {tag: value for _, tag, value in read_events(tmp_path)["mine/train"]}
+    for kind in ("all", "embedding", "feed_forward/"):
+        tag = kind.rstrip("/")
+        # sums in float32, and weights that are large beside what is taken from them
+        expected = pytest.approx(norm(model, kind), rel=1e-4)
+        assert points[f"update_norm/{tag}"] == expected
+        expected = pytest.approx(norm(twin, kind), rel=1e-3)
+        assert points[f"gradient_norm/{tag}"] == expected
+
+
 def test_the_training_loss_of_an_epoch_is_noted_where_none_within_it_was(
     model, tmp_path
 ):
@@ -293,9 +334,8 @@ def test_the_training_loss_of_an_epoch_is_noted_where_none_within_it_was(
     events.write_loss(8, 0.5)
     events.on_epoch_end(1, {"loss": 0.75, "step": 8})
     events.on_train_end()
-    assert read_events(tmp_path) == {
-        "train": [(4, "loss", 2.0), (6, "loss", 1.0), (8, "loss", 0.5)]
-    }
+    found = [row for row in read_events(tmp_path)["train"] if row[1] == "loss"]
+    assert found == [(4, "loss", 2.0), (6, "loss", 1.0), (8, "loss", 0.5)]
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
