@@ -37,7 +37,8 @@ class EventLog(keras.callbacks.Callback):
 
     The norms are those of the last step of an epoch, on one device, by kind of weight:
     of its update, and of its gradient as the optimizer took it, clipped. They are
-    differences of weights and of first moments, so that other steps cost nothing.
+    differences of weights and of first moments, so that other steps cost nothing; for
+    that step the host holds a second copy of both.
 
     Keras's own callback loads TensorFlow; this one doesn't, and so serves all backends
     alike.
@@ -95,9 +96,8 @@ class EventLog(keras.callbacks.Callback):
             logs["memory/device_GB"] = device[0] / 1e9
         if resource is not None:
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            logs["memory/process_GB"] = most / (
-                1e6 if sys.platform != "darwin" else 1e9
-            )
+            unit = 1 if sys.platform == "darwin" else 1024
+            logs["memory/process_GB"] = most * unit / 1e9
         for name, value in logs.items():
             run = "validation" if name.startswith("val_") else "train"
             self._write_scalar(run, step, name.removeprefix("val_"), value)
@@ -140,9 +140,13 @@ def _read_weights(model):
     if not model.optimizer.built:
         return None
     return [
-        [np.array(ops.convert_to_numpy(ops.cast(v, "float32"))) for v in variables]
+        [_read(variable) for variable in variables]
         for variables in (model.trainable_variables, _find(model, "_momentum"))
     ]
+
+
+def _read(variable):
+    return np.array(ops.convert_to_numpy(ops.cast(variable, "float32")))
 
 
 def _find(model, ending):
@@ -162,19 +166,18 @@ def _measure_norms(model, before):
         for name in (f"{what}/{kind}", f"{what}/all"):
             squares[name] = squares.get(name, 0.0) + float(np.sum(difference**2))
 
-    after = _read_weights(model)
-    paths = [v.path for v in model.trainable_variables]
-    for path, old, new in zip(paths, before[0], after[0], strict=True):
-        add("update_norm", path, new - old)
-    moments = _find(model, "_momentum")
-    if len(moments) == len(paths):
+    trained, moments = model.trainable_variables, _find(model, "_momentum")
+    for variable, old in zip(trained, before[0], strict=True):
+        add("update_norm", variable.path, _read(variable) - old)
+    if len(moments) == len(trained):
         decay = getattr(optimizer, "beta_1", getattr(optimizer, "adam_beta_1", 0.0))
-        for path, v, old, new in zip(paths, moments, before[1], after[1], strict=True):
+        for variable, v, old in zip(trained, moments, before[1], strict=True):
+            new = _read(v)
             if v.name.removesuffix("_momentum") in scaled:  # a moving average
                 gradient = (new - decay * old) / (1 - decay)
             else:
                 gradient = new - optimizer.momentum * old
-            add("gradient_norm", path, gradient)
+            add("gradient_norm", variable.path, gradient)
     return {name: square**0.5 for name, square in squares.items()}
 
 
