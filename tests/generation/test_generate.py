@@ -85,8 +85,8 @@ def test_steps_in_pieces_equal_those_that_pytorch_ran(
         pieces.append(region)
         return region
 
-    # two rows, a shape of its own: no step of it was recorded before
-    model, prompts = models(variant), PROMPTS[:2]
+    # five rows, a shape of its own: no step of it was recorded before
+    model, prompts = models(variant), [*PROMPTS, *PROMPTS[:2]]
     monkeypatch.setattr(torch_steps, "_READS_BEFORE_COMPILING", 0)
     monkeypatch.setattr(torch_steps, "_STEPS_BEFORE_COMPILING", 18)
     monkeypatch.setattr(torch_steps, "compile_region", keep)
