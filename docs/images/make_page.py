@@ -44,7 +44,7 @@ def main():
 
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
-            {"width": 1100, "height": 760, "deviceScaleFactor": 1, "mobile": False},
+            {"width": 1120, "height": 780, "deviceScaleFactor": 1, "mobile": False},
         )
         choose_colours("light")
         browser.get(sys.argv[1])

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from keras_gpt import training
+from keras_gpt.training.events import read_samples
 
 TOKENS_PER_BATCH = 4 * 8
 
@@ -281,6 +282,8 @@ def test_tensorboard_reads_the_events(model, batch, tmp_path):
     assert means == pytest.approx(history["loss"], rel=1e-5)
     texts = [(step, text.item()) for step, text in points("mine", "sample")]
     assert texts == [(2, b"    once upon"), (4, b"    two\n    lines")]
+    read = read_samples(tmp_path / "events")
+    assert read == [(2, "once upon"), (4, "two\nlines")]
     for step, image in points("mine", "attention"):
         assert step in (2, 4)
         assert image.tolist() == [b"258", b"3", picture]
