@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-BYTES_PER_LOGIT = 10  # itself, its gradient, and some of what is between
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, count_kept_bytes  # noqa: F401
 
 
 def fused_attention(query, key, value, mask=None):
@@ -123,36 +123,6 @@ def rematerialize(function, layer, x):
     for count, value in zip(counts, after, strict=True):
         count.assign(value)
     return y
-
-
-def count_kept_bytes(config, rows, length, itemsize, remat):
-    """Bytes that the blocks keep in training until their gradients are made.
-
-    As XLA says of what it compiled for CPUs, where it multiplies in float32.
-
-    Args:
-        config: Of the model.
-        rows: Of the batch.
-        length: Tokens in a row.
-        itemsize: Bytes of a number in products.
-        remat: Whether what is inside a block is computed twice.
-    """
-    del itemsize
-    width, heads = config.embedding_dimension, config.num_heads * config.head_dimension
-    turned = heads + config.kv_heads * config.head_dimension
-    projected = turned + config.kv_heads * config.head_dimension
-    hidden = config.hidden_dimension * (4 if config.activation == "swiglu" else 3)
-    scores = 3 * config.num_heads * length
-    if config.dropout_rate:
-        scores += 2 * config.num_heads * length + 4 * width
-    if config.qk_norm:
-        scores += 3.5 * turned
-    kept = 4 * rows * length * (10 * width + 2 * projected + hidden + scores)
-    if remat:  # and as much again of inputs and gradients, in another order than ours
-        gradients = 4 * width * (projected + heads + hidden)
-        inputs = 2 * 4 * rows * length * width
-        return kept + config.num_layers * (inputs + gradients)
-    return config.num_layers * kept
 
 
 def sum_over_chunks(function, variables, x, others):
