@@ -22,7 +22,7 @@ def count_kept_bytes(config, rows, length, itemsize, remat):
     hidden = config.hidden_dimension * (4 if config.activation == "swiglu" else 3)
     scores = 3 * config.num_heads * length
     if config.dropout_rate:
-        scores += 2 * config.num_heads * length + 4 * width
+        scores += config.num_heads * length + 4 * width
     if config.qk_norm:
         scores += 3.5 * turned
     kept = 4 * rows * length * (10 * width + 2 * projected + hidden + scores)
