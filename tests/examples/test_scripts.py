@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 import keras_gpt
@@ -219,3 +220,15 @@ def test_finetune_translate_compares_what_it_should(small_base, tmp_path):
     assert "6 texts that were not trained on" in printed
     tuned = keras_gpt.LanguageModel.load(tmp_path / "out" / "tuned")
     assert tuned.tasks["translate"]["languages"] == [["en", "de"]]
+
+
+def test_a_law_of_losses_is_found_again(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import scaling_law
+
+    parameters = np.array([1e5, 3e5, 1e6] * 3)
+    tokens = np.repeat([1e5, 3e5, 9e5], 3)
+    law = 1.5, 40.0, 0.35, 120.0, 0.4
+    losses = scaling_law.loss_by(law, parameters, tokens)
+    found = scaling_law.fit_law(parameters, tokens, losses)
+    np.testing.assert_allclose(found, law, rtol=1e-6)
