@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_gpt.backend import hosts as hosts
+
 if keras.backend.backend() == "tensorflow":
     from keras_gpt.backend import tensorflow as chosen
 elif keras.backend.backend() == "jax":
