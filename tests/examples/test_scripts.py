@@ -1,8 +1,11 @@
+import contextlib
+import io
 import json
 import os
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -20,7 +23,7 @@ from tests.serving.server import serve
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "colab_quickstart.ipynb"
-# the examples run in a process and a folder of their own, from this source tree
+# of the notebook's process, which has this source tree
 ENVIRONMENT = {
     "KERAS_BACKEND": keras.backend.backend(),
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -29,16 +32,21 @@ ENVIRONMENT = {
 
 def run_example(folder, name, *arguments):
     """What an example prints when it runs in a folder."""
-    process = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments],
-        env={**os.environ, **ENVIRONMENT},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    printed, status = io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(action="default"),  # as for users
+    ):
+        patch.chdir(folder)
+        patch.syspath_prepend(EXAMPLES)
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    assert not status, printed.getvalue()
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,7 @@ def test_greedy_text_equals_that_of_transformers(lm, theirs, prompts):
     # own greedy text is the same: one reading instead of 50 steps.
     import torch
 
+    prompts = prompts[::2]  # texts and chats
     rows = keras_gpt.generate(
         lm.model, prompts, max_new_tokens=50, temperature=0, stop_ids=lm.stop_ids
     )
@@ -114,7 +115,7 @@ def test_greedy_text_equals_that_of_transformers(lm, theirs, prompts):
         assert row == likeliest[: len(row)]
         # a shorter one ended because the next was a stop id
         assert len(row) == 50 or likeliest[len(row)] in lm.stop_ids
-    assert sum(map(len, rows)) > 500
+    assert sum(map(len, rows)) > 250
 
 
 @pytest.mark.every_backend
