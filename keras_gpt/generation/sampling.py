@@ -9,17 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.truncation import (
-    BLOCK_SIZE,
-    in_blocks,
-    least_ranked,
-    likeliest_blocks,
-    ranked_logits,
-    search,
-    weigh,
-)
+from keras_gpt.generation.truncation import BLOCK_SIZE, in_blocks, truncation_mask
 
-_ROWS_AT_ONCE = 4
 _RANKED_AT_ONCE = 1024  # in NumPy
 
 
@@ -152,89 +143,26 @@ def choose_by_ops(logits, temperature, top_k, top_p, min_p, uniforms):
     def sample():
         # below 1e-4 sampling is greedy but for ties, and the quotient would overflow
         safe_temperature = ops.maximum(ops.where(is_sampled, temperature, 1.0), 1e-4)
-        row = {
-            "best": best[:, 0],
-            "is_sampled": is_sampled,
-            "temperature": safe_temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "uniforms": uniforms,
-        }
-        row = {name: values[:, None] for name, values in row.items()}
-        drawn = _sample(logits, blocks, largest, row)
+        weights = ops.exp((logits - best) / safe_temperature[:, None])
+        is_kept = truncation_mask(weights, top_k, top_p, min_p)
+        drawn = _draw(ops.where(is_kept, weights, 0.0), uniforms)
         return ops.where(ops.logical_and(is_sampled, drawn >= 0), drawn, greedy)
 
     return ops.cond(ops.any(is_sampled), sample, lambda: greedy)
 
 
-def _sample(logits, blocks, maxima, row):
-    """The token that each row's uniform draws, int32 `(b,)`, -1 for none."""
-    size = logits.shape[1]
-    is_open = ops.logical_and(row["top_k"] >= size, row["top_p"] < 1)
-    row["total"] = ops.cond(
-        ops.any(is_open),
-        lambda: ops.sum(weigh(logits, row), axis=-1, keepdims=True),
-        lambda: ops.zeros_like(row["best"]),
-    )
-    chosen, places, edge = likeliest_blocks(blocks, maxima)
-    candidates = ops.reshape(chosen, (-1, chosen.shape[1] * BLOCK_SIZE))
-    row["ranked"] = ranked_logits(candidates)
-    least, is_beyond = least_ranked(row, size)
-    drawn = _draw(candidates, weigh(candidates, row), least, row, places)
-    if chosen.shape[1] < blocks.shape[1]:
-        is_beyond = ops.logical_or(is_beyond, least <= edge)
-    is_left = ops.logical_and(row["is_sampled"], is_beyond)
-    return ops.while_loop(
-        lambda drawn, is_left: ops.any(is_left),
-        lambda drawn, is_left: _sample_next(logits, row, drawn, is_left),
-        (drawn, is_left),
-    )[0]
-
-
-def _sample_next(logits, row, drawn, is_left):
-    """Draw from the whole of the first rows that are left, which are seldom many."""
-    rows = min(logits.shape[0] or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
-    number = ops.cumsum(ops.cast(is_left, "int32"), axis=0)  # (b, 1)
-    is_row = ops.equal(number, ops.arange(1, rows + 1, dtype="int32"))
-    is_row = ops.logical_and(is_left, is_row)  # (b, r)
-    index = ops.argmax(ops.cast(is_row, "int32"), axis=0)  # the batch's first for none
-    logits, *values = (ops.take(x, index, axis=0) for x in (logits, *row.values()))
-    row = dict(zip(row, values, strict=True))
-    weights = weigh(logits, row)
-    least, is_beyond = least_ranked(row, logits.shape[1])
-    least = ops.cond(
-        ops.any(is_beyond),
-        lambda: ops.where(is_beyond, search(logits, weights, row), least),
-        lambda: least,
-    )
-    new = _draw(logits, weights, least, row)
-    new = ops.sum(ops.where(is_row, new, 0), axis=1)
-    is_new = ops.any(is_row, axis=1)
-    drawn = ops.where(is_new, new, drawn)
-    return drawn, ops.logical_and(is_left, ops.logical_not(is_new[:, None]))
-
-
-def _draw(logits, weights, least, row, places=None):
-    """Invert the cumulative sum of weights of `(b, v)`, of blocks, then in one of them.
+def _draw(weights, uniforms):
+    """Invert the cumulative sum of `(b, v)`, first of blocks, then in one of them.
 
     XLA's parallel sums aren't monotonic: what has no weight is passed over.
-
-    Args:
-        logits: `(b, v)`, blocks of all logits one after the other.
-        weights: Of them.
-        least: `(b, 1)`; what is below is not drawn.
-        row: As of `least_ranked`, and the `uniforms`.
-        places: Which blocks they are, `(b, n)`. Defaults to `None`: all.
 
     Returns:
         int32 `(b,)`, -1 where nothing has weight.
     """
-    weights = ops.where(logits >= least, weights, 0.0)
     blocks = in_blocks(weights, 0.0)
     sums = ops.sum(blocks, axis=-1)  # (b, n)
     cumulative = ops.cumsum(sums, axis=-1)
-    target = row["uniforms"] * cumulative[:, -1:]
+    target = uniforms[:, None] * cumulative[:, -1:]
     is_beyond = ops.logical_and(sums > 0, cumulative > target)
     block = _first(is_beyond)
     index = block[:, None]
@@ -246,8 +174,6 @@ def _draw(logits, weights, least, row, places=None):
     last = ops.max(ops.where(inside > 0, place, 0), axis=-1, keepdims=True)
     is_beyond_inside = ops.logical_or(is_beyond_inside, ops.equal(place, last))
     place = _first(ops.logical_and(inside > 0, is_beyond_inside))
-    if places is not None:
-        block = ops.take_along_axis(places, index, axis=1)[:, 0]
     drawn = block * BLOCK_SIZE + place
     return ops.where(ops.any(is_beyond, axis=-1), drawn, -1)
 
