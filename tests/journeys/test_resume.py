@@ -132,7 +132,7 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one(corpus, whole, tmp_pa
     run(corpus, output, resume=True, console=console)
     assert re.search(
         r"Warning: \S+last\.npz is missing or damaged\. .*previous\.npz\.\n"
-        r".*going on at step 39",
+        r"(.*\n)*.*going on at step 39",
         console.file.getvalue(),
     )
     assert (output / "last.npz").read_bytes() != content
