@@ -11,6 +11,7 @@ References:
     - [Hoffmann et al., 2022](https://arxiv.org/abs/2203.15556), "Chinchilla"
 """
 
+import math
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -38,12 +39,19 @@ def main(
         tokenizer.save(output / "tokenizer")
     tokenizer = tokenizers.load(output / "tokenizer")
     data.prepare(corpus, output / "data", tokenizer)  # once, if it is all there
+    first_width = int(widths.split(",")[0])
     config = runs.RunConfig(
         recipe="fast",
         data=str(output / "data"),
         tokenizer=str(output / "tokenizer"),
-        model={"num_layers": 3, "num_heads": 4, "context_length": 128},
+        model={
+            "embedding_dimension": first_width,
+            "num_layers": 3,
+            "num_heads": 4,
+            "context_length": 128,
+        },
         batch_size=batch_size,
+        evaluate_every=math.gcd(*map(int, steps.split(","))),
         sample_tokens=0,
     )
     over = {"model.embedding_dimension": widths, "steps": steps}
