@@ -70,6 +70,17 @@ class SlotRow(Row):
         return bool(self.logit_bias) or any(penalties)
 
 
+def _empty_slot_row():
+    """A row that has ended, where a batch has no other."""
+    return SlotRow(
+        **vars(empty_row()),
+        stop_ids=check_stop_ids((), 0),
+        logit_bias={},
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+    )
+
+
 class Slots:
     """Prompts that are continued together, and come and go: continuous batching.
 
@@ -291,7 +302,7 @@ class Slots:
         """Add the first token to rows that were read, and put them into the batch."""
         windows = [row.window for row in rows]
         missing = layers[0][0].shape[0] - len(rows)
-        inputs, state = self._make_arrays(rows + [empty_row()] * missing, 1)
+        inputs, state = self._make_arrays(rows + [_empty_slot_row()] * missing, 1)
         inputs["logits"] = logits
         choose = compiled(self._model, _choose_program)
         self._note(rows, choose(state, inputs))
@@ -313,7 +324,7 @@ class Slots:
         is_long = 4 * room <= _room(self._layers)
         if is_large or is_long or room > _room(self._layers):
             self._resize(size if is_large else len(self._places), room)
-        rows = [row or empty_row() for row in self._places]
+        rows = [row or _empty_slot_row() for row in self._places]
         inputs, state = self._make_arrays(rows, num_tokens)
         windows = [row.window for row in rows]
         texts = [window[:-1] for window in windows]
@@ -340,15 +351,14 @@ class Slots:
         num_new = backend.bucket(max(num_tokens, 8))
         for row in rows:
             row.num_read = len(row.ids)
-        room = max(len(row.stop_ids) for row in rows if isinstance(row, SlotRow))
+        room = max(len(row.stop_ids) for row in rows)
         stop_ids = np.full((len(rows), room), -1, "int32")
         for i, row in enumerate(rows):
-            if isinstance(row, SlotRow):
-                stop_ids[i, : len(row.stop_ids)] = row.stop_ids
+            stop_ids[i, : len(row.stop_ids)] = row.stop_ids
         inputs = row_inputs(rows, num_new) | {"stop_ids": stop_ids}
         vocab_size = self._model.config.vocab_size
         state = start_state(rows, num_new, vocab_size)
-        asked = [isinstance(row, SlotRow) and row.is_adjusted for row in rows]
+        asked = [row.is_adjusted for row in rows]
         if any(asked):
             shape = len(rows), vocab_size
             bias, counts = np.zeros(shape, "float32"), np.zeros(shape, "float32")
