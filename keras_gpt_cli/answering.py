@@ -53,8 +53,9 @@ def summarize(
     records = _read_records(text, file, "text")
     about = {"model": model, "dtype": dtype, "weights": weights}
     about["instruction"] = instruction
-    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
-    job = _find_job(records, file, output, "summary", about, engine)
+    job = _find_job(
+        records, file, output, "summary", about, engine, workers, ray_address
+    )
     controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     controls |= options.given(lookup_tokens=lookup_tokens or None)
     opened = functools.partial(_open, model, dtype, weights, instruction)
@@ -84,8 +85,9 @@ def translate(
 
     records = _read_records(text, file, "source")
     about = {"model": model, "dtype": dtype, "weights": weights}
-    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
-    job = _find_job(records, file, output, "translation", about, engine)
+    job = _find_job(
+        records, file, output, "translation", about, engine, workers, ray_address
+    )
     controls = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     controls |= {"source": source, "target": target}
     opened = functools.partial(_open, model, dtype, weights)
@@ -134,8 +136,9 @@ def generate(
         records = _read_records(prompt, file, "prompt")
     prompts = [record["prompt"] for record in records]
     about = {"model": model, "dtype": dtype, "weights": weights, "raw": raw}
-    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
-    job = _find_job(records, file, output, "answer", about, engine)
+    job = _find_job(
+        records, file, output, "answer", about, engine, workers, ray_address
+    )
     controls = {"stop": stop or (), "seed": seed, "max_new_tokens": max_new_tokens}
     if num_beams == 1:
         controls |= options.sampling(
@@ -184,8 +187,7 @@ def score(
     """
     records = _read_records(text, file, "text")
     about = {"model": model, "dtype": dtype, "weights": weights}
-    engine = {"engine": engine, "num_workers": workers, "ray_address": ray_address}
-    job = _find_job(records, file, output, "score", about, engine)
+    job = _find_job(records, file, output, "score", about, engine, workers, ray_address)
     opened = functools.partial(_open, model, dtype, weights)
     texts = [record["text"] for record in records]
     _answer(_Asked(opened, _score, texts, {}, batch_size), "scoring", job)
@@ -390,10 +392,10 @@ def _warnings_as_notes():
         yield
 
 
-def _find_job(records, file, output, answer_field, about, engine):
+def _find_job(records, file, output, answer_field, about, engine, workers, ray_address):
     """What `tasks.answer_records` is told of a file of records; `None` without one."""
     if output is None:
-        if engine["engine"] != "process":
+        if engine != "process":
             raise ValueError("--engine is for a --file of JSON Lines with --output.")
         return None
     if file is None or file.suffix not in _RECORDS:
@@ -403,7 +405,9 @@ def _find_job(records, file, output, answer_field, about, engine):
         "output": output,
         "answer_field": answer_field,
         "about": about,
-        **engine,
+        "engine": engine,
+        "num_workers": workers,
+        "ray_address": ray_address,
     }
 
 
