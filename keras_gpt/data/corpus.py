@@ -145,7 +145,7 @@ class Corpus:
     def pieces(self) -> Iterator[Piece]:
         """Yield the documents in order, long ones in pieces of about 100 kB."""
         for item in self._items:
-            _size(item)
+            _check_source(item)
             yield from self.read(Part(0, 0, [item], None))
 
     def parts(self, item: int = 0, start: int = 0) -> Iterator[Part]:
@@ -269,14 +269,16 @@ def _is_text_file(file: Path | RemoteFile) -> bool:
 
 def _size(item: Any) -> int | None:
     """Characters of a document, bytes of a file."""
-    if isinstance(item, str):
-        return len(item)
-    if not isinstance(item, Path | RemoteFile):
+    _check_source(item)
+    return len(item) if isinstance(item, str) else file_size(item)
+
+
+def _check_source(item: Any) -> None:
+    if not isinstance(item, str | Path | RemoteFile):
         raise ValueError(
             "`source` must yield documents as `str`. "
             f"Received: an item of type {type(item).__name__}."
         )
-    return file_size(item)
 
 
 def _expand(path: str | Path) -> list[Any]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from keras_gpt.backend import hosts
 from keras_gpt.training.events import EventLog as EventLog
+from keras_gpt.training.events import find_optimizer
 from keras_gpt.training.state import load_metrics, save_state
 
 
@@ -86,9 +87,7 @@ class Throughput(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:
             return
-        optimizer = self.model.optimizer
-        # float16's loss scaling wraps the optimizer that counts
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = find_optimizer(self.model)
         logs["step"] = int(ops.convert_to_numpy(optimizer.iterations))
         logs["learning_rate"] = float(ops.convert_to_numpy(optimizer.learning_rate))
         speed = self.tokens_per_second

@@ -135,6 +135,11 @@ class EventLog(keras.callbacks.Callback):
         write(step=step, summary=summary)
 
 
+def find_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer that counts, which float16's loss scaling wraps."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 def _read_weights(model):
     """Copies of what is trained and of the optimizer's first moments, NumPy."""
     if not model.optimizer.built:
@@ -150,14 +155,12 @@ def _read(variable):
 
 
 def _find(model, ending):
-    # float16's loss scaling wraps the optimizer
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return [v for v in optimizer.variables if v.name.endswith(ending)]
+    return [v for v in find_optimizer(model).variables if v.name.endswith(ending)]
 
 
 def _measure_norms(model, before):
     """Norms of a step's updates and gradients, by names for TensorBoard."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = find_optimizer(model)
     scaled = {v.name.removesuffix("_velocity") for v in _find(model, "_velocity")}
     squares = {}
 

@@ -88,10 +88,10 @@ def load_state(model, path: str | Path) -> int:
             step = int(arrays["step"])
             fits, parts = found == [key for key, _ in variables], {}
             for key, variable in variables if fits else ():
-                shape = tuple(variable.shape)
-                if arrays[key].shape == (0, *shape):
+                shape, written = tuple(variable.shape), arrays[key].shape
+                if written == (0, *shape):
                     parts[key] = variable
-                elif arrays[key].shape != shape:
+                elif written != shape:
                     fits = False
             if fits and parts:
                 load_parts(_folder(path, step), parts, str(arrays[_PARTS]))
