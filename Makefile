@@ -42,7 +42,7 @@ test: lint
 test-tf-serving: .venv/.installed-test
 	docker pull $(IMAGE)
 	KERAS_GPT_TF_SERVING_IMAGE=$(IMAGE) $(BIN)/python -m pytest \
-	  tests/serving tests/examples/test_tf_serving.py
+	  tests/tf_serving tests/examples/test_tf_serving.py
 
 test-tf-2.20: .venv/.installed-test | $(OLDER)/bin/python
 	KERAS_BACKEND=tensorflow KERAS_GPT_SERVING_PYTHON=$(CURDIR)/$(OLDER)/bin/python \

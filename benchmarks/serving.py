@@ -170,7 +170,7 @@ def _speed(generate, batch_size, tokens, repeats):
 def _served(path, is_compiled):
     """A function that lets the SavedModel answer, as text."""
     del is_compiled
-    from tests.serving.capi import Model
+    from tests.tf_serving.capi import Model
 
     model = Model(path)
 
@@ -213,8 +213,8 @@ def _in_process(path, is_compiled):
 def _start(path, warm):
     """Seconds to load, warm up and answer for the first time, and memory in MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    from tests.serving.capi import Model
-    from tests.serving.double import to_array
+    from tests.tf_serving.capi import Model
+    from tests.tf_serving.double import to_array
 
     figures = {"warm_up": 0.0}
     start = time.perf_counter()

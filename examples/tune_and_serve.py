@@ -21,7 +21,7 @@ from finetune_summarize import INSTRUCTION, draw, finetune
 import keras_gpt
 from keras_gpt import evaluation, runs
 from keras_gpt.files import write_json
-from keras_gpt.serving import Client
+from keras_gpt.tf_serving import Client
 
 SHOWN = 5  # texts to ask for at the end
 

@@ -20,7 +20,15 @@ from keras_gpt.tokenizers import (
 )
 
 if TYPE_CHECKING:  # for editors
-    from keras_gpt import checkpoints, evaluation, export, runs, server, serving, tasks
+    from keras_gpt import (
+        checkpoints,
+        evaluation,
+        export,
+        runs,
+        server,
+        tasks,
+        tf_serving,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,8 +51,8 @@ __all__ = [
     "layers",
     "runs",
     "server",
-    "serving",
     "tasks",
+    "tf_serving",
     "tokenizers",
     "training",
 ]
@@ -56,6 +64,6 @@ def __dir__():
 
 def __getattr__(name):
     """Import a folder of the package when it is first used."""
-    if name in __all__:
+    if name in __all__ or name == "serving":  # the earlier name of `tf_serving`
         return import_module(f"keras_gpt.{name}")
     raise AttributeError(f"module 'keras_gpt' has no attribute {name!r}")

@@ -81,7 +81,7 @@ def test_import_loads_no_heavy_library_and_a_model_needs_none():
     }
     loaded, _ = import_in_a_process(
         "torch",  # compiles nothing
-        *("keras", "keras_gpt", "keras_gpt.serving"),
+        *("keras", "keras_gpt", "keras_gpt.tf_serving"),
         then=f"missing = {heavy}{LITTLE}",
     )
     keras_loads, keras_gpt_loads, serving_loads = loaded
@@ -115,7 +115,8 @@ def test_version_is_that_of_the_installed_package():
 def test_public_names_are_there_and_all_that_is_listed():
     for name in keras_gpt.__all__:
         assert hasattr(keras_gpt, name), name
-    assert {"LanguageModel", "evaluation", "runs", "serving"} < set(dir(keras_gpt))
+    assert {"LanguageModel", "evaluation", "runs", "tf_serving"} < set(dir(keras_gpt))
+    assert keras_gpt.serving.Client is keras_gpt.tf_serving.Client  # its old name
     assert dir(keras_gpt) == sorted(keras_gpt.__all__)
     with pytest.raises(AttributeError, match="'keras_gpt' has no attribute 'servin'"):
         keras_gpt.servin  # noqa: B018

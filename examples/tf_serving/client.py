@@ -8,7 +8,7 @@ The first is REST, the second gRPC, of the version with that label.
 
 import argparse
 
-from keras_gpt.serving import Client
+from keras_gpt.tf_serving import Client
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("prompts", nargs="+", help="one or more")

@@ -1,7 +1,7 @@
 """TensorFlow Serving's predict route, as the signatures of an exported model have it.
 
-So `keras_gpt.serving.Client`, or another client of TensorFlow Serving over REST, calls
-this server while something is built, and TensorFlow Serving when it is in use.
+So `keras_gpt.tf_serving.Client`, or another client of TensorFlow Serving over REST,
+calls this server while something is built, and TensorFlow Serving when it is in use.
 
 References:
     - [TensorFlow Serving's REST API](https://www.tensorflow.org/tfx/serving/api_rest)

@@ -17,8 +17,8 @@ import pytest
 import keras_gpt
 import keras_gpt.evaluation
 import keras_gpt.tokenizers
-from keras_gpt.serving import Client
-from tests.serving.server import serve
+from keras_gpt.tf_serving import Client
+from tests.tf_serving.server import serve
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -26,8 +26,8 @@ from google.protobuf import (
 )
 
 import keras_gpt
-from keras_gpt.serving import Client
-from tests.serving.server import serve
+from keras_gpt.tf_serving import Client
+from tests.tf_serving.server import serve
 
 # where an export takes no process of its own
 pytestmark = [

@@ -41,7 +41,7 @@ def _start(xla):
 
 
 def main():
-    from tests.serving.capi import Model, load_tensorflow
+    from tests.tf_serving.capi import Model, load_tensorflow
 
     load_tensorflow(xla="--xla" in sys.argv)
     find = functools.cache(Model)
@@ -56,7 +56,7 @@ def main():
 
 
 def _call(model, signature, inputs):
-    from tests.serving.capi import StatusError
+    from tests.tf_serving.capi import StatusError
 
     try:
         outputs = model.run(signature, inputs)

@@ -14,7 +14,7 @@ import requests
 
 import keras_gpt_cli
 from keras_gpt.server import Settings, run
-from keras_gpt.serving import Client, ServingError
+from keras_gpt.tf_serving import Client, ServingError
 from tests.server.conftest import make_lm, serve, wait_until
 
 

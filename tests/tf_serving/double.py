@@ -7,7 +7,7 @@ with XLA off (see `capi.py`). It can't show that the server's own binary behaves
 its speed. It doesn't batch, replay warm-up requests or look for new versions: what it
 reads of its flags is below.
 
-    python -m tests.serving.double --model_name docs --model_base_path DIR
+    python -m tests.tf_serving.double --model_name docs --model_base_path DIR
         [--port 8500] [--rest_api_port 8501] [--model_config_file models.config] ...
 
 Port 0 picks a free one. It prints the addresses once the models are loaded, and ends
@@ -31,7 +31,7 @@ import grpc
 import numpy as np
 from google.protobuf import json_format, text_format
 
-from tests.serving.capi import DTYPES, Model, StatusError, load_tensorflow
+from tests.tf_serving.capi import DTYPES, Model, StatusError, load_tensorflow
 
 # isort: split
 # only now, as `capi` has put an empty package in the place of `tensorflow`
@@ -477,7 +477,7 @@ def start_rest(port: int, models: Models, counts: RequestCount, timeout_ms: int)
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
     """The flags, named and written as those of tensorflow_model_server."""
-    parser = argparse.ArgumentParser(prog="tests.serving.double", description=BANNER)
+    parser = argparse.ArgumentParser(prog="tests.tf_serving.double", description=BANNER)
     for name, default in (
         ("port", 8500),
         ("rest_api_port", 8501),

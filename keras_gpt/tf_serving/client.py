@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from keras_gpt.generation.rows import check_prompts
-from keras_gpt.serving.connection import (
+from keras_gpt.tf_serving.connection import (
     ServingError,
     UnavailableError,
     VersionStatus,
 )
-from keras_gpt.serving.inputs import (
+from keras_gpt.tf_serving.inputs import (
     ANY_MODEL,
     check_address,
     check_controls,
@@ -75,7 +75,9 @@ class Client:
 
     Example:
 
-        with keras_gpt.serving.Client("http://localhost:8501", model="docs") as client:
+        from keras_gpt.tf_serving import Client
+
+        with Client("http://localhost:8501", model="docs") as client:
             client.wait_until_ready()
             print(client.generate("Once upon a time", max_new_tokens=64))
     """
@@ -108,11 +110,11 @@ class Client:
         self.batch_size = batch_size
         arguments = (address, model, version, label)
         if is_rest:  # each imports only what its protocol needs
-            from keras_gpt.serving.rest import RestConnection
+            from keras_gpt.tf_serving.rest import RestConnection
 
             self._connection = RestConnection(*arguments)
         else:
-            from keras_gpt.serving.rpc import GrpcConnection
+            from keras_gpt.tf_serving.rpc import GrpcConnection
 
             self._connection = GrpcConnection(*arguments, credentials=credentials)
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import requests
 
-from tests.serving import server
-from tests.serving.server import StartError, serve
+from tests.tf_serving import server
+from tests.tf_serving.server import StartError, serve
 
 double_only = pytest.mark.skipif(
     bool(server.IMAGE), reason="of the double alone, or said otherwise by the server"
@@ -107,7 +107,7 @@ def test_the_loader_serves_threads_without_tensorflow_python(toys):
 import sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from tests.serving.capi import Model, StatusError, load_tensorflow
+from tests.tf_serving.capi import Model, StatusError, load_tensorflow
 
 load_tensorflow()
 with Model(sys.argv[1]) as model:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_gpt.quiet import quiet_tensorflow
-from keras_gpt.serving.connection import (
+from keras_gpt.tf_serving.connection import (
     Connection,
     ServingError,
     UnavailableError,

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from keras_gpt.serving.connection import (
+from keras_gpt.tf_serving.connection import (
     Connection,
     ServingError,
     UnavailableError,

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from keras_gpt.serving import Client, Completion, ServingError
-from tests.serving.server import serve
+from keras_gpt.tf_serving import Client, Completion, ServingError
+from tests.tf_serving.server import serve
 
 
 @pytest.fixture(params=["rest", "grpc"])
@@ -420,7 +420,7 @@ def test_bad_options_are_told(arguments, message):
 
 def test_rest_loads_neither_tensorflow_nor_grpc():
     script = (
-        "import sys, keras_gpt.serving as serving\n"
+        "import sys, keras_gpt.tf_serving as serving\n"
         "serving.Client('http://localhost:1', model='docs').close()\n"
         "assert not {'tensorflow', 'grpc', 'tensorflow_serving'} & set(sys.modules)\n"
     )

@@ -86,7 +86,7 @@ def _start_double(flags, port: int, rest_api_port: int) -> Iterator[Server]:
     command = [
         sys.executable,
         "-m",
-        "tests.serving.double",
+        "tests.tf_serving.double",
         f"--port={port}",
         f"--rest_api_port={rest_api_port}",
         *flags,

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.serving.server import DESCRIPTION, serve
+from tests.tf_serving.server import DESCRIPTION, serve
 
 
 def pytest_report_header():
@@ -14,7 +14,7 @@ def pytest_report_header():
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
     """A folder with `docs/1`, `docs/2`, `first/1` and `compiled/1`, of `toy.py`."""
-    from tests.serving import toy
+    from tests.tf_serving import toy
 
     folder = tmp_path_factory.mktemp("toys")
     toy.save_toy(folder / "docs" / "1")

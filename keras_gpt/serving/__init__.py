@@ -1,6 +1,0 @@
-"""Calling a model that TensorFlow Serving serves."""
-
-from keras_gpt.serving.client import Client, Completion
-from keras_gpt.serving.connection import ServingError, VersionStatus
-
-__all__ = ["Client", "Completion", "ServingError", "VersionStatus"]
