@@ -63,7 +63,7 @@ clean:
 
 # The stamps are newer than pyproject.toml as long as what it asks for is installed.
 .venv/.installed: pyproject.toml | $(BIN)/python
-	@echo "Installing keras_gpt and what it needs into .venv (once, some minutes, 4 GB)"
+	@echo "Installing keras_gpt and what it needs into .venv (once, a minute or two, 1 GB)"
 	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	@touch $@
 

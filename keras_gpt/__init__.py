@@ -3,9 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from keras_gpt.installed import choose_backend
 from keras_gpt.quiet import quiet_tensorflow
 
 with quiet_tensorflow():
+    choose_backend()
     import keras  # noqa: F401
 
 from keras_gpt import data, generation, layers, tokenizers, training

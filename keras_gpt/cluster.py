@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from keras_gpt.installed import require
+
 
 @contextmanager
 def connected(address: str | None = None, num_cpus: int | None = None) -> Iterator[Any]:
@@ -24,12 +26,9 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         ImportError: Ray is missing.
         ConnectionError: There is no such cluster.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "`engine='ray'` needs Ray. Run: pip install 'keras-gpt[ray]'"
-        ) from error
+    require("ray", "`engine='ray'`", "ray")
+    import ray
+
     if ray.is_initialized():
         yield ray
         return

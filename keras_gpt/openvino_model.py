@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_gpt.config import GPTConfig
+from keras_gpt.installed import require
 
 GRAPH_FILE = "openvino_model.xml"  # as openvino_genai names it
 _SCORED_AT_ONCE = 2**24  # logits, 64 MB
@@ -117,12 +118,8 @@ class OpenVINOModel:
             yield _run(request, part, place, end)
 
     def _compile(self, last_only):
-        try:
-            core = _core()
-        except ImportError as error:
-            raise ImportError(
-                f"{self._path} needs OpenVINO. Run: pip install openvino"
-            ) from error
+        require("openvino", str(self._path), "openvino")
+        core = _core()
         graph = core.read_model(self._path)
         if last_only:
             _keep_last(graph)

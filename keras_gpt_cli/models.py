@@ -190,8 +190,9 @@ def export(
     revision: options.Revision = None,
 ) -> None:
     """Write a SavedModel for TensorFlow Serving, or a folder for OpenVINO."""
-    # TensorFlow makes the graph, whatever trained the model
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    if flavour != options.Flavour.OPENVINO:
+        # TensorFlow makes the graph, whatever trained the model
+        os.environ["KERAS_BACKEND"] = "tensorflow"
     lm = load(model, dtype, revision=revision, merge=True)
     folder = lm.export(
         path,

@@ -11,6 +11,7 @@ from keras_gpt.checkpoints.families import FAMILIES
 from keras_gpt.checkpoints.gguf import tokenizer as gguf_tokenizer
 from keras_gpt.checkpoints.names import KERAS_HUB_GPT2, KERAS_HUB_LLAMA
 from keras_gpt.config import GPTConfig
+from keras_gpt.installed import require
 from keras_gpt.quiet import quiet_tensorflow
 from keras_gpt.tokenizers import Tokenizer
 
@@ -82,6 +83,7 @@ def read_keras_hub(source: Any) -> Checkpoint:
 
 
 def _download(preset):
+    require("keras-hub", f"keras_hub://{preset}", "keras_hub")
     with quiet_tensorflow():
         import keras_hub
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+from keras_gpt.installed import require
+
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -94,6 +96,7 @@ def _read_lines(path, encoding, start, stop):
 
 
 def _read_rows(path, field, start, stop):
+    require("parquet", str(path), "pyarrow")
     import pyarrow
     from pyarrow import parquet
 

@@ -1,5 +1,7 @@
 """The LM Evaluation Harness (lm-eval), an optional dependency."""
 
+from keras_gpt.installed import require
+
 
 def lm_eval_model(lm, batch_size: int = 8, *, prefix_token_id: int | None = None):
     """Make a model that lm-eval evaluates.
@@ -33,12 +35,7 @@ def lm_eval_model(lm, batch_size: int = 8, *, prefix_token_id: int | None = None
     >>> model.max_length
     16
     """
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'Evaluation by lm-eval needs its package: pip install "keras-gpt[lm-eval]".'
-        ) from error
+    require("lm-eval", "Evaluation by lm-eval", "lm_eval")
     from keras_gpt.evaluation.lm_eval_adapter import LMEvalModel
 
     return LMEvalModel(lm, batch_size, prefix_token_id=prefix_token_id)

@@ -6,6 +6,8 @@ from importlib import metadata
 
 import numpy as np
 
+from keras_gpt.installed import require
+
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -70,6 +72,7 @@ def score_summaries(
         Words are stemmed as in English; of other alphabets the tokenizer sees nothing.
 
     Raises:
+        ImportError: The extra `metrics` isn't installed.
         ValueError: There are no texts, or not as many of one as of the other.
 
     References:
@@ -85,6 +88,7 @@ def score_summaries(
     predictions, references = _check_texts(
         predictions=predictions, references=references
     )
+    require("metrics", "ROUGE", "rouge_score")
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(_ROUGE, use_stemmer=True)
@@ -121,6 +125,7 @@ def score_translations(
         (BLEU's by the n-grams that it is long enough for).
 
     Raises:
+        ImportError: The extra `metrics` isn't installed.
         ValueError: There are no texts, or not as many of one as of the other.
 
     References:
@@ -137,6 +142,7 @@ def score_translations(
     predictions, references = _check_texts(
         predictions=predictions, references=references
     )
+    require("metrics", "BLEU", "sacrebleu")
     from sacrebleu.metrics import BLEU
 
     metrics = _translation_metrics(target)
@@ -183,6 +189,7 @@ def compare_translations(
         A `Comparison` for `"bleu"` and one for `"chrf"`.
 
     Raises:
+        ImportError: The extra `metrics` isn't installed.
         ValueError: There are no texts, or not as many of one as of the other.
 
     References:
@@ -200,6 +207,7 @@ def compare_translations(
         first=first, second=second, references=references
     )
     _check_count("num_samples", num_samples)
+    require("metrics", "BLEU", "sacrebleu")
     from sacrebleu.significance import PairedTest
 
     metrics = _translation_metrics(target)

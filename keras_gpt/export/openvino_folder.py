@@ -14,6 +14,7 @@ from keras_gpt.export.saved_model import describe_losses, describe_size
 from keras_gpt.files import atomic_path, write_json
 from keras_gpt.generation import score
 from keras_gpt.generation.rows import check_stop_ids
+from keras_gpt.installed import require
 from keras_gpt.language_model import LanguageModel, storage
 from keras_gpt.openvino_model import GRAPH_FILE
 
@@ -73,8 +74,7 @@ def export_openvino(
     _check_exportable(lm.model)
     if path.exists():
         raise FileExistsError(f"{path} is there already. Choose another name.")
-    if importlib.util.find_spec("openvino") is None:
-        raise ImportError("To export needs openvino. Run: pip install openvino")
+    require("openvino", 'flavour="openvino"', "openvino")
     console = Console(stderr=True, quiet=not progress, highlight=False)
     with atomic_path(path) as folder:
         with console.status("Building the graph..."):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib.util
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from keras_gpt.export.process import call_on_backend
 from keras_gpt.export.settings import Settings
 from keras_gpt.files import atomic_path
 from keras_gpt.generation.scoring import score_program
+from keras_gpt.installed import require
 from keras_gpt.language_model import LanguageModel
 
 
@@ -53,12 +53,8 @@ def export_saved_model(
             "version, or let next_version=True (--next-version) choose it in "
             f"{path.parent}."
         )
-    for package in ("tensorflow", "tensorflow_text", "tensorflow_serving"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"To export needs {package}, whatever the backend. Run: pip install "
-                "tensorflow tensorflow-text tensorflow-serving-api"
-            )
+    packages = ("tensorflow", "tensorflow_text", "tensorflow_serving")
+    require("tensorflow", "A SavedModel, whatever the backend,", *packages)
     if keras.backend.backend() == "tensorflow":
         write_saved_model(lm, path, settings, progress)
     else:

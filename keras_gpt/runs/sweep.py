@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from keras_gpt.files import atomic_path, locked, read_json, write_json
+from keras_gpt.installed import require
 from keras_gpt.runs import report
 from keras_gpt.runs.config import RunConfig
 from keras_gpt.runs.settings import read_number
@@ -80,12 +81,9 @@ def sweep(
         - [Akiba et al., 2019](https://arxiv.org/abs/1907.10902), Optuna
         - [Bergstra et al., 2011](https://papers.nips.cc/paper/4443), TPE
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError(
-            "A sweep needs Optuna: pip install 'keras-gpt[sweep]'."
-        ) from error
+    require("sweep", "A sweep", "optuna")
+    import optuna
+
     output = Path(output)
     spaces = {name: _read_space(name, text) for name, text in over.items()}
     if not spaces:

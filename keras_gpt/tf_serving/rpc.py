@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gpt.installed import require
 from keras_gpt.quiet import quiet_tensorflow
 from keras_gpt.tf_serving.connection import (
     Connection,
@@ -31,23 +32,20 @@ class GrpcConnection(Connection):
 
     def __init__(self, *arguments, credentials=None):
         super().__init__(*arguments)
-        try:
-            with quiet_tensorflow():
-                import tensorflow as tf  # which the last of the next imports too
-            import grpc
-            from google.protobuf.json_format import MessageToDict
-            from tensorflow_serving.apis import (
-                get_model_metadata_pb2,
-                get_model_status_pb2,
-                model_service_pb2_grpc,
-                predict_pb2,
-                prediction_service_pb2_grpc,
-            )
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "gRPC needs a package: pip install tensorflow-serving-api. REST "
-                "doesn't: begin the address with http://."
-            ) from error
+        address = "An address without http:// (REST) is gRPC's, which"
+        require("tensorflow", address, "tensorflow", "grpc", "tensorflow_serving")
+        with quiet_tensorflow():
+            import tensorflow as tf  # which the last of the next imports too
+        import grpc
+        from google.protobuf.json_format import MessageToDict
+        from tensorflow_serving.apis import (
+            get_model_metadata_pb2,
+            get_model_status_pb2,
+            model_service_pb2_grpc,
+            predict_pb2,
+            prediction_service_pb2_grpc,
+        )
+
         self._grpc = grpc
         self._tf = tf
         self._to_dict = partial(MessageToDict, preserving_proto_field_name=True)

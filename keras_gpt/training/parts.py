@@ -7,6 +7,7 @@ import keras
 
 from keras_gpt.backend import hosts
 from keras_gpt.files import checksum
+from keras_gpt.installed import require
 
 
 def import_orbax():
@@ -15,13 +16,9 @@ def import_orbax():
     Raises:
         ImportError: It isn't there.
     """
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError(
-            "Weights that are cut over several hosts are saved by Orbax: "
-            "pip install 'keras-gpt[orbax]'."
-        ) from error
+    require("orbax", "To save weights that are cut over several hosts", "orbax")
+    import orbax.checkpoint as ocp
+
     return ocp
 
 

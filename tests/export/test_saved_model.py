@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import resource
+import sys
 
 import keras
 import numpy as np
@@ -541,6 +542,6 @@ def test_no_room_for_a_message_or_a_task_is_told(make_language_model, tmp_path):
 
 
 def test_missing_tensorflow_text_is_named(make_language_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install tensorflow tensorflow-text"):
+    monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+    with pytest.raises(ImportError, match=r"keras-gpt\[tensorflow\]"):
         make_language_model().export(tmp_path / "1")
