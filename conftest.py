@@ -43,7 +43,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
-import keras
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -102,17 +101,24 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+def seed_all():
+    """Start Python, NumPy, Keras and the backend from one seed."""
+    import keras  # here: the process that shares the tests out needs none
+
+    keras.utils.set_random_seed(0)
+
+
 def pytest_collection_finish():
     """Let no collection of garbage go through the libraries: Keras asks for many."""
-    keras.utils.set_random_seed(0)  # loads TensorFlow
+    seed_all()  # loads TensorFlow
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Start Python, NumPy, Keras and the backend from one seed before each test."""
-    keras.utils.set_random_seed(0)
+    """Start from one seed before each test."""
+    seed_all()
 
 
 @pytest.fixture
@@ -149,7 +155,7 @@ def smollm2_file():
 
 def enter_temporary_folder(namespace):
     """Seed once for each document and run its examples where they may write."""
-    keras.utils.set_random_seed(0)
+    seed_all()
     folder = tempfile.TemporaryDirectory()
     namespace["_leave"] = (folder, Path.cwd())
     os.chdir(folder.name)
