@@ -170,7 +170,8 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
             """What becomes of a prompt."""
             count = len(find_all(selector))
             fill("#prompt", prompt + Keys.ENTER)
-            wait_until(lambda: len(find_all(f"{selector} .bar button")) > 2 * count)
+            ended = f"{selector} .bar :nth-child(3)"  # a button that comes at last
+            wait_until(lambda: len(find_all(ended)) > count)
             return find_all(f"{selector} .text > span:last-child")[-1].text
 
         browser.get(server.address)
