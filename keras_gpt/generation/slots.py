@@ -36,7 +36,7 @@ from keras_gpt.generation.rows import (
 from keras_gpt.token_ids import check_token_ids
 
 _PIECES = 256, 64, 32, 16  # tokens that are read at once
-_READ_TOGETHER = 4  # short prompts
+_READ_TOGETHER = 16, 4  # short prompts, in a pass of one of these sizes
 _LEAST_ROOM = 128  # of a cache
 _LEAST_SHARED = 16  # tokens, fewer are read again
 
@@ -232,14 +232,17 @@ class Slots:
         Returns:
             How many tokens were read.
         """
-        most = min(_PIECES[1], self._model.config.context_length)
-        short = [row for row in self._unread if len(row.window) <= most]
-        if self._unread[0] in short and len(short) > _READ_TOGETHER // 2:
-            rows = short[:_READ_TOGETHER]
-            layers = self._make_layers(_READ_TOGETHER, self._room_for(most))
-            self._read(rows, layers, max(len(row.window) for row in rows))
-            return sum(len(row.window) for row in rows)
         row = self._unread[0]
+        most = min(_PIECES[1], self._model.config.context_length)
+        short = [other for other in self._unread if len(other.window) <= most]
+        for size in (min(size, self._num_slots) for size in _READ_TOGETHER):
+            rows = short[:size]
+            longest = max((len(other.window) for other in rows), default=0)
+            is_filled = len(rows) > max(2, size // 2)
+            if rows[:1] == [row] and is_filled and size * longest <= _PIECES[0]:
+                layers = self._make_layers(size, self._room_for(most))
+                self._read(rows, layers, longest)
+                return sum(len(other.window) for other in rows)
         if row.layers is None:
             self._begin(row)
         rest = len(row.window) - row.num_in_cache
@@ -306,13 +309,19 @@ class Slots:
         inputs["logits"] = logits
         choose = compiled(self._model, _choose_program)
         self._note(rows, choose(state, inputs))
+        room = self._room_for(max(len(row.window) for row in rows))
+        is_batch = not self._running and _room(layers) == room
         for i, (row, window) in enumerate(zip(rows, windows, strict=True)):
             self._unread.remove(row)
             row.layers = None
-            if row.goes_on:
-                self._enter(row, layers, i)
-            else:
+            if not row.goes_on:
                 self._keep(window, layers, i)
+            elif not is_batch:
+                self._enter(row, layers, i)
+        if is_batch and any(row.goes_on for row in rows):
+            self._places = [row if row.goes_on else None for row in rows]
+            self._places += [None] * missing
+            self._layers = layers
 
     def _decode(self, num_tokens, until):
         """Add tokens to all rows that run, of which each has its own number."""
