@@ -19,13 +19,14 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 IMAGE ?= tensorflow/serving:2.20.0
 OLDER := .venv/tensorflow-2.20
 
-.PHONY: help quickstart test test-jax test-tensorflow test-tf-serving test-tf-2.20 lint format clean
+.PHONY: help quickstart test docs test-jax test-tensorflow test-tf-serving test-tf-2.20 lint format clean
 
 help:
 	@echo "make quickstart   train a small GPT on this machine and let it write (minutes)"
 	@echo "make test         check formatting, imports and behaviour on all three backends"
 	@echo "make test-tf-serving  run the tests of serving against the real server in Docker"
 	@echo "make test-tf-2.20     let TensorFlow 2.20 answer the tests of exported models"
+	@echo "make docs         build the site of the documentation into site/"
 	@echo "make lint         the checks of make test that run no code"
 	@echo "make format       format the code and repair what ruff can"
 	@echo "make clean        remove .venv and everything else that make and the tests made"
@@ -36,12 +37,17 @@ quickstart: .venv/.installed
 
 # PyTorch, which compiles nothing, runs all tests, the others those that depend on the
 # backend: side by side, since a worker reads again what it compiled for another test.
-test: lint
+test: lint docs
 	KERAS_BACKEND=torch $(PYTEST) -n $(WORKERS)
 	@$(MAKE) --no-print-directory --jobs 2 $(SYNC) test-jax test-tensorflow
 
 test-jax test-tensorflow: test-%: .venv/.installed-test
 	KERAS_BACKEND=$* $(PYTEST) -n $(HALF) -m every_backend
+
+# 4 seconds; warnings, such as a link that leads nowhere, are errors. The variable is
+# for a line of advertisement.
+docs: .venv/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The tests of `make test`, but with TensorFlow Serving itself in place of the double.
 test-tf-serving: .venv/.installed-test
@@ -63,7 +69,7 @@ format: .venv/.installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .hypothesis .import_linter_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than pyproject.toml as long as what it asks for is installed.

@@ -60,7 +60,9 @@ hypothesis.settings.load_profile("keras_gpt")
 
 
 # whose examples compute on the backend
-EVERY_BACKEND = re.compile(r"keras_gpt/(layers|generation)/|docs/generation\.md")
+EVERY_BACKEND = re.compile(
+    r"keras_gpt/(layers|generation)/|docs/(generation|serving)\.md"
+)
 
 
 # The longest first, so that no worker has one to itself in the end
@@ -158,6 +160,7 @@ def enter_temporary_folder(namespace):
     seed_all()
     folder = tempfile.TemporaryDirectory()
     namespace["_leave"] = (folder, Path.cwd())
+    namespace["backend"] = keras.backend.backend  # for conditions in comments
     os.chdir(folder.name)
 
 
