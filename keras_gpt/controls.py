@@ -117,6 +117,9 @@ OTHER_CONTROLS = (
     "lookup_tokens",
 )
 
+# what an answer of a `LanguageModel` may have to be, of which one is given
+FORMS = ("schema", "regex", "choices")
+
 
 def check_control(name: str, value: Any) -> float | int:
     """Return a value of a control, with `None` as what it stands for.

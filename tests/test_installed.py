@@ -9,6 +9,7 @@ import pytest
 import keras_gpt
 from keras_gpt import checkpoints, evaluation
 from keras_gpt.installed import choose_backend
+from keras_gpt.language_model.forms import take_form
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +60,7 @@ def test_a_missing_backend_is_named(before_keras):
         ("keras-hub", "keras_hub", lambda: checkpoints.find("keras_hub://gpt2")),
         ("metrics", "rouge_score", lambda: evaluation.score_summaries(["a"], ["a"])),
         ("metrics", "sacrebleu", lambda: evaluation.score_translations(["a"], ["a"])),
+        ("grammar", "llguidance", lambda: take_form(None, (), {"regex": "a"})),
         (
             *("parquet", "pyarrow"),
             lambda: list(keras_gpt.data.read_documents("a.parquet")),

@@ -117,6 +117,11 @@ def start(
             "A model that another engine runs has neither beams nor lookup. Received: "
             f"num_beams={num_beams}, lookup_tokens={lookup_tokens}. Leave them out."
         )
+    if controls.get("form") is not None and (num_beams > 1 or lookup_tokens):
+        raise ValueError(
+            "Answers of a given form have neither beams nor lookup. Received: "
+            f"num_beams={num_beams}, lookup_tokens={lookup_tokens}. Leave them out."
+        )
     if num_beams == 1:
         if length_penalty != 1:
             raise ValueError(

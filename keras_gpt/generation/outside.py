@@ -67,8 +67,11 @@ def _add_token(logits, state, inputs):
     """Choose each row's next token and note it where the row goes on, in place."""
     for row in np.flatnonzero(~state["done"]):
         step, seen = state["step"][row], state["seen"][row]
+        penalized = _penalize(logits[row], seen, inputs["repetition_penalty"][row])
+        if "allowed" in inputs:
+            penalized = np.where(inputs["allowed"][row], penalized, -np.inf)
         token = choose_in_numpy(
-            _penalize(logits[row], seen, inputs["repetition_penalty"][row]),
+            penalized,
             *(inputs[name][row] for name in _CONTROLS),
             inputs["uniforms"][row, step],
         )

@@ -8,6 +8,7 @@ Each program is compiled once for a bucket of shapes.
 import threading
 from collections import OrderedDict
 
+import numpy as np
 from keras import ops
 
 from keras_gpt import backend
@@ -132,6 +133,8 @@ def add_token(logits, state, inputs):
         names = ("logit_bias", "presence_penalty", "frequency_penalty")
         adjustments = {name: inputs[name] for name in names}
         penalized = adjust(penalized, state["counts"], **adjustments)
+    if "allowed" in inputs:  # another one, for answers of a given form
+        penalized = ops.where(inputs["allowed"], penalized, -np.inf)
     token = choose(
         penalized,
         temperature=inputs["temperature"],

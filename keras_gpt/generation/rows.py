@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import GPTConfig, suggest
-from keras_gpt.controls import CONTROLS, OTHER_CONTROLS, spread_control
+from keras_gpt.controls import CONTROLS, FORMS, OTHER_CONTROLS, spread_control
+from keras_gpt.generation.form import Form
 from keras_gpt.generation.sampling import draw_uniforms
 from keras_gpt.token_ids import check_token_ids
 
@@ -29,6 +30,7 @@ class Row:
         min_p: 0 for no limit.
         repetition_penalty: 1 changes nothing.
         seed: Of its samples.
+        form: Which its answer shall have, if any.
         ids: The new ids, which may run ahead of those that were given out.
         log_probs: Of each of them.
         num_given: How many of them a caller has.
@@ -46,6 +48,7 @@ class Row:
     min_p: float
     repetition_penalty: float
     seed: int
+    form: Form | None = None
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     num_given: int = 0
@@ -76,6 +79,8 @@ class Row:
             return "stop"
         if not self.has_ended or self.num_given < len(self.ids):
             return None
+        if self.form is not None and self.form.is_over:
+            return "stop"
         return "length" if self.num_given == self.max_new_tokens else "stop"
 
 
@@ -97,7 +102,9 @@ def make_rows(
     for name in controls:
         if name not in CONTROLS:
             known = (*CONTROLS, *OTHER_CONTROLS)
-            raise TypeError(f"Unknown control. {suggest('control', name, known)}")
+            raise TypeError(
+                f"Unknown control. {suggest('control', name, known, FORMS)}"
+            )
     prompts = check_prompts(prompts, config)
     check_count("num_return_sequences", num_return_sequences)
     values = {
@@ -158,6 +165,16 @@ def row_inputs(rows: list[Row], num_new: int) -> dict:
     return control_arrays(rows) | {"uniforms": np.concatenate(uniforms)}
 
 
+def form_inputs(rows: list[Row], vocab_size: int) -> dict:
+    """What the programs read of the forms of rows, nothing where no row has one."""
+    if all(row.form is None for row in rows):
+        return {}
+    anything = np.ones(vocab_size, bool)
+    forms = [row.form if row.goes_on else None for row in rows]
+    allowed = [anything if form is None else form.allowed for form in forms]
+    return {"allowed": np.stack(allowed)}
+
+
 def note_tokens(rows: list[Row], state: dict) -> None:
     """Copy what the programs wrote for the rows that go on."""
     tokens, log_probs, done = (
@@ -171,6 +188,9 @@ def note_tokens(rows: list[Row], state: dict) -> None:
             row.ids += new
             row.log_probs += log_probs[i, known : known + len(new)].tolist()
             row.has_ended = bool(done[i])
+            if row.form is not None:
+                row.form.advance(new)
+                row.has_ended |= row.form.is_over
 
 
 def to_tensors(arrays: dict[str, np.ndarray]) -> dict:

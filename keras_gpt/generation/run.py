@@ -3,12 +3,14 @@
 import numpy as np
 
 from keras_gpt import backend
+from keras_gpt.generation.form import Form
 from keras_gpt.generation.lookup import PromptLookup
 from keras_gpt.generation.outside import Outside, is_outside
 from keras_gpt.generation.programs import OneByOne
 from keras_gpt.generation.rows import (
     check_stop_ids,
     fill_bucket,
+    form_inputs,
     make_rows,
     note_tokens,
     pad_prompts,
@@ -25,14 +27,20 @@ class Run:
         model: A `GPT`.
         prompts: As `ids` of `keras_gpt.generate`.
         stop_ids: Ids that end a row. They are not part of the result.
+        form: What each answer must be, of which each row gets a copy. Defaults to
+            `None`, anything.
         **options: `num_return_sequences`, and by the names in `CONTROLS`.
 
     Attributes:
         rows: What is known of each row, a `Row`.
     """
 
-    def __init__(self, model, prompts, *, stop_ids=(), **options):
+    def __init__(
+        self, model, prompts, *, stop_ids=(), form: Form | None = None, **options
+    ):
         self.rows = make_rows(model.config, prompts, **options)
+        for row in self.rows if form is not None else ():
+            row.form = form.copy()
         self._model = model
         self._stop_ids = check_stop_ids(stop_ids, model.config.vocab_size)
 
@@ -161,19 +169,29 @@ class Generation(Run):
         self._loop = self._decoding.loop(self._model, cache_length)
         num_new = max(row.max_new_tokens for row in rows)
         num_new = backend.bucket(max(min(num_new, context_length), 16))
+        vocab_size = self._model.config.vocab_size
         inputs = row_inputs(rows, num_new) | {"stop_ids": self._stop_ids}
+        inputs |= form_inputs(rows, vocab_size)
         self._inputs = to_tensors(inputs)
-        state = start_state(rows, num_new, self._model.config.vocab_size)
+        state = start_state(rows, num_new, vocab_size)
         state["passes"] = np.array(self.num_lookup_passes, "int32")
         window = {"token_ids": token_ids, "lengths": lengths}
         self._state = prefill(to_tensors(state), self._inputs | to_tensors(window))
         self._inputs |= to_tensors(self._decoding.inputs(token_ids, lengths))
 
     def _decode(self, until):
-        """Add tokens until a row is full, or all have as many as they should."""
+        """Add tokens until a row is full, or all have as many as they should.
+
+        Where rows have forms, which say anew what may follow, it is one.
+        """
         rows = self._filled
+        forms = form_inputs(rows, self._model.config.vocab_size)
+        if forms:
+            until = [
+                min(end, len(r.ids) + 1) for end, r in zip(until, rows, strict=True)
+            ]
         ends = [end - row.num_read for end, row in zip(until, rows, strict=True)]
-        done = [not row.goes_on for row in rows]
-        changed = to_tensors({"until": np.array(ends, "int32"), "done": np.array(done)})
-        state = {**self._state, "done": changed["done"]}
-        self._state = self._loop(state, {**self._inputs, "until": changed["until"]})
+        done = np.array([not row.goes_on for row in rows])
+        changed = to_tensors({"until": np.array(ends, "int32"), **forms})
+        state = {**self._state, **to_tensors({"done": done})}
+        self._state = self._loop(state, {**self._inputs, **changed})

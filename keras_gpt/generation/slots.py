@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.controls import PENALTIES, check_control
+from keras_gpt.generation.form import Form
 from keras_gpt.generation.kept import KeptTexts, count_shared
 from keras_gpt.generation.outside import is_outside
 from keras_gpt.generation.programs import (
@@ -27,6 +28,7 @@ from keras_gpt.generation.rows import (
     check_count,
     check_stop_ids,
     empty_row,
+    form_inputs,
     make_rows,
     note_tokens,
     row_inputs,
@@ -136,6 +138,7 @@ class Slots:
         logit_bias: Mapping[int, float] | None = None,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        form: Form | None = None,
         **controls: Any,
     ) -> SlotRow:
         """Take a prompt, which `advance` will read.
@@ -147,6 +150,8 @@ class Slots:
             presence_penalty: Taken from the logits of ids that the row has added, from
                 -2 to 2.
             frequency_penalty: Taken from them for each time, from -2 to 2.
+            form: What the answer must be, for this row alone. Defaults to `None`,
+                anything.
             **controls: By the names in `CONTROLS`, each one value.
 
         Returns:
@@ -164,6 +169,7 @@ class Slots:
             )
         config = self._model.config
         [row] = make_rows(config, [prompt], num_return_sequences=1, **controls)
+        row.form = form
         row = SlotRow(
             **vars(row),
             stop_ids=check_stop_ids(stop_ids, config.vocab_size),
@@ -213,8 +219,12 @@ class Slots:
         while self._unread and (num_read < most or not self._running):
             num_read += self._read_some()
         until = {row: num_tokens - (row in unread) for row in self._running}
-        if any(until.values()):
-            self._decode(num_tokens, until)
+        while any(until.values()):
+            # forms say anew what may follow each token
+            has_forms = any(row.form is not None for row in until)
+            most = 1 if has_forms else num_tokens
+            self._decode(most, {row: min(left, most) for row, left in until.items()})
+            until = {row: max(until[row] - most, 0) for row in self._running}
 
     def _reread_full_rows(self):
         """Let rows whose window is full be read anew, without its older half."""
@@ -366,6 +376,7 @@ class Slots:
             stop_ids[i, : len(row.stop_ids)] = row.stop_ids
         inputs = row_inputs(rows, num_new) | {"stop_ids": stop_ids}
         vocab_size = self._model.config.vocab_size
+        inputs |= form_inputs(rows, vocab_size)
         state = start_state(rows, num_new, vocab_size)
         asked = [row.is_adjusted for row in rows]
         if any(asked):

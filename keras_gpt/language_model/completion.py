@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_gpt.generation import TextAssembler, start
+from keras_gpt.generation.form import check_whole
+from keras_gpt.language_model.forms import take_form
 from keras_gpt.tokenizers import encode_chat
 
 _STEPS_BETWEEN_LOOKS = 16  # tokens decoded at once while stop strings are watched for
@@ -69,7 +71,11 @@ def complete(lm, ids, *, stop=(), **controls: Any) -> list[Completion]:
         lm: A `LanguageModel`.
         ids: The prompts.
         stop: Strings that end a text.
-        **controls: As of `keras_gpt.generate`; what isn't given is the model's own.
+        **controls: As of `keras_gpt.generate`; what isn't given is the model's own;
+            and `schema`, `regex` or `choices`.
+
+    Raises:
+        ValueError: A control is out of its range, or an answer isn't of its form.
     """
     run, texts = _begin(lm, ids, stop, controls)
     while not run.finished:
@@ -78,6 +84,8 @@ def complete(lm, ids, *, stop=(), **controls: Any) -> list[Completion]:
         text.finish()
         if text.stopped:
             run.stop(row)
+    for number, row in enumerate(run.rows):
+        check_whole(row, number)
     return [
         Completion(text.text, *fields)
         for text, *fields in zip(
@@ -100,7 +108,7 @@ def stream(lm, ids, *, stop=(), slots=None, **controls: Any) -> Iterator[str]:
         Pieces of text as soon as they are certain.
     """
     text = TextAssembler(lm.tokenizer, _check_stop(stop))
-    for new_ids in _stream_ids(lm, ids, slots, _with_defaults(lm, controls)):
+    for new_ids in _stream_ids(lm, ids, slots, _prepare(lm, stop, controls)):
         piece = text.add(new_ids)
         if piece:
             yield piece
@@ -117,6 +125,7 @@ def _stream_ids(lm, ids, slots, controls):
         run = start(lm.model, [ids], **controls)
         while not run.finished:
             yield run.advance(1)[0]
+        check_whole(run.rows[0], 0)
         return
     row = slots.add(ids, **controls)
     try:
@@ -124,6 +133,7 @@ def _stream_ids(lm, ids, slots, controls):
             known = len(row.ids)
             slots.advance(1)
             yield row.ids[known:]
+        check_whole(row, 0)
     finally:  # the text may be read no further
         slots.stop(row)
 
@@ -131,7 +141,7 @@ def _stream_ids(lm, ids, slots, controls):
 def _begin(lm, ids, stop, controls):
     """The run, and the text of each row as it grows."""
     stop = _check_stop(stop)
-    run = start(lm.model, ids, **_with_defaults(lm, controls))
+    run = start(lm.model, ids, **_prepare(lm, stop, controls))
     return run, [TextAssembler(lm.tokenizer, stop) for _ in run.rows]
 
 
@@ -142,10 +152,13 @@ def _check_stop(stop):
     return stop
 
 
-def _with_defaults(lm, controls):
+def _prepare(lm, stop, controls):
     """The controls, and what the model takes where a caller gave none."""
     if controls.get("stop_ids") is None:
         controls["stop_ids"] = lm.stop_ids
+    form = take_form(lm, stop, controls)
+    if form is not None:
+        controls["form"] = form
     return lm.generation_defaults | controls
 
 

@@ -405,13 +405,18 @@ class LanguageModel:
             **controls: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`,
                 `repetition_penalty`, `seed`, `num_beams`, `num_return_sequences`,
                 `lookup_tokens`, `length_penalty` as in `keras_gpt.generate`.
-                Defaults to the model's `generation_defaults`.
+                Defaults to the model's `generation_defaults`. And what the answers
+                must be, one of these, with extra `grammar`: `schema`, a JSON schema as
+                a dictionary or a Pydantic model; `regex`, a regular expression that
+                the whole answer matches; `choices`, a list of texts. Only tokens that
+                lead there are chosen from, before temperature and the others count.
 
         Returns:
             The new text alone: a string for one prompt, else a list.
 
         Raises:
-            ValueError: A prompt or control is out of its range.
+            ValueError: A prompt or control is out of its range, a form isn't
+                supported, or an answer isn't whole after `max_new_tokens`.
         """
         texts = self.generate_from_ids(
             encode_prompts(self.tokenizer, prompts),
