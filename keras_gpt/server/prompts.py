@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_gpt.generation.rows import check_prompts
 from keras_gpt.language_model.completion import encode_messages, encode_prompts
+from keras_gpt.language_model.forms import take_form
 from keras_gpt.server.errors import ApiError
 from keras_gpt.server.requests import ChatRequest, CompletionRequest
 from keras_gpt.server.scheduler import Choice
@@ -49,10 +50,23 @@ def make_choices(
     # like texts are no surprise where a seed is given, and else no use
     seed = secrets.randbits(31) if request.seed is None else request.seed
     controls = {"max_new_tokens": most, **request.sampling}
-    return [
-        make_choice(lm, ids, {**controls, "seed": seed + i}, request.stops)
-        for i, ids in enumerate(ids for ids in prompts for _ in range(count))
-    ]
+    form = _make_form(lm, request)
+    choices = []
+    for i, ids in enumerate(ids for ids in prompts for _ in range(count)):
+        own = {**controls, "seed": seed + i}
+        if form is not None:
+            own["form"] = form.copy()
+        choices.append(make_choice(lm, ids, own, request.stops))
+    return choices
+
+
+def _make_form(lm, request):
+    """The form that the answers shall have, if any."""
+    asked = request.form
+    field = next(iter(asked), None)
+    param = "response_format" if field == "schema" else field
+    asked["stop_ids"] = lm.stop_ids
+    return _refuse(param, take_form, lm, request.stops, asked)
 
 
 def make_choice(

@@ -1,8 +1,8 @@
 """What may be asked of the server, in the words of OpenAI's interface.
 
 What a server can't do is refused by name, unless the value asks for nothing. The fields
-that OpenAI doesn't know (`top_k`, `min_p`, `repetition_penalty`) are those of
-`keras_gpt.generate`.
+that OpenAI doesn't know (`top_k`, `min_p`, `repetition_penalty`, `regex`, `choices`)
+are those of `LanguageModel.generate`.
 """
 
 import math
@@ -31,7 +31,6 @@ _NOTHING = {
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -86,6 +85,46 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False  # there is none
 
 
+class _Text(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["text"]
+
+    @property
+    def form(self):
+        return {}
+
+
+class _JsonObject(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["json_object"]
+
+    @property
+    def form(self):
+        return {"schema": {"type": "object"}}
+
+
+class _NamedSchema(BaseModel):
+    model_config = _STRICT
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema", default_factory=dict)
+    strict: bool | None = None  # it always is
+
+
+class _JsonSchema(BaseModel):
+    model_config = _STRICT
+
+    type: Literal["json_schema"]
+    json_schema: _NamedSchema
+
+    @property
+    def form(self):
+        return {"schema": self.json_schema.schema_}
+
+
 class _Request(BaseModel):
     """What both kinds of requests have."""
 
@@ -106,6 +145,11 @@ class _Request(BaseModel):
     stop: (
         _StopString | Annotated[list[_StopString], Field(max_length=_MOST_STOPS)] | None
     ) = None
+    response_format: Annotated[
+        _Text | _JsonObject | _JsonSchema | None, Field(discriminator="type")
+    ] = None
+    regex: Annotated[str | None, Field(min_length=1)] = None
+    choices: Annotated[list[_StopString] | None, Field(min_length=1)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -141,6 +185,13 @@ class _Request(BaseModel):
     def stops(self) -> tuple[str, ...]:
         """The strings that end a text."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What the answer shall be, as of `LanguageModel.generate`."""
+        given = {"regex": self.regex, "choices": self.choices}
+        form = {} if self.response_format is None else self.response_format.form
+        return form | {name: x for name, x in given.items() if x is not None}
 
     @property
     def sampling(self) -> dict[str, Any]:

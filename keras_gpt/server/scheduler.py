@@ -331,6 +331,9 @@ class Scheduler:
         going_on = []
         for row in self._running:
             piece = row.take()
+            form = row.slot.form
+            if form is not None and form.problem:
+                row.job.fail(ApiError(400, f"There is no such answer: {form.problem}."))
             if not row.job.is_over and (piece.ids or piece.finish_reason):
                 row.job.deliver(piece)
             if piece.finish_reason is None:

@@ -17,7 +17,7 @@ from keras_gpt.server import Settings
 from keras_gpt.server.app import make_app
 from keras_gpt.tokenizers import ChatTemplate
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 .,?![]é\n"
+LETTERS = 'abcdefghijklmnopqrstuvwxyz0123456789 .,?![]é\n{}":'
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[a]{% endif %}"

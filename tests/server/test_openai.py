@@ -1,8 +1,11 @@
 """The server, asked by the `openai` package itself."""
 
 import asyncio
+import re
+import typing
 
 import openai
+import pydantic
 import pytest
 import requests
 
@@ -18,6 +21,11 @@ def ask(client, **fields):
 
 def chat(client, **fields):
     return client.chat.completions.create(**{"model": "tiny", "messages": HI, **fields})
+
+
+def as_json(schema):
+    """A `response_format`."""
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
 
 
 def is_idle(server):
@@ -97,6 +105,27 @@ def test_a_bias_and_penalties_change_what_is_chosen(client, lm):
         ask(client, logit_bias={"999": 1})
 
 
+class Found(pydantic.BaseModel):
+    letters: list[typing.Literal["a", "b", "c"]] = pydantic.Field(max_length=3)
+    number: int = pydantic.Field(ge=10, le=99)
+
+
+def test_an_answer_has_the_form_that_is_asked_for(client, lm):
+    fields = {"model": "tiny", "messages": HI, "max_tokens": 99, "seed": 5}
+    found = client.chat.completions.parse(response_format=Found, **fields)
+    assert isinstance(found.choices[0].message.parsed, Found)
+    schema = Found.model_json_schema()
+    found = chat(client, response_format=as_json(schema), n=2, **fields)
+    texts = [choice.message.content for choice in found.choices]
+    assert texts == [lm.chat(HI, 99, schema=schema, seed=seed) for seed in (5, 6)]
+    assert {choice.finish_reason for choice in found.choices} == {"stop"}
+    forms = {"regex": "[a-c]{3}"}, {"choices": ["abc"]}
+    for text in [ask(client, extra_body=form).choices[0].text for form in forms]:
+        assert re.fullmatch("[a-c]{3}", text)
+    found = ask(client, max_tokens=4, extra_body={"response_format": as_json(schema)})
+    assert found.choices[0].finish_reason == "length"  # which says that it isn't whole
+
+
 def test_a_stream_is_the_same_text_with_usage_at_its_end(client):
     fields = {"n": 2, "seed": 1, "temperature": 1, "max_tokens": 11}
     whole = chat(client, **fields)
@@ -133,7 +162,12 @@ def test_many_asynchronous_clients_each_get_their_own_answer(server, lm):
     ("fields", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": as_json({"not": {}})}, "response_format"),
+        ({"response_format": as_json({}), "stop": "a"}, "response_format"),
+        ({"extra_body": {"regex": "a("}}, "regex"),
+        ({"extra_body": {"regex": "(ab|cd)X"}}, None),
+        ({"extra_body": {"choices": []}}, "choices"),
         ({"logit_bias": {"1": 200}}, "logit_bias"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
