@@ -171,6 +171,7 @@ class CheckedModel(keras.Model):
                 in grain datasets and generators in the batch that is drawn, in other
                 datasets if the first batch shows it.
         """
+        self._check_compiled()
         with errors_as_found(self) as found:
             weight, size = kwargs.get("sample_weight"), _batch_size(args, kwargs)
             x, y = self._checked(repeated(x, kwargs), y, weight, found, size)
@@ -185,6 +186,7 @@ class CheckedModel(keras.Model):
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Measure the loss, as `keras.Model.evaluate`; data as of `fit`."""
+        self._check_compiled()
         with errors_as_found(self) as found:
             # in `fit`, Keras holds the data of validations, which was checked there
             if not kwargs.get("_use_cached_eval_dataset"):
@@ -203,11 +205,13 @@ class CheckedModel(keras.Model):
 
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         """Train on a batch, as `keras.Model.train_on_batch`; data as of `fit`."""
+        self._check_compiled()
         x, y = self._checked(x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         """The loss of a batch, as `keras.Model.test_on_batch`; data as of `fit`."""
+        self._check_compiled()
         x, y = self._checked(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight, **kwargs)
 
@@ -222,6 +226,13 @@ class CheckedModel(keras.Model):
         if y is None:
             y, y_pred = x[:, 1:], y_pred[:, :-1]
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _check_compiled(self):
+        if not self.compiled:
+            raise ValueError(
+                "The model isn't compiled yet. Call model.compile() before, or "
+                "keras_gpt.training.compile_model(model, learning_rate, ...)."
+            )
 
     def _checked(self, x, y=None, sample_weight=None, found=None, batch_size=None):
         """What to give Keras for inputs and targets, or for a dataset, checked."""

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,9 +20,18 @@ def choose_backend() -> None:
     Raises:
         ImportError: None is installed, or not the one that was chosen.
     """
+    chosen = os.environ.get("KERAS_BACKEND")
     if "keras" in sys.modules:
+        taken = sys.modules["keras"].backend.backend()
+        if chosen not in (None, "", taken):
+            warnings.warn(
+                f"KERAS_BACKEND says {chosen}, but Keras was imported before with "
+                f"{taken}, and keeps it. Set it before the first import of Keras; in a "
+                "notebook, restart it first.",
+                stacklevel=3,
+            )
         return
-    chosen = os.environ.get("KERAS_BACKEND") or _read_choice()
+    chosen = chosen or _read_choice()
     installed = [name for name in _BACKENDS if find_spec(name) is not None]
     if not installed:
         raise ImportError(

@@ -27,7 +27,7 @@ from keras_gpt.loss import (
     check_takes_logits,
     making_logits,
 )
-from keras_gpt.token_ids import check_token_ids
+from keras_gpt.token_ids import check_length, check_token_ids
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -147,8 +147,9 @@ class GPT(CheckedModel):
             self.quantize(quantization)
 
     def __call__(self, token_ids, *args, **kwargs):
-        if isinstance(token_ids, np.ndarray | list | tuple):
+        if isinstance(token_ids, np.ndarray | list | tuple | str):
             token_ids = check_token_ids(token_ids, self.config.vocab_size)
+            check_length(token_ids.shape[-1], self.config.context_length)
         return super().__call__(token_ids, *args, **kwargs)
 
     def compile(
@@ -237,6 +238,13 @@ class GPT(CheckedModel):
     def quantization(self):
         """How `quantize` keeps the weights, such as `"int8"`, or `None`."""
         return self.blocks[0].feed_forward.up_projection.quantization_mode
+
+    def generate(self, *args, **kwargs):
+        """Refuse: a model knows no text. `keras_gpt.generate` continues token ids."""
+        raise TypeError(
+            "A GPT has no `generate`. keras_gpt.generate(model, ids) continues token "
+            "ids, keras_gpt.LanguageModel(model, tokenizer).generate(text) texts."
+        )
 
     def prefill(self, token_ids, lengths, cache_length):
         """Read the prompts and keep what `decode` needs.

@@ -33,12 +33,20 @@ def encode_prompts(tokenizer, prompts: str | Sequence[str]) -> list[list[int]]:
     """The token ids of one prompt or several, each with what begins a text.
 
     Raises:
+        TypeError: A prompt isn't a text.
         ValueError: A prompt is empty, and nothing begins a text.
     """
     begin = tokenizer.start_ids
     end = tokenizer.end_of_text_id
     empty = [end] if not begin and end is not None else begin
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(
+                "`prompts` must be a text or a list of texts. Received: "
+                f"{type(prompt).__name__}. For token ids there is "
+                "keras_gpt.generate(lm.model, ids)."
+            )
     rows = tokenizer.encode_batch(prompts)
     for row, ids in enumerate(rows):
         if not ids and not empty:

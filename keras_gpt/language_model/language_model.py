@@ -64,6 +64,12 @@ class LanguageModel:
         source: dict[str, Any] | None = None,
         tasks: dict[str, dict[str, Any]] | None = None,
     ):
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(
+                "`tokenizer` must be one of keras_gpt.tokenizers. Received: "
+                f"{type(tokenizer).__name__}. Without one, "
+                "keras_gpt.generate(model, ids) continues token ids."
+            )
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 "The tokenizer has more ids than the model. Received: tokenizer "
