@@ -1,4 +1,4 @@
-"""What people get wrong most: docs/errors.md quotes what they are told, word by word."""
+"""What people get wrong most: docs/errors.md quotes what they are told."""
 
 import re
 import sys
