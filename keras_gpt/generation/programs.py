@@ -16,6 +16,7 @@ from keras_gpt.generation.sampling import (
     adjust,
     choose,
     chosen_log_probs,
+    likeliest,
     penalize_repetition,
 )
 
@@ -155,6 +156,10 @@ def add_token(logits, state, inputs):
     if "counts" in state:
         counts = state["counts"] + ops.cast(is_token, "float32")
         state = {**state, "counts": counts}
+    if "alternatives" in state:
+        others = likeliest(logits, state["alternatives"].shape[-1] // 2)[:, None]
+        others = ops.where(noted[..., None], others, state["alternatives"])
+        state = {**state, "alternatives": others}
     is_last = step + 1 >= inputs["max_new_tokens"]
     return {
         **state,

@@ -1,5 +1,6 @@
 """`Row`: a prompt that is being continued, with what was asked of it."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -244,11 +245,12 @@ def check_prompts(
     return checked
 
 
-def check_count(name: str, value, least: int = 1) -> None:
-    """Raise `ValueError` unless the value is an integer of at least `least`."""
-    if not isinstance(value, int) or value < least:
+def check_count(name: str, value, least: int = 1, most: float = math.inf) -> None:
+    """Raise `ValueError` unless the value is an integer from `least` to `most`."""
+    if not isinstance(value, int) or not least <= value <= most:
+        end = "" if math.isinf(most) else f" and at most {most}"
         raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: "
+            f"`{name}` must be an integer of at least {least}{end}. Received: "
             f"{name}={value!r}."
         )
 

@@ -252,6 +252,22 @@ def _first(is_true):
     return ops.cast(ops.argmax(ops.cast(is_true, "int32"), axis=-1), "int32")
 
 
+def likeliest(logits, count):
+    """The likeliest tokens' log-probabilities in nats, and behind them their ids.
+
+    Args:
+        logits: float32 `(..., vocabulary)`.
+        count: How many tokens, at most the vocabulary's size.
+
+    Returns:
+        float32 `(..., 2 * count)`, the likeliest first: a float holds an id exactly,
+        up to 2²⁴.
+    """
+    values, ids = ops.top_k(logits, count)
+    values -= ops.logsumexp(logits, axis=-1, keepdims=True)
+    return ops.concatenate([values, ops.cast(ids, values.dtype)], axis=-1)
+
+
 def chosen_log_probs(logits, token_ids):
     """Log-probability in nats `(batch,)` of `token_ids` under `logits` themselves."""
     chosen = ops.take_along_axis(logits, token_ids[:, None], axis=-1)[:, 0]

@@ -13,6 +13,7 @@ from keras import ops
 from keras_gpt.generation.outside import is_outside, measure_outside
 from keras_gpt.generation.programs import compiled
 from keras_gpt.generation.rows import check_prompts, pad_prompts, to_tensors
+from keras_gpt.generation.sampling import likeliest
 
 _BATCH_SIZE = 8
 _TOKENS_AT_ONCE = 8192
@@ -152,11 +153,9 @@ def _log_probs_and_greedy(logits, targets):
 
 def _log_probs_and_alternatives(logits, targets):
     """These, and the likeliest tokens' log-probabilities and ids, `(b, t, 1 + 20)`."""
-    values, ids = ops.top_k(logits, min(_ALTERNATIVES, logits.shape[-1]))
-    values -= ops.logsumexp(logits, axis=-1, keepdims=True)
     chosen = _log_probs(logits, targets)[..., None]
-    # a float holds an id exactly, up to 2**24
-    return ops.concatenate([chosen, values, ops.cast(ids, values.dtype)], axis=-1)
+    others = likeliest(logits, min(_ALTERNATIVES, logits.shape[-1]))
+    return ops.concatenate([chosen, others], axis=-1)
 
 
 def _score_rows(model, ids, measure, batch_size):

@@ -4,7 +4,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,6 +41,7 @@ _PIECES = 256, 64, 32, 16  # tokens that are read at once
 _READ_TOGETHER = 16, 4  # short prompts, in a pass of one of these sizes
 _LEAST_ROOM = 128  # of a cache
 _LEAST_SHARED = 16  # tokens, fewer are read again
+MOST_ALTERNATIVES = 20
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,6 +53,9 @@ class SlotRow(Row):
         logit_bias: As of `Slots.add`, as are the next two.
         presence_penalty: 0 changes nothing.
         frequency_penalty: 0 changes nothing.
+        num_alternatives: How many are noted of each new id.
+        alternatives: Of each new id the likeliest in its place, with their
+            log-probabilities, the likeliest first.
         num_reused: Tokens of the prompt that were not read again.
         num_in_cache: Tokens of its window whose keys and values are there.
         layers: Its own cache, while it is read.
@@ -61,6 +65,8 @@ class SlotRow(Row):
     logit_bias: dict[int, float]
     presence_penalty: float
     frequency_penalty: float
+    num_alternatives: int = 0
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)
     num_reused: int = 0
     num_in_cache: int = 0
     layers: tuple | None = None
@@ -139,6 +145,7 @@ class Slots:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         form: Form | None = None,
+        num_alternatives: int = 0,
         **controls: Any,
     ) -> SlotRow:
         """Take a prompt, which `advance` will read.
@@ -152,6 +159,8 @@ class Slots:
             frequency_penalty: Taken from them for each time, from -2 to 2.
             form: What the answer must be, for this row alone. Defaults to `None`,
                 anything.
+            num_alternatives: Of each new id so many of the likeliest are noted, before
+                temperature and the rest; at most 20.
             **controls: By the names in `CONTROLS`, each one value.
 
         Returns:
@@ -167,6 +176,7 @@ class Slots:
                 f"No slot is free of {self._num_slots}. Advance until a row ends, or "
                 "stop one."
             )
+        check_count("num_alternatives", num_alternatives, 0, MOST_ALTERNATIVES)
         config = self._model.config
         [row] = make_rows(config, [prompt], num_return_sequences=1, **controls)
         row.form = form
@@ -176,6 +186,7 @@ class Slots:
             logit_bias=_check_logit_bias(logit_bias or {}, config.vocab_size),
             presence_penalty=check_control("presence_penalty", presence_penalty),
             frequency_penalty=check_control("frequency_penalty", frequency_penalty),
+            num_alternatives=min(num_alternatives, config.vocab_size),
         )
         if row.goes_on:
             self._unread.append(row)
@@ -391,11 +402,21 @@ class Slots:
                     values[i] = getattr(row, name)
             inputs |= {"logit_bias": bias, **penalties}
             state["counts"] = counts
+        if any(row.num_alternatives for row in rows):
+            width = 2 * min(MOST_ALTERNATIVES, vocab_size)
+            state["alternatives"] = np.zeros((len(rows), num_new, width), "float32")
         return to_tensors(inputs), to_tensors(state)
 
     def _note(self, rows, state):
         note_tokens(rows, state)
-        for row in rows:
+        for i, row in enumerate(rows):
+            new = range(row.num_given, len(row.ids))
+            if row.num_alternatives and new:
+                noted = ops.convert_to_numpy(state["alternatives"][i])[: len(new)]
+                log_probs, ids = np.split(noted, 2, axis=-1)
+                for pairs in np.stack([ids, log_probs], axis=-1):
+                    some = pairs[: row.num_alternatives].tolist()
+                    row.alternatives.append([(int(i), x) for i, x in some])
             row.num_given = len(row.ids)
 
     def _enter(self, row, layers, index):

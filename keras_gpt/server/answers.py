@@ -152,26 +152,42 @@ class Answer:
             return None
         log_probs = [x for piece in pieces for x in piece.log_probs]
         ids = [i for piece in pieces for i in piece.ids]
-        # a pretrained model's vocabulary may be padded with ids that mean nothing
-        known = range(self._tokenizer.vocab_size)
-        tokens = [self._tokenizer.decode_bytes([i] if i in known else []) for i in ids]
-        texts = [token.decode("utf-8", "replace") for token in tokens]
+        tokens = [self._describe(*pair) for pair in zip(ids, log_probs, strict=True)]
+        others = [
+            [self._describe(*pair) for pair in likeliest]
+            for piece in pieces
+            for likeliest in piece.alternatives
+        ]
         if self._is_chat:
+            others = others or [[] for _ in tokens]
             content = [
-                {"token": text, "logprob": x, "bytes": list(token), "top_logprobs": []}
-                for text, token, x in zip(texts, tokens, log_probs, strict=True)
+                {**token, "top_logprobs": likeliest}
+                for token, likeliest in zip(tokens, others, strict=True)
             ]
             return {"content": content, "refusal": None}
         offsets = []
-        for text in texts:
+        for token in tokens:
             offsets.append(self._offsets[index])
-            self._offsets[index] += len(text)
+            self._offsets[index] += len(token["token"])
         return {
-            "tokens": texts,
+            "tokens": [token["token"] for token in tokens],
             "token_logprobs": log_probs,
-            "top_logprobs": None,
+            # in OpenAI's form with the token itself; of tokens alike the likeliest
+            "top_logprobs": [
+                {t["token"]: t["logprob"] for t in (token, *reversed(likeliest))}
+                for token, likeliest in zip(tokens, others, strict=True)
+            ]
+            if others
+            else None,
             "text_offset": offsets,
         }
+
+    def _describe(self, token_id, log_prob):
+        # a pretrained model's vocabulary may be padded with ids that mean nothing
+        known = [token_id] if token_id < self._tokenizer.vocab_size else []
+        token = self._tokenizer.decode_bytes(known)
+        text = token.decode("utf-8", "replace")
+        return {"token": text, "logprob": log_prob, "bytes": list(token)}
 
 
 def _event(body):

@@ -9,7 +9,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from keras_gpt.server import inspection, pages
 from keras_gpt.server.answers import Answer
@@ -76,7 +75,6 @@ def make_app(lm, settings: Settings) -> FastAPI:
     app.state.service = Service(lm, settings, scheduler, metrics)
     for part in (router, inspection.router, pages.router):
         app.include_router(part)
-    app.add_middleware(TrustedHostMiddleware, settings.hosts, www_redirect=False)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     return app
 
@@ -238,7 +236,7 @@ async def _answer_invalid(
     message = first["msg"]
     if first["type"] == "extra_forbidden":
         message = f"`{field}` isn't known to this server."
-    elif first["type"] not in ("unsupported", "stream_options"):
+    elif first["type"] not in ("unsupported", "goes_with"):
         # a field of several types has a problem with each
         alike = [p["msg"] for p in others if _name_field(p["loc"]) == field]
         message = f"`{field or 'body'}`: {'; or: '.join([message, *alike])}."

@@ -22,6 +22,7 @@ OPEN_PATHS = ("/health", "/ready", *FILES)  # what needs no key
 CLOSED = 499  # the status, in the log, of an answer whose client went away
 _QUIET = ("/health", "/ready", "/metrics")
 _FIGURES = ("id", "prompt_tokens", "cached_tokens", "completion_tokens")
+_PORT = re.compile(r":\d*$", re.ASCII)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,18 @@ class Gate:
         """Refuse who may not come in.
 
         Raises:
-            ApiError: It is another site's page, has no key, or brings too much.
+            ApiError: It knows the server by another name, is another site's page, has
+                no key, or brings too much.
         """
+        # so that a name of another site that leads here doesn't let its pages in
+        host = _PORT.sub("", headers.get("host", "")).lower()
+        if not any(_is_named(host, name) for name in self._settings.hosts):
+            raise ApiError(
+                400,
+                f"This server isn't known as {host!r:.80}. Start it with "
+                "`--allowed-host`, if it should be.",
+                code="host_not_allowed",
+            )
         # a browser says so where a page of another site sends a request
         is_other = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if is_other and path != "/":  # to which a link may lead
@@ -123,6 +134,12 @@ class Gate:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._settings.max_body:
             raise _too_large(self._settings.max_body)
+
+
+def _is_named(host, name):
+    """Whether a name, which may begin with `*`, is that of a host."""
+    name = name.lower()
+    return host == name or (name[:1] == "*" and host.endswith(name[1:]))
 
 
 def _limit(receive, most):

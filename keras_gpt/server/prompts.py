@@ -49,7 +49,11 @@ def make_choices(
         prompts = encode_texts(lm, request.prompts)
     # like texts are no surprise where a seed is given, and else no use
     seed = secrets.randbits(31) if request.seed is None else request.seed
-    controls = {"max_new_tokens": most, **request.sampling}
+    controls = {
+        "max_new_tokens": most,
+        "num_alternatives": request.num_alternatives,
+        **request.sampling,
+    }
     form = _make_form(lm, request)
     choices = []
     for i, ids in enumerate(ids for ids in prompts for _ in range(count)):

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from keras_gpt.controls import CONTROLS, PENALTIES
+from keras_gpt.generation.slots import MOST_ALTERNATIVES
 
 # Values that ask for nothing, by the names of fields that aren't supported.
 _NOTHING = {
@@ -36,7 +37,6 @@ _NOTHING = {
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -175,7 +175,7 @@ class _Request(BaseModel):
     def _check_stream_options(self):
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError(
-                "stream_options",
+                "goes_with",
                 "`{field}` is for `stream`: true.",
                 {"field": "stream_options"},
             )
@@ -215,7 +215,11 @@ class CompletionRequest(_Request):
     echo: bool | None = None
     logprobs: Annotated[
         int | None,
-        Field(ge=0, le=0, description="0: the log-probability of each token."),
+        Field(
+            ge=0,
+            le=MOST_ALTERNATIVES,
+            description="The log-probability of each token, and of the likeliest.",
+        ),
     ] = None
 
     @property
@@ -227,6 +231,11 @@ class CompletionRequest(_Request):
     def wants_log_probs(self) -> bool:
         """Whether the answer has them."""
         return self.logprobs is not None
+
+    @property
+    def num_alternatives(self) -> int:
+        """How many of the likeliest tokens it has beside each."""
+        return self.logprobs or 0
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -278,6 +287,17 @@ class ChatRequest(_Request):
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_MESSAGES)]
     max_completion_tokens: _control("max_new_tokens") = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_ALTERNATIVES)] = None
+
+    @model_validator(mode="after")
+    def _check_top_logprobs(self):
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError(
+                "goes_with",
+                "`{field}` is for `logprobs`: true.",
+                {"field": "top_logprobs"},
+            )
+        return self
 
     @property
     def most_tokens(self) -> int | None:
@@ -290,3 +310,8 @@ class ChatRequest(_Request):
     def wants_log_probs(self) -> bool:
         """Whether the answer has them."""
         return bool(self.logprobs)
+
+    @property
+    def num_alternatives(self) -> int:
+        """How many of the likeliest tokens it has beside each."""
+        return self.top_logprobs or 0

@@ -42,6 +42,7 @@ class Piece:
         text: What is certain of its text.
         ids: The new token ids.
         log_probs: Of each of them, in nats.
+        alternatives: In place of each of them, as of `SlotRow`, if they are asked for.
         finish_reason: `"stop"`, `"length"`, or `None` while it goes on.
         num_reused: Tokens of the prompt that needn't be read again.
     """
@@ -50,6 +51,7 @@ class Piece:
     text: str
     ids: list[int]
     log_probs: list[float]
+    alternatives: list[list[tuple[int, float]]]
     finish_reason: str | None
     num_reused: int
 
@@ -98,11 +100,13 @@ class _Row:
         reason = "stop" if self.text.stopped else slot.finish_reason
         if reason is not None:
             text += self.text.finish()
+        new = slice(start, self.num_taken)
         return Piece(
             self.index,
             text,
-            slot.ids[start : self.num_taken],
-            slot.log_probs[start : self.num_taken],
+            slot.ids[new],
+            slot.log_probs[new],
+            slot.alternatives[new],
             reason,
             slot.num_reused,
         )

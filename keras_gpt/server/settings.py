@@ -76,5 +76,6 @@ class Settings:
     @property
     def hosts(self) -> list[str]:
         """All names that requests may know the server by."""
-        own = () if self.host in ("", "0.0.0.0", "::") else (self.host,)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        own = () if host in ("", "0.0.0.0", "[::]") else (host,)
         return [*LOCAL_HOSTS, *own, *self.allowed_hosts]

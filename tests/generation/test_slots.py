@@ -5,6 +5,7 @@ import pytest
 import keras_gpt
 from keras_gpt.generation import Slots
 from keras_gpt.generation.programs import trace_counts
+from keras_gpt.generation.scoring import find_alternatives
 
 CONTROLS = {"max_new_tokens": 12, "temperature": 0}
 LONG = [int(i) for i in np.random.default_rng(0).integers(1, 23, 24)]
@@ -114,8 +115,26 @@ def test_bias_and_penalties_change_the_row_that_asks_for_them(models, next_logit
     assert len(set(row.ids)) > 3
 
 
+def test_alternatives_are_those_that_the_model_finds_in_the_text(models):
+    model = models("gpt2")
+    slots = Slots(model, 2)
+    asked = {"max_new_tokens": 12, "seed": 3}
+    rows = slots.add([3, 1], num_alternatives=4, **asked), slots.add([3, 1], **asked)
+    while slots.num_free < 2:
+        slots.advance(5)
+    assert rows[0].ids == rows[1].ids
+    assert rows[1].alternatives == []
+    _, ids, log_probs = find_alternatives(model, [3, 1, *rows[0].ids])
+    found = np.array(rows[0].alternatives)
+    np.testing.assert_array_equal(found[..., 0], ids[1:-1, :4])
+    # float32 sums in another order
+    np.testing.assert_allclose(found[..., 1], log_probs[1:-1, :4], atol=1e-4)
+
+
 def test_slots_check_what_they_are_given(models):
     slots = Slots(models("gpt2"))
+    with pytest.raises(ValueError, match="`num_alternatives` must be"):
+        slots.add([1], num_alternatives=21)
     with pytest.raises(ValueError, match="Prompt 0 is empty"):
         slots.add([])
     with pytest.raises(ValueError, match="`temperature` must be"):

@@ -44,7 +44,7 @@ def test_models_are_listed_and_others_are_not_found(client):
 
 def test_a_completion_is_what_the_model_writes(client, lm):
     controls = {"temperature": 1.0, "seed": 5, "top_p": 0.9}
-    found = ask(client, max_tokens=12, logprobs=0, **controls)
+    found = ask(client, max_tokens=12, logprobs=3, **controls)
     expected = lm.complete("hello", 12, **controls)[0]
     [choice] = found.choices
     assert (choice.text, choice.finish_reason) == (expected.text, "length")
@@ -52,6 +52,11 @@ def test_a_completion_is_what_the_model_writes(client, lm):
         expected.log_probs, abs=1e-5
     )  # another batch sums in another order
     assert "".join(choice.logprobs.tokens) == choice.text
+    for token, others in zip(
+        choice.logprobs.tokens, choice.logprobs.top_logprobs, strict=True
+    ):
+        assert token in others
+        assert len(others) in (3, 4)  # with the token itself
     usage = found.usage
     assert (usage.prompt_tokens, usage.completion_tokens) == (5, 12)
     assert usage.total_tokens == 17
@@ -79,10 +84,20 @@ def test_a_chat_is_answered_and_an_answer_can_be_sent_back(client, lm):
     assert message.content == lm.chat(HI, 9, temperature=0)
     parts = [{"type": "text", "text": "o"}, {"type": "text", "text": "h"}]
     second = [*HI, message, {"role": "user", "content": parts}]
-    answer = chat(client, messages=second, logprobs=True, **greedy)
+    asked = {"messages": second, "logprobs": True, "top_logprobs": 3}
+    answer = chat(client, **asked, **greedy)
     as_text = [*HI, message.to_dict(), {"role": "user", "content": "oh"}]
     assert answer.choices[0].message.content == lm.chat(as_text, 9, temperature=0)
-    assert len(answer.choices[0].logprobs.content) == 9
+    tokens = answer.choices[0].logprobs.content
+    assert len(tokens) == 9
+    for token in tokens:  # a greedy answer has the likeliest of each place
+        first, *others = token.top_logprobs
+        assert (first.token, first.logprob) == (token.token, token.logprob)
+        assert len(others) == 2
+        assert first.logprob > others[0].logprob > others[1].logprob
+    events = list(chat(client, stream=True, **asked, **greedy))
+    streamed = [t for e in events[1:] for t in e.choices[0].logprobs.content]
+    assert streamed == tokens
 
 
 def test_a_stop_string_ends_the_text_before_it(client, lm):
@@ -171,7 +186,8 @@ def test_many_asynchronous_clients_each_get_their_own_answer(server, lm):
         ({"logit_bias": {"1": 200}}, "logit_bias"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
-        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"extra_body": {"frobnicate": 1}}, "frobnicate"),
         (
             {"extra_body": {"messages": [{"role": "x", "content": ""}]}},
@@ -254,8 +270,11 @@ def test_a_body_that_does_not_say_its_size_is_not_read_to_its_end(server):
 
 def test_other_hosts_and_other_sites_pages_are_refused(server):
     address = f"{server.address}/v1/models"
-    assert requests.get(address, headers={"Host": "evil.example"}).status_code == 400
-    assert requests.get(address, headers={"Host": "localhost:1"}).status_code == 200
+    answer = requests.get(address, headers={"Host": "evil.example"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "host_not_allowed"
+    for host in ("localhost:1", "[::1]:1", "LOCALHOST"):
+        assert requests.get(address, headers={"Host": host}).status_code == 200
     answer = requests.get(address, headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
