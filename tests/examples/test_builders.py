@@ -9,11 +9,14 @@ import pytest
 import typer.testing
 
 import keras_gpt
+from keras_gpt import runs
+from keras_gpt.files import write_json
 
 # as in a process of their own, the examples import from their folder
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 summaries = importlib.import_module("docstring_summaries")
 translations = importlib.import_module("gettext_translations")
+zoo = importlib.import_module("zoo")
 
 
 def run(main, *arguments):
@@ -258,3 +261,18 @@ def test_django_gives_hundreds_of_german_pairs():
     german = {pair["source"]: pair["target"] for pair in pairs}
     assert len(german) > 500
     assert german["December"] == "Dezember"
+
+
+def test_models_of_the_zoo_are_runs_and_rows_of_one_table(tmp_path):
+    row = {"title": "a text", "parameters": 818816, "minutes": 4.25, "loss": 1.5}
+    row |= {"bits_per_byte": 1.25, "memory": 10**9, "speed": 300.0, "score": ""}
+    for name, recipe in zoo.ZOO.items():
+        runs.RunConfig(**recipe.train)
+        if recipe.finetune:
+            runs.FinetuneConfig(**recipe.finetune)
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "row.json", row | {"sample": f"of {name}"})
+    table = zoo.write_table(tmp_path)
+    assert table == (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| code | a text | 0.8M | 4.2 | 1.500 | 1.250 |  | 300 | 1.0 GB |" in table
+    assert "of translator" in table
