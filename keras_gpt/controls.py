@@ -115,6 +115,7 @@ OTHER_CONTROLS = (
     "stop_ids",
     "num_return_sequences",
     "lookup_tokens",
+    "adapter",
 )
 
 # what an answer of a `LanguageModel` may have to be, of which one is given

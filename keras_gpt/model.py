@@ -19,7 +19,7 @@ from keras_gpt.layers import (
     TokenAndPositionEmbedding,
     TransformerBlock,
 )
-from keras_gpt.layers.adapter import Adapters
+from keras_gpt.layers.adapter import Adapters, RowAdapters
 from keras_gpt.layers.base import Normal, Zeros, make_normalization
 from keras_gpt.layers.logits import Logits
 from keras_gpt.loss import (
@@ -246,13 +246,49 @@ class GPT(CheckedModel):
             "ids, keras_gpt.LanguageModel(model, tokenizer).generate(text) texts."
         )
 
-    def prefill(self, token_ids, lengths, cache_length):
+    def projections(self, targets):
+        """The matrices of all blocks that adapters stand beside, by adapters' names.
+
+        Args:
+            targets: As of `keras_gpt.training.enable_lora`.
+        """
+        return {
+            f"{block.name}_{target}": getattr(block.attention, target, None)
+            or getattr(block.feed_forward, target)
+            for block in self.blocks
+            for target in targets
+        }
+
+    def add_adapters(self, ranks, targets):
+        """Put adapters beside the matrices, of which each row has its own, or none.
+
+        They are zeros, for values that are about to be loaded.
+
+        Args:
+            ranks: The rank of each adapter by its name.
+            targets: As of `keras_gpt.training.enable_lora`.
+        """
+        # float32 variables, and the arithmetic of the model
+        dtype = self.compute_dtype
+        policy = dtype if dtype == "float32" else f"mixed_{dtype}"
+        for name, dense in self.projections(targets).items():
+            rank = sum(ranks.values())
+            layer = RowAdapters(dense.units, rank=rank, dtype=policy, name=name)
+            layer.build((None, None, dense.kernel.shape[0]))
+            # a method, which Keras doesn't track: the layer is the model's
+            dense.adapter = layer.add_to
+            self.adapters.layers.append(layer)
+        self.adapters.ranks, self.adapters.targets = dict(ranks), tuple(targets)
+
+    def prefill(self, token_ids, lengths, cache_length, adapter=None):
         """Read the prompts and keep what `decode` needs.
 
         Args:
             token_ids: Integers `(batch, sequence)`, padded on the right.
             lengths: Integers `(batch,)`, how many are a prompt's own.
             cache_length: Tokens that the cache has room for.
+            adapter: Integers `(batch,)`, as `index` of `Adapters.of_rows`, which the
+                cache keeps as `"adapter"`. Defaults to `None`.
 
         Returns:
             Logits of the token after each prompt, `(batch, vocab_size)`, and the
@@ -262,8 +298,10 @@ class GPT(CheckedModel):
         def run(block, x, angles, segment_ids):
             return block.prefill(x, cache_length, angles, segment_ids)
 
-        x, layers = self._read(token_ids, run)
+        x, layers = self._read(token_ids, run, adapter=adapter)
         cache = {"layers": layers}
+        if adapter is not None:
+            cache["adapter"] = adapter
         if self.documents is not None:
             cache["document_start"] = self.documents.find_start(token_ids, lengths)
         return self._last_logits(x, lengths), cache
@@ -336,7 +374,8 @@ class GPT(CheckedModel):
         def run(block, x, angles, segment_ids):
             return block.decode(x, next(layers), position, angles, start)
 
-        x, cache["layers"] = self._read(token_ids, run, in_document)
+        adapter = cache.get("adapter")
+        x, cache["layers"] = self._read(token_ids, run, in_document, adapter)
         return x, cache
 
     def _last_logits(self, x, lengths):
@@ -374,7 +413,7 @@ class GPT(CheckedModel):
 
         return np.stack(self._read(ops.convert_to_tensor(token_ids), run)[1])
 
-    def _read(self, token_ids, run, positions=None):
+    def _read(self, token_ids, run, positions=None, adapter=None):
         """Embed, and run each block.
 
         Args:
@@ -383,6 +422,7 @@ class GPT(CheckedModel):
                 extra.
             positions: Of the same shape. Defaults to those in the documents that the
                 ids themselves hold.
+            adapter: As of `prefill`.
 
         Returns:
             `(batch, sequence, embedding)` and the extras of all blocks, a tuple.
@@ -394,9 +434,10 @@ class GPT(CheckedModel):
             angles = self.rotary(token_ids, positions)
         x = self.embedding(token_ids, positions)
         extras = []
-        for block in self.blocks:
-            x, extra = run(block, x, angles, segment_ids)
-            extras.append(extra)
+        with self.adapters.of_rows(adapter):
+            for block in self.blocks:
+                x, extra = run(block, x, angles, segment_ids)
+                extras.append(extra)
         return x, tuple(extras)
 
     def count_flops_per_token(self, sequence_length=None, *, training=True):
@@ -424,7 +465,7 @@ class GPT(CheckedModel):
         return (2 * kernels + attention) * (3 if training else 1)
 
     def get_config(self):
-        if self.adapters.settings is not None:
+        if self.adapters.layers:
             raise ValueError(
                 "A model with adapters isn't saved as a whole. Call "
                 "keras_gpt.training.merge_lora(model) first, or save_adapter."

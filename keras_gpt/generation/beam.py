@@ -12,6 +12,7 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.generation.programs import compiled, trace_counts
 from keras_gpt.generation.rows import (
+    adapter_array,
     check_count,
     control_arrays,
     fill_bucket,
@@ -94,6 +95,7 @@ class BeamSearch(Run):
             cache_length=min(cache_length, config.context_length),
         )
         arrays = control_arrays(prompts)
+        arrays |= adapter_array(self._model, prompts)
         arrays["stop_ids"] = self._stop_ids
         arrays["seen"] = mark_seen(prompts, config.vocab_size)
         arrays["token_ids"], arrays["lengths"] = pad_prompts(
@@ -132,7 +134,9 @@ def beam_program(model, num_beams, num_new, cache_length):
         trace_counts["beam"] += 1
         lengths = inputs["lengths"]
         b, k = lengths.shape[0], num_beams
-        logits, cache = model.prefill(inputs["token_ids"], lengths, cache_length)
+        adapter = inputs.get("adapter")
+        token_ids = inputs["token_ids"]
+        logits, cache = model.prefill(token_ids, lengths, cache_length, adapter)
         spread = ops.convert_to_tensor(np.repeat(np.arange(b), k).astype("int32"))
         first_beam = np.full((b, k), _NEVER, "float32")
         first_beam[:, 0] = 0.0  # the beams start alike: let one of them speak

@@ -23,6 +23,7 @@ def generate(
     num_return_sequences: int = 1,
     lookup_tokens: int = 0,
     length_penalty: float = 1.0,
+    adapter: str | Sequence[str | None] | None = None,
     **others,
 ) -> list[list[int]]:
     """Continue each prompt.
@@ -55,6 +56,9 @@ def generate(
             the text copies from the prompt or repeats itself. Another value compiles
             anew.
         length_penalty: Of beam search: above 0 it favours longer text.
+        adapter: The name of one of the model's adapters, which
+            `keras_gpt.training.load_adapters` gave it, or `None` for the model without
+            any; or one for each prompt.
         **others: There are none: an unknown name is refused with the nearest.
 
     Returns:
@@ -90,6 +94,7 @@ def generate(
         num_return_sequences=num_return_sequences,
         lookup_tokens=lookup_tokens,
         length_penalty=length_penalty,
+        adapter=adapter,
         **others,
     )
     run.advance()

@@ -12,35 +12,44 @@ class KeptTexts:
 
     def __init__(self, most_tokens: int):
         self.most_tokens = most_tokens
-        self._texts = []  # (ids, layers), the one that was used last behind the others
+        # (ids, layers, adapter), the one that was used last behind the others
+        self._texts = []
 
-    def find(self, ids: list[int]) -> tuple[int, tuple | None]:
+    def find(self, ids: list[int], adapter: int) -> tuple[int, tuple | None]:
         """The text that shares the longest beginning with `ids`.
+
+        Args:
+            ids: What is about to be read.
+            adapter: The number of the adapter with which it is, and was, read.
 
         Returns:
             How many tokens they share, and the layers of its cache, which are to be
             read alone; 0 and `None` where there are none.
         """
-        shared = [count_shared(ids, text) for text, _ in self._texts]
+        shared = [
+            count_shared(ids, text) if other == adapter else 0
+            for text, _, other in self._texts
+        ]
         if not shared or max(shared) == 0:
             return 0, None
         found = self._texts.pop(int(np.argmax(shared)))
         self._texts.append(found)
         return max(shared), found[1]
 
-    def add(self, ids: list[int], layers: tuple) -> None:
+    def add(self, ids: list[int], layers: tuple, adapter: int) -> None:
         """Keep a text, and no longer those that it begins with.
 
         Args:
             ids: What the cache holds from its first place on.
             layers: Of the cache; nothing writes into them from now on.
+            adapter: The number of the adapter with which the text was read.
         """
         self._texts = [
-            (text, kept)
-            for text, kept in self._texts
-            if count_shared(ids, text) < len(text)
+            (text, kept, other)
+            for text, kept, other in self._texts
+            if other != adapter or count_shared(ids, text) < len(text)
         ]
-        self._texts.append((np.array(ids), layers))
+        self._texts.append((np.array(ids), layers, adapter))
         while sum(map(_room, self._texts)) > self.most_tokens:
             del self._texts[0]
 

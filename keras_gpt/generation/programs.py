@@ -56,7 +56,9 @@ def prefill_program(model, cache_length):
     def prefill(state, inputs):
         trace_counts["prefill"] += 1
         lengths = inputs["lengths"]
-        logits, cache = model.prefill(inputs["token_ids"], lengths, cache_length)
+        adapter = inputs.get("adapter")
+        token_ids = inputs["token_ids"]
+        logits, cache = model.prefill(token_ids, lengths, cache_length, adapter)
         first = ops.zeros_like(lengths)
         state = {**state, "cache": cache, "token": first, "position": lengths - 1}
         return add_token(logits, state, inputs)

@@ -32,6 +32,7 @@ class Row:
         repetition_penalty: 1 changes nothing.
         seed: Of its samples.
         form: Which its answer shall have, if any.
+        adapter: The number of its adapter among those of the model, 0 for none.
         ids: The new ids, which may run ahead of those that were given out.
         log_probs: Of each of them.
         num_given: How many of them a caller has.
@@ -50,6 +51,7 @@ class Row:
     repetition_penalty: float
     seed: int
     form: Form | None = None
+    adapter: int = 0
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     num_given: int = 0
@@ -86,7 +88,13 @@ class Row:
 
 
 def make_rows(
-    config: GPTConfig, prompts, *, num_return_sequences: int = 1, **controls
+    config: GPTConfig,
+    prompts,
+    *,
+    num_return_sequences: int = 1,
+    adapter: str | Sequence[str | None] | None = None,
+    known_adapters: Sequence[str] = (),
+    **controls,
 ) -> list[Row]:
     """Check prompts and controls; see `keras_gpt.generate` for the arguments.
 
@@ -94,11 +102,14 @@ def make_rows(
         config: The model's.
         prompts: Lists of token ids.
         num_return_sequences: Rows for each prompt.
+        adapter: A name, or `None` for none, or a list of these for each prompt.
+        known_adapters: Names of the model's adapters.
         **controls: By the names in `CONTROLS`, each one value or one a prompt.
 
     Raises:
         TypeError: A control is unknown.
-        ValueError: A prompt or a control is out of its range.
+        ValueError: A prompt or a control is out of its range, or there is no such
+            adapter.
     """
     for name in controls:
         if name not in CONTROLS:
@@ -107,6 +118,7 @@ def make_rows(
                 f"Unknown control. {suggest('control', name, known, FORMS)}"
             )
     prompts = check_prompts(prompts, config)
+    adapters = _find_adapters(known_adapters, adapter, len(prompts))
     check_count("num_return_sequences", num_return_sequences)
     values = {
         name: spread_control(name, controls.get(name, control.default), len(prompts))
@@ -117,11 +129,44 @@ def make_rows(
         values["seed"] = [s + step * i for i, s in enumerate(values["seed"])]
     rows = []
     for i, prompt in enumerate(prompts):
-        asked = {name: values[name][i] for name in values}
+        asked = {name: values[name][i] for name in values} | {"adapter": adapters[i]}
         for k in range(num_return_sequences):
             rows.append(Row(prompt=prompt, **asked | {"seed": asked["seed"] + k}))
             rows[-1].has_ended = rows[-1].max_new_tokens == 0
     return rows
+
+
+def _find_adapters(known_adapters, adapter, num_prompts):
+    """The number of each prompt's adapter, 0 for none."""
+    is_one = adapter is None or isinstance(adapter, str)
+    names = [adapter] * num_prompts if is_one else list(adapter)
+    if len(names) != num_prompts:
+        raise ValueError(
+            f"`adapter` must be one name or one for each of the {num_prompts} prompts. "
+            f"Received: {len(names)} names."
+        )
+    known = [None, *known_adapters]
+    for name in names:
+        if name not in known:
+            has = ", ".join(map(repr, known[1:])) or "none"
+            raise ValueError(
+                f"`adapter` must be None or the name of one of the model's: {has}. "
+                f"Received: {name!r}."
+            )
+    return [known.index(name) for name in names]
+
+
+def list_adapters(model) -> list[str]:
+    """Names of a model's adapters; one of another engine has none."""
+    adapters = getattr(model, "adapters", None)
+    return [] if adapters is None else list(adapters.ranks)
+
+
+def adapter_array(model, rows: list[Row]) -> dict[str, np.ndarray]:
+    """What the programs read of each row's adapter: nothing where there are none."""
+    if not list_adapters(model):
+        return {}
+    return {"adapter": np.array([row.adapter for row in rows], "int32")}
 
 
 def fill_bucket(rows: list[Row]) -> list[Row]:

@@ -8,9 +8,11 @@ from keras_gpt.generation.lookup import PromptLookup
 from keras_gpt.generation.outside import Outside, is_outside
 from keras_gpt.generation.programs import OneByOne
 from keras_gpt.generation.rows import (
+    adapter_array,
     check_stop_ids,
     fill_bucket,
     form_inputs,
+    list_adapters,
     make_rows,
     note_tokens,
     pad_prompts,
@@ -29,7 +31,7 @@ class Run:
         stop_ids: Ids that end a row. They are not part of the result.
         form: What each answer must be, of which each row gets a copy. Defaults to
             `None`, anything.
-        **options: `num_return_sequences`, and by the names in `CONTROLS`.
+        **options: `num_return_sequences`, `adapter`, and by the names in `CONTROLS`.
 
     Attributes:
         rows: What is known of each row, a `Row`.
@@ -38,6 +40,7 @@ class Run:
     def __init__(
         self, model, prompts, *, stop_ids=(), form: Form | None = None, **options
     ):
+        options["known_adapters"] = list_adapters(model)
         self.rows = make_rows(model.config, prompts, **options)
         for row in self.rows if form is not None else ():
             row.form = form.copy()
@@ -171,7 +174,7 @@ class Generation(Run):
         num_new = backend.bucket(max(min(num_new, context_length), 16))
         vocab_size = self._model.config.vocab_size
         inputs = row_inputs(rows, num_new) | {"stop_ids": self._stop_ids}
-        inputs |= form_inputs(rows, vocab_size)
+        inputs |= form_inputs(rows, vocab_size) | adapter_array(self._model, rows)
         self._inputs = to_tensors(inputs)
         state = start_state(rows, num_new, vocab_size)
         state["passes"] = np.array(self.num_lookup_passes, "int32")

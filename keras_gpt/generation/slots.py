@@ -25,10 +25,12 @@ from keras_gpt.generation.programs import (
 )
 from keras_gpt.generation.rows import (
     Row,
+    adapter_array,
     check_count,
     check_stop_ids,
     empty_row,
     form_inputs,
+    list_adapters,
     make_rows,
     note_tokens,
     row_inputs,
@@ -146,6 +148,7 @@ class Slots:
         frequency_penalty: float = 0.0,
         form: Form | None = None,
         num_alternatives: int = 0,
+        adapter: str | None = None,
         **controls: Any,
     ) -> SlotRow:
         """Take a prompt, which `advance` will read.
@@ -161,6 +164,7 @@ class Slots:
                 anything.
             num_alternatives: Of each new id so many of the likeliest are noted, before
                 temperature and the rest; at most 20.
+            adapter: The name of one of the model's, or `None` for the base alone.
             **controls: By the names in `CONTROLS`, each one value.
 
         Returns:
@@ -169,7 +173,8 @@ class Slots:
         Raises:
             RuntimeError: No slot is free.
             TypeError: A control is unknown.
-            ValueError: The prompt or a control is out of its range.
+            ValueError: The prompt or a control is out of its range, or there is no such
+                adapter.
         """
         if self.num_free == 0:
             raise RuntimeError(
@@ -178,7 +183,14 @@ class Slots:
             )
         check_count("num_alternatives", num_alternatives, 0, MOST_ALTERNATIVES)
         config = self._model.config
-        [row] = make_rows(config, [prompt], num_return_sequences=1, **controls)
+        [row] = make_rows(
+            config,
+            [prompt],
+            num_return_sequences=1,
+            adapter=adapter,
+            known_adapters=list_adapters(self._model),
+            **controls,
+        )
         row.form = form
         row = SlotRow(
             **vars(row),
@@ -273,9 +285,9 @@ class Slots:
     def _begin(self, row):
         """Make room for a row's window, with what is kept of its beginning."""
         text = row.window[:-1]  # one is left to read
-        shared, layers, index = *self._kept.find(text), 0
+        shared, layers, index = *self._kept.find(text, row.adapter), 0
         for place, other in enumerate(self._places):
-            if other is not None:
+            if other is not None and other.adapter == row.adapter:
                 num = count_shared(text, other.window[:-1])
                 if num > shared:
                     shared, layers, index = num, self._layers, place
@@ -313,6 +325,8 @@ class Slots:
             "position": np.array(starts, "int32"),
             "document_start": self._find_document_starts(before, len(starts)),
         }
+        missing = [_empty_slot_row()] * (len(starts) - len(rows))
+        inputs |= adapter_array(self._model, rows + missing)
         read = compiled(self._model, _read_program)
         result = read({"layers": layers}, to_tensors(inputs))
         layers = result["layers"]
@@ -336,7 +350,7 @@ class Slots:
             self._unread.remove(row)
             row.layers = None
             if not row.goes_on:
-                self._keep(window, layers, i)
+                self._keep(row, window, layers, i)
             elif not is_batch:
                 self._enter(row, layers, i)
         if is_batch and any(row.goes_on for row in rows):
@@ -365,7 +379,8 @@ class Slots:
                 "position": np.array([len(window) - 1 for window in windows], "int32"),
             }
         )
-        state["cache"] = _make_cache(self._model, self._layers, starts)
+        adapter = to_tensors(adapter_array(self._model, rows))
+        state["cache"] = _make_cache(self._model, self._layers, starts) | adapter
         ends = np.array([until.get(row, 0) for row in rows], "int32")
         inputs["until"] = ops.convert_to_tensor(ends)
         loop = compiled(self._model, loop_program, cache_length=_room(self._layers))
@@ -441,21 +456,22 @@ class Slots:
         if row in self._unread:
             self._unread.remove(row)
             if row.layers is not None:
-                self._keep(row.window[: row.num_in_cache], row.layers, 0)
+                self._keep(row, row.window[: row.num_in_cache], row.layers, 0)
                 row.layers = None
             return
         place = self._places.index(row)
         # the last token may not have been read
-        self._keep(row.window[:-1], self._layers, place)
+        self._keep(row, row.window[:-1], self._layers, place)
         self._places[place] = None
         if not self._running:
             self._places, self._layers = [], None
 
-    def _keep(self, text, layers, index):
-        """Keep a text, whose cache is a row of `layers`."""
+    def _keep(self, row, text, layers, index):
+        """Keep a row's text, whose cache is a row of `layers`."""
         room = self._room_for(len(text))
         if len(text) >= _LEAST_SHARED and room <= self._kept.most_tokens:
-            self._kept.add(text, self._copy(layers, [index], room))
+            copied = self._copy(layers, [index], room)
+            self._kept.add(text, copied, row.adapter)
 
     def _resize(self, size, room):
         """Make the batch's cache anew, for so many rows of so many tokens."""
@@ -531,6 +547,8 @@ def _read_program(model):
     def read(state, inputs):
         trace_counts["read"] += 1
         cache = _make_cache(model, state["layers"], inputs["document_start"])
+        if "adapter" in inputs:
+            cache["adapter"] = inputs["adapter"]
         logits, cache = model.extend(
             inputs["token_ids"], inputs["lengths"], cache, inputs["position"]
         )

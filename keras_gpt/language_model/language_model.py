@@ -1,12 +1,14 @@
 """`LanguageModel`: text in, text out. Each method calls what does the work."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_gpt import checkpoints, training
+from keras_gpt.config import check_choice
 from keras_gpt.generation import Evaluation, evaluate_ids, score
 from keras_gpt.language_model import completion, storage
 from keras_gpt.language_model.attention import Attention, read_attention
@@ -36,6 +38,8 @@ class LanguageModel:
         source: Where the model came from, for `keras-gpt info`.
         tasks: What it was tuned for: by the name of the task, the `instruction` and
             for translation the pairs of `languages` that it was tuned with.
+        adapters: How it is asked with each of the model's adapters: by their names,
+            the `tasks`, `chat_template` and `stop_ids`. `load_adapters` fills it.
 
     Raises:
         ValueError: The tokenizer has more ids than the model.
@@ -63,6 +67,7 @@ class LanguageModel:
         generation_defaults: dict[str, Any] | None = None,
         source: dict[str, Any] | None = None,
         tasks: dict[str, dict[str, Any]] | None = None,
+        adapters: dict[str, dict[str, Any]] | None = None,
     ):
         if not isinstance(tokenizer, Tokenizer):
             raise TypeError(
@@ -87,12 +92,14 @@ class LanguageModel:
         self.generation_defaults = dict(generation_defaults or {})
         self.source = dict(source or {})
         self.tasks = dict(tasks or {})
+        self.adapters = dict(adapters or {})
 
     def __repr__(self):
         config, tokenizer = self.model.config, self.tokenizer
         has = {
             "chat template": self.chat_template is not None,
             "adapter": training.has_lora(self.model),
+            f"adapters {', '.join(self.adapters)}": self.adapters,
             f"tuned for {', '.join(self.tasks)}": self.tasks,
         }
         parts = [
@@ -155,7 +162,8 @@ class LanguageModel:
                 full disk, a model that was there stays as it was.
 
         Raises:
-            ValueError: The model has an adapter.
+            ValueError: The model has an adapter that `load_adapter` put in. Those of
+                `load_adapters` are written too.
         """
         storage.save(self, directory)
 
@@ -221,15 +229,59 @@ class LanguageModel:
             FileNotFoundError: There is no adapter.
             ValueError: It was trained for another base, or a file is damaged.
         """
+        use = self._read_use(directory)
+        training.load_adapter(self.model, directory)
+        for name, value in use.items():
+            setattr(self, name, value)
+
+    def load_adapters(self, directories: Mapping[str, str | Path]) -> None:
+        """Put several adapters side by side into this model, in place of others.
+
+        The model itself answers as before. `generate` and the like take `adapter`, a
+        name or one for each prompt; `with_adapter` asks as an adapter was tuned.
+
+        Args:
+            directories: The folder of each that `save_adapter` wrote, by the name that
+                it is given here.
+
+        Raises:
+            FileNotFoundError: There is no adapter in a folder.
+            ValueError: One was trained for another base, a file is damaged, or the
+                model has an adapter that `load_adapter` put in.
+        """
+        uses = {name: self._read_use(path) for name, path in directories.items()}
+        training.load_adapters(self.model, directories)
+        self.adapters = uses
+
+    def with_adapter(self, name: str) -> "LanguageModel":
+        """The same model, that answers by one of its adapters.
+
+        Args:
+            name: One of those that `load_adapters` named.
+
+        Returns:
+            A `LanguageModel` with the adapter's `tasks`, chat template and stop ids,
+            which shares the weights with this one.
+
+        Raises:
+            ValueError: There is no such adapter.
+        """
+        check_choice("adapter", name, tuple(self.adapters))
+        adapted = copy.copy(self)
+        adapted.generation_defaults = {**self.generation_defaults, "adapter": name}
+        for attribute, value in self.adapters[name].items():
+            setattr(adapted, attribute, value)
+        return adapted
+
+    def _read_use(self, directory):
+        """How an adapter wants to be asked, if it is of this model's tokenizer."""
         about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
         if about["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
             raise ValueError(
                 f"The adapter in {directory} was trained for another base: its "
                 f"tokenizer is another. Load {about['base']} first."
             )
-        training.load_adapter(self.model, directory)
-        for name, value in storage.read_use(about).items():
-            setattr(self, name, value)
+        return storage.read_use(about)
 
     def merge_adapter(self) -> None:
         """Add the adapter to the weights, to save or export a model that is whole.
@@ -337,7 +389,7 @@ class LanguageModel:
         """
         from keras_gpt import export
 
-        storage.check_merged(self.model)
+        storage.check_merged(self.model, may_choose=flavour != "openvino")
         if flavour == "openvino":
             return export.export_openvino(
                 self,
@@ -410,12 +462,13 @@ class LanguageModel:
             stop_ids: Token ids that do. Defaults to the model's.
             **controls: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`,
                 `repetition_penalty`, `seed`, `num_beams`, `num_return_sequences`,
-                `lookup_tokens`, `length_penalty` as in `keras_gpt.generate`.
-                Defaults to the model's `generation_defaults`. And what the answers
-                must be, one of these, with extra `grammar`: `schema`, a JSON schema as
-                a dictionary or a Pydantic model; `regex`, a regular expression that
-                the whole answer matches; `choices`, a list of texts. Only tokens that
-                lead there are chosen from, before temperature and the others count.
+                `lookup_tokens`, `length_penalty`, `adapter` as in
+                `keras_gpt.generate`. Defaults to the model's `generation_defaults`.
+                And what the answers must be, one of these, with extra `grammar`:
+                `schema`, a JSON schema as a dictionary or a Pydantic model; `regex`, a
+                regular expression that the whole answer matches; `choices`, a list of
+                texts. Only tokens that lead there are chosen from, before temperature
+                and the others count.
 
         Returns:
             The new text alone: a string for one prompt, else a list.

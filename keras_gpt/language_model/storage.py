@@ -19,7 +19,7 @@ _FORMAT = 1
 
 def save(lm, directory: str | Path) -> None:
     """Write a language model; see `LanguageModel.save`."""
-    check_merged(lm.model)
+    check_merged(lm.model, may_choose=True)
     with atomic_update(directory) as temporary:
         lm.tokenizer.save(temporary / TOKENIZER_FOLDER)
         save_weights(lm.model, temporary / WEIGHTS_FILE)
@@ -28,6 +28,13 @@ def save(lm, directory: str | Path) -> None:
 
 def describe(lm) -> dict[str, Any]:
     """What `config.json` holds, ready for JSON."""
+    adapters = {}
+    if lm.adapters:
+        adapters["adapters"] = {
+            "ranks": dict(lm.model.adapters.ranks),
+            "targets": lm.model.adapters.targets,
+            "uses": {name: _use_to_json(use) for name, use in lm.adapters.items()},
+        }
     return {
         "format": _FORMAT,
         "model": lm.model.config.to_dict(),
@@ -37,6 +44,7 @@ def describe(lm) -> dict[str, Any]:
         "generation_defaults": lm.generation_defaults,
         "source": lm.source,
         **describe_use(lm),
+        **adapters,
     }
 
 
@@ -59,6 +67,10 @@ def load_parts(directory: Path, dtype: str | None) -> dict[str, Any]:
         "tokenizer": tokenizer,
         "generation_defaults": description.get("generation_defaults"),
         "source": description.get("source"),
+        "adapters": {
+            name: read_use(use)
+            for name, use in description.get("adapters", {}).get("uses", {}).items()
+        },
         **read_use(description),
     }
 
@@ -75,17 +87,23 @@ def _load_model(directory, description, dtype):
     model = GPT(config, dtype=dtype or description["dtype"], initial_weights=False)
     if description.get("quantization") is not None:
         model.quantize(description["quantization"])
+    if "adapters" in description:
+        about = description["adapters"]
+        model.add_adapters(about["ranks"], about["targets"])
     load_weights(model, directory / WEIGHTS_FILE)
     return model
 
 
 def describe_use(lm) -> dict[str, Any]:
     """How a model is asked and ends its text, ready for JSON."""
-    template = lm.chat_template
+    names = ("chat_template", "stop_ids", "tasks")
+    return _use_to_json({name: getattr(lm, name) for name in names})
+
+
+def _use_to_json(use):
     return {
-        "chat_template": None if template is None else template.to_dict(),
-        "stop_ids": lm.stop_ids,
-        "tasks": lm.tasks,
+        name: value.to_dict() if isinstance(value, ChatTemplate) else value
+        for name, value in use.items()
     }
 
 
@@ -138,8 +156,13 @@ def is_adapter(directory: str | Path) -> bool:
     return (Path(directory) / training.ADAPTER_FILE).is_file()
 
 
-def check_merged(model: GPT) -> None:
-    """Raise `ValueError` unless a model has weights of Keras's, and no adapter."""
+def check_merged(model: GPT, *, may_choose: bool = False) -> None:
+    """Raise `ValueError` unless a model has weights of Keras's, and no adapter.
+
+    Args:
+        model: The model.
+        may_choose: Whether it may have several that its rows choose among.
+    """
     if isinstance(model, OpenVINOModel):
         raise ValueError(
             "A model that OpenVINO runs can't be written anew. Load the model that it "
@@ -149,4 +172,10 @@ def check_merged(model: GPT) -> None:
         raise ValueError(
             "The model has an adapter. Call lm.merge_adapter() first, or write the "
             "adapter alone with lm.save_adapter(directory, base=...)."
+        )
+    if model.adapters.ranks and not may_choose:
+        raise ValueError(
+            "The model has adapters that its rows choose among, which this format "
+            f"hasn't: {', '.join(model.adapters.ranks)}. Load the base, and with "
+            "lm.load_adapter(directory) and lm.merge_adapter() one of them."
         )

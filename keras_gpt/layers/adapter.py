@@ -1,7 +1,10 @@
-"""`LowRankAdapter`: what LoRA adds to a linear layer."""
+"""What LoRA adds to a linear layer: `LowRankAdapter`, or `RowAdapters`, one a row."""
 
-# Axes: i input, r rank, o output
+# Axes: b batch, t position, i input, r rank (of all adapters, one after another),
+#       o output
 
+import contextlib
+import contextvars
 import random
 
 import keras
@@ -9,6 +12,9 @@ import numpy as np
 from keras import ops
 
 from keras_gpt.layers.base import BaseLayer
+
+# Which ranks of the adapters each row of the batch in this thread has, `(b, 1, r)`
+_ranks_of_rows = contextvars.ContextVar("ranks_of_rows", default=None)
 
 
 @keras.saving.register_keras_serializable("keras_gpt")
@@ -78,6 +84,10 @@ class LowRankAdapter(BaseLayer):
     def compute_output_shape(self, x_shape):
         return (*x_shape[:-1], self.units)
 
+    def add_to(self, y, x, training=None):
+        """`y`, what the frozen matrix makes of `x`, and what the adapter adds."""
+        return y + self(x, training=training)
+
     def product(self):
         """What is added to the frozen matrix, NumPy float32 `(input, units)`."""
         down, up, scale = (
@@ -87,6 +97,46 @@ class LowRankAdapter(BaseLayer):
         return scale * (down @ up)
 
 
+class RowAdapters(keras.layers.Layer):
+    """Several adapters of one matrix, of which each row of a batch has one or none.
+
+    They stand side by side as one, and a row sees of their ranks only its own: two
+    products with shared matrices are faster than one with gathered ones for each row.
+
+    Args:
+        units: Width of the output.
+        rank: Of all adapters together.
+        **kwargs: `name`, `dtype` of `keras.layers.Layer`.
+
+    Call arguments:
+        x: `(batch, sequence, input)`.
+        ranks: `(batch, 1, rank)`, 1 where a rank is the row's, else 0.
+
+    Returns:
+        `(batch, sequence, units)`: zeros for rows without adapter.
+    """
+
+    def __init__(self, units, *, rank, **kwargs):
+        super().__init__(trainable=False, **kwargs)
+        self.units = units
+        self.rank = rank
+
+    def build(self, x_shape):
+        self.down = self.add_weight((x_shape[-1], self.rank), "zeros", name="down")
+        self.up = self.add_weight((self.rank, self.units), "zeros", name="up")
+        self.built = True
+
+    def call(self, x, ranks):
+        x = ops.matmul(x, self.down) * ranks  # (b, t, r)
+        return ops.matmul(x, self.up)  # (b, t, o)
+
+    def add_to(self, y, x, training=None):
+        """`y`, what the matrix makes of `x`, and what the adapter of each row adds."""
+        del training
+        ranks = _ranks_of_rows.get()
+        return y if ranks is None else y + self(x, ranks)
+
+
 class Adapters(keras.layers.Layer):
     """The adapters of a model, at first none.
 
@@ -94,9 +144,11 @@ class Adapters(keras.layers.Layer):
     quantized.
 
     Attributes:
-        layers: The `LowRankAdapter`s, block by block.
-        settings: What they were made with, or `None` without any.
+        layers: The `LowRankAdapter`s or `RowAdapters`, block by block.
+        settings: What the former were made with, or `None` without any.
         frozen: Weak references to the variables that trained before.
+        ranks: The rank of each adapter by its name, of `RowAdapters`.
+        targets: Which matrices these adapt.
     """
 
     def __init__(self, **kwargs):
@@ -104,7 +156,29 @@ class Adapters(keras.layers.Layer):
         self.layers = []
         self.settings = None
         self.frozen = []
+        self.ranks = {}
+        self.targets = ()
         self.built = True
+
+    @contextlib.contextmanager
+    def of_rows(self, index):
+        """While this lasts, each row of a batch is computed with its own adapter.
+
+        Args:
+            index: Integers `(batch,)`: the number of each row's adapter in `ranks`,
+                from 1, or 0 for none. `None` where no row has any.
+        """
+        ranks = None
+        if index is not None:
+            numbers = np.arange(1, 1 + len(self.ranks), dtype="int32")
+            owners = np.repeat(numbers, list(self.ranks.values()))  # (r,)
+            is_own = ops.equal(index[:, None], owners)  # (b, r)
+            ranks = ops.cast(is_own, "float32")[:, None]
+        token = _ranks_of_rows.set(ranks)
+        try:
+            yield
+        finally:
+            _ranks_of_rows.reset(token)
 
 
 def _orthonormal(shape, dtype=None):

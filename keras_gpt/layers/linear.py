@@ -6,7 +6,7 @@ from keras_gpt import backend
 
 
 def linear(dense, x, training=None):
-    """`dense(x)`, plus what LoRA learnt; int8 weights are read as they are.
+    """`dense(x)`, plus what adapters learnt; int8 weights are read as they are.
 
     Keras would round `x` to int8 too, which costs accuracy, and it reads int8 weights
     no faster than others.
@@ -26,7 +26,7 @@ def linear(dense, x, training=None):
         if dense.bias is not None:
             y = y + ops.cast(dense.bias, y.dtype)
     adapter = getattr(dense, "adapter", None)
-    return y if adapter is None else y + adapter(x, training=training)
+    return y if adapter is None else adapter(y, x, training)
 
 
 def project_int8(embedding, x):

@@ -27,6 +27,7 @@ from keras_gpt.training.preference import (
     reference_margins,
 )
 from keras_gpt.training.recipe import WarmupSchedule, compile_model
+from keras_gpt.training.row_adapters import load_adapters, remove_adapters
 from keras_gpt.training.state import load_state, save_state
 
 __all__ = [
@@ -43,12 +44,14 @@ __all__ = [
     "has_lora",
     "join_hosts",
     "load_adapter",
+    "load_adapters",
     "load_preferences",
     "load_state",
     "make_distribution",
     "merge_lora",
     "read_adapter",
     "reference_margins",
+    "remove_adapters",
     "remove_lora",
     "save_adapter",
     "save_state",

@@ -21,8 +21,12 @@ from keras_gpt.files import (
 )
 from keras_gpt.layers.adapter import LowRankAdapter
 
-_OF_ATTENTION = ("query_key_value", "output_projection")
-LORA_TARGETS = (*_OF_ATTENTION, "up_projection", "down_projection")
+LORA_TARGETS = (
+    "query_key_value",
+    "output_projection",
+    "up_projection",
+    "down_projection",
+)
 ADAPTER_FILE = "adapter.json"
 WEIGHTS_FILE = "adapter.safetensors"
 _FORMAT = 1
@@ -107,12 +111,17 @@ def enable_lora(
             "The model has adapters already. Call merge_lora(model) or "
             "remove_lora(model) first."
         )
+    if model.adapters.ranks:
+        raise ValueError(
+            "The rows of the model choose among its adapters: "
+            f"{', '.join(model.adapters.ranks)}. Call remove_adapters(model) first."
+        )
     settings = LoRASettings(rank, alpha, targets, dropout_rate)
     _check_base(model)
     # float32 variables, and the arithmetic of the model
     compute_dtype = model.compute_dtype
     policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
-    projections = _projections(model, settings)
+    projections = model.projections(settings.targets)
     adapters = []
     for name, dense in projections.items():
         options = {"rank": rank, "alpha": settings.alpha, "dropout_rate": dropout_rate}
@@ -124,7 +133,7 @@ def enable_lora(
     _set_trainable(model, False)
     for dense, adapter in zip(projections.values(), adapters, strict=True):
         # a method, which Keras doesn't track: the layer is the model's
-        dense.adapter = adapter.__call__
+        dense.adapter = adapter.add_to
     model.adapters.layers.extend(adapters)
     model.adapters.settings = settings
     _forget_compiled(model)
@@ -162,7 +171,7 @@ def merge_lora(model) -> None:
             f"Adapters can't be merged into {model.quantization} weights. Load the "
             "base in float32 or bfloat16, merge, and quantize what came out."
         )
-    projections = _projections(model, model.adapters.settings).values()
+    projections = model.projections(model.adapters.settings.targets).values()
     for dense, adapter in zip(projections, adapters, strict=True):
         old = ops.convert_to_numpy(ops.cast(dense.kernel, "float32"))
         dense.kernel.assign(np.asarray(old) + adapter.product())
@@ -181,7 +190,7 @@ def remove_lora(model) -> None:
         ValueError: There are no adapters.
     """
     _adapters(model)
-    for dense in _projections(model, model.adapters.settings).values():
+    for dense in model.projections(model.adapters.settings.targets).values():
         dense.adapter = None
     _set_trainable(model, True)
     # emptied, not replaced: Keras goes on tracking what a replaced list held
@@ -234,6 +243,33 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
         FileNotFoundError: There are no adapters in the folder.
         ValueError: They were trained for another base, or a file is damaged.
     """
+    about, settings, arrays = read_arrays(model, directory)
+    if model.adapters.settings != settings:
+        if has_lora(model):
+            remove_lora(model)
+        enable_lora(model, **dataclasses.asdict(settings))
+    for adapter in model.adapters.layers:
+        adapter.down.assign(arrays[f"{adapter.name}.down"])
+        adapter.up.assign(arrays[f"{adapter.name}.up"])
+    return about
+
+
+def read_arrays(
+    model, directory: str | Path
+) -> tuple[dict[str, Any], LoRASettings, dict[str, np.ndarray]]:
+    """Read adapters that `save_adapter` wrote, and check that they are for a model.
+
+    Args:
+        model: A `GPT`, which stays as it is.
+        directory: The folder.
+
+    Returns:
+        What `adapter.json` holds, the settings in it, and the matrices by name.
+
+    Raises:
+        FileNotFoundError: As of `load_adapter`.
+        ValueError: As of `load_adapter`.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -260,14 +296,7 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
     error = np.linalg.norm(sample - expected) / np.linalg.norm(expected)
     if not error < _ROUNDING:
         raise _another_base(directory, f"its weights differ by {error:.0%}")
-    if model.adapters.settings != settings:
-        if has_lora(model):
-            remove_lora(model)
-        enable_lora(model, **dataclasses.asdict(settings))
-    for adapter in model.adapters.layers:
-        adapter.down.assign(arrays[f"{adapter.name}.down"])
-        adapter.up.assign(arrays[f"{adapter.name}.up"])
-    return about
+    return about, settings, arrays
 
 
 def read_adapter(
@@ -353,7 +382,7 @@ def _architecture(model):
 def _stored_shapes(model, settings):
     """The shape of each array that `save_adapter` writes."""
     shapes = {"base_sample": (_SAMPLED * len(model.blocks),)}
-    for name, dense in _projections(model, settings).items():
+    for name, dense in model.projections(settings.targets).items():
         shapes[f"{name}.down"] = (dense.kernel.shape[0], settings.rank)
         shapes[f"{name}.up"] = (settings.rank, dense.units)
     return shapes
@@ -376,17 +405,6 @@ def _set_trainable(model, trainable):
 def _forget_compiled(model):
     """Have Keras trace what it compiled anew, as its `quantize` does."""
     model.train_function = model.test_function = model.predict_function = None
-
-
-def _projections(model, settings):
-    """The layers that get adapters, by the adapters' names."""
-    projections = {}
-    for block in model.blocks:
-        for target in settings.targets:
-            is_inside = target in _OF_ATTENTION
-            part = block.attention if is_inside else block.feed_forward
-            projections[f"{block.name}_{target}"] = getattr(part, target)
-    return projections
 
 
 def _check_base(model):

@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from keras_gpt.layers import LowRankAdapter
+from keras_gpt.layers.adapter import Adapters, RowAdapters
 
 pytestmark = pytest.mark.every_backend
 
@@ -35,6 +36,24 @@ def test_output_equals_the_product_by_numpy(make):
     np.testing.assert_allclose(array(adapter(X)), X @ product, atol=1e-5)
     np.testing.assert_allclose(adapter.product(), product, atol=1e-6)
     assert adapter.compute_output_shape(X.shape) == (2, 5, 6)
+
+
+def test_each_row_of_a_batch_has_its_own_adapter_or_none(randomize):
+    adapters = Adapters()
+    adapters.ranks = {"one": 3, "two": 1}
+    layer = RowAdapters(6, rank=4)
+    layer.build(X.shape)
+    randomize(layer)
+    down, up = array(layer.down), array(layer.up)
+    x, y = X[[0, 1, 0]], ops.ones((3, 5, 6))
+    with adapters.of_rows(ops.convert_to_tensor([2, 0, 1])):
+        output = array(layer.add_to(y, x))
+    assert not layer.trainable_variables
+    # as above
+    np.testing.assert_allclose(output[0] - 1, X[0] @ down[:, 3:] @ up[3:], atol=1e-5)
+    np.testing.assert_array_equal(output[1], array(y)[1])
+    np.testing.assert_allclose(output[2] - 1, X[0] @ down[:, :3] @ up[:3], atol=1e-5)
+    assert layer.add_to(y, x) is y
 
 
 def test_alpha_is_the_rank_unless_given(make):
