@@ -383,23 +383,29 @@ class GPT(CheckedModel):
         last = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)  # (b, 1, e)
         return self.logits(self.final_norm(last))[:, 0]
 
-    def hidden_states(self, token_ids):
+    def hidden_states(self, token_ids, adapter=None):
         """What the output projection reads, for who needs not all logits at once.
 
         Args:
             token_ids: Integers `(batch, sequence)`.
+            adapter: As of `prefill`.
 
         Returns:
             `(batch, sequence, embedding)`, of which `model.logits` makes logits.
         """
-        x, _ = self._read(token_ids, lambda block, *inputs: (block(*inputs), None))
+
+        def run(block, *inputs):
+            return block(*inputs), None
+
+        x, _ = self._read(token_ids, run, adapter=adapter)
         return self.final_norm(x)
 
-    def attention_scores(self, token_ids):
+    def attention_scores(self, token_ids, adapter=None):
         """Attention weights of every layer, for plots.
 
         Args:
             token_ids: Integers `(batch, sequence)`.
+            adapter: As of `prefill`.
 
         Returns:
             NumPy float32 `(layers, batch, heads, query, key)`.
@@ -411,7 +417,8 @@ class GPT(CheckedModel):
             scores = ops.cast(ops.stop_gradient(scores), "float32")
             return x, ops.convert_to_numpy(scores)
 
-        return np.stack(self._read(ops.convert_to_tensor(token_ids), run)[1])
+        token_ids = ops.convert_to_tensor(token_ids)
+        return np.stack(self._read(token_ids, run, adapter=adapter)[1])
 
     def _read(self, token_ids, run, positions=None, adapter=None):
         """Embed, and run each block.

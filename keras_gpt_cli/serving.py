@@ -49,6 +49,13 @@ def serve(
         float,
         typer.Option(help="Seconds to finish what runs, after SIGTERM.", min=0),
     ] = 30,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="An adapter of MODEL, which requests call NAME; may be repeated.",
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
     revision: options.Revision = None,
@@ -57,6 +64,7 @@ def serve(
     from keras_gpt.runs import CONFIG_FILE
     from keras_gpt.server import Settings, run
 
+    folders = _read_adapters(adapter or ())
     settings = Settings(
         name=name or Path(model).name.removesuffix(".gguf"),
         host=host,
@@ -72,4 +80,21 @@ def serve(
     )
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         note("Anyone who reaches this machine can use the model: no key is asked for.")
-    run(load(model, dtype, weights, revision, merge=True), settings)
+    lm = load(model, dtype, weights, revision, merge=True)
+    if folders:
+        lm.load_adapters(folders)
+    run(lm, settings)
+
+
+def _read_adapters(texts):
+    """Folders by names, from `NAME=FOLDER` each."""
+    folders = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if not name or not folder or name in folders:
+            raise ValueError(
+                "`--adapter` must be NAME=FOLDER, each with another name. Received: "
+                f"{text!r}."
+            )
+        folders[name] = folder
+    return folders

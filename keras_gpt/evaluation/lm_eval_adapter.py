@@ -101,7 +101,10 @@ class LMEvalModel(TemplateLM):
             for batch in collator.get_batched(n=self.batch_size):
                 rows = [(r[1] + r[2])[-self.max_length - 1 :] for r in batch]
                 scores = score_against_greedy(
-                    self.lm.model, rows, batch_size=self.batch_size
+                    self.lm.model,
+                    rows,
+                    batch_size=self.batch_size,
+                    adapter=self.lm.adapter,
                 )
                 for (texts, _, continuation), (log_probs, is_greedy) in zip(
                     batch, scores, strict=True

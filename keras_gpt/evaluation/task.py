@@ -127,7 +127,8 @@ def _only_task(found: dict[str, Any], path) -> str:
 def _evaluate_answers(lm, examples) -> dict[str, float]:
     """Loss, perplexity and bits per byte of the answers' tokens."""
     loss, num_tokens, num_bytes = 0.0, 0, 0
-    scores = score(lm.model, [example.token_ids for example in examples])
+    rows = [example.token_ids for example in examples]
+    scores = score(lm.model, rows, adapter=lm.adapter)
     for example, log_probs in zip(examples, scores, strict=True):
         is_answer = np.array(example.is_answer[1:])
         loss -= float(log_probs[is_answer].sum(dtype="float64"))

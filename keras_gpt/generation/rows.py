@@ -118,7 +118,7 @@ def make_rows(
                 f"Unknown control. {suggest('control', name, known, FORMS)}"
             )
     prompts = check_prompts(prompts, config)
-    adapters = _find_adapters(known_adapters, adapter, len(prompts))
+    adapters = find_adapters(known_adapters, adapter, len(prompts))
     check_count("num_return_sequences", num_return_sequences)
     values = {
         name: spread_control(name, controls.get(name, control.default), len(prompts))
@@ -136,8 +136,21 @@ def make_rows(
     return rows
 
 
-def _find_adapters(known_adapters, adapter, num_prompts):
-    """The number of each prompt's adapter, 0 for none."""
+def find_adapters(
+    known_adapters: Sequence[str],
+    adapter: str | Sequence[str | None] | None,
+    num_prompts: int,
+) -> list[int]:
+    """The number of each prompt's adapter, 0 for none.
+
+    Args:
+        known_adapters: Names of the model's adapters.
+        adapter: As of `make_rows`.
+        num_prompts: How many there are.
+
+    Raises:
+        ValueError: There is no such adapter.
+    """
     is_one = adapter is None or isinstance(adapter, str)
     names = [adapter] * num_prompts if is_one else list(adapter)
     if len(names) != num_prompts:

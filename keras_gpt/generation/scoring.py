@@ -12,7 +12,13 @@ from keras import ops
 
 from keras_gpt.generation.outside import is_outside, measure_outside
 from keras_gpt.generation.programs import compiled
-from keras_gpt.generation.rows import check_prompts, pad_prompts, to_tensors
+from keras_gpt.generation.rows import (
+    check_prompts,
+    find_adapters,
+    list_adapters,
+    pad_prompts,
+    to_tensors,
+)
 from keras_gpt.generation.sampling import likeliest
 
 _BATCH_SIZE = 8
@@ -40,24 +46,32 @@ class Evaluation:
     num_tokens: int
 
 
-def score(model, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def score(
+    model, ids: Sequence[Sequence[int]], *, adapter: str | None = None
+) -> list[np.ndarray]:
     """Log-probability in nats of each token given those before it in its row.
 
     Args:
         model: A `GPT`.
         ids: Rows of token ids, each of at most `context_length + 1` of them.
+        adapter: The name of one of the model's. Defaults to `None`, none.
 
     Returns:
         For each row float32 `(len(row) - 1,)`: its first token has none before it.
 
     Raises:
-        ValueError: A row is empty, too long or has ids out of range.
+        ValueError: A row is empty, too long or has ids out of range, or there is no
+            such adapter.
     """
-    return _score_rows(model, ids, _log_probs, _BATCH_SIZE)
+    return _score_rows(model, ids, _log_probs, _BATCH_SIZE, adapter)
 
 
 def score_against_greedy(
-    model, ids: Sequence[Sequence[int]], *, batch_size: int = _BATCH_SIZE
+    model,
+    ids: Sequence[Sequence[int]],
+    *,
+    batch_size: int = _BATCH_SIZE,
+    adapter: str | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Score tokens, and tell which of them greedy decoding would have chosen.
 
@@ -65,6 +79,7 @@ def score_against_greedy(
         model: A `GPT`.
         ids: As of `score`.
         batch_size: Rows at once.
+        adapter: As of `score`.
 
     Returns:
         For each row its log-probabilities as of `score`, and booleans of that shape:
@@ -73,18 +88,19 @@ def score_against_greedy(
     Raises:
         ValueError: As of `score`.
     """
-    rows = _score_rows(model, ids, _log_probs_and_greedy, batch_size)
+    rows = _score_rows(model, ids, _log_probs_and_greedy, batch_size, adapter)
     return [(row[:, 0], row[:, 1] == 1) for row in rows]
 
 
 def find_alternatives(
-    model, ids: Sequence[int]
+    model, ids: Sequence[int], *, adapter: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What else a model would have written in each place of a text, and behind it.
 
     Args:
         model: A `GPT`.
         ids: Token ids, at most `context_length`.
+        adapter: As of `score`.
 
     Returns:
         Three arrays with a row for each place, from that of the second token to that
@@ -97,7 +113,8 @@ def find_alternatives(
         ValueError: There are none, too many, or some out of range.
     """
     [ids] = check_prompts([ids], model.config)
-    [found] = _score_rows(model, [[*ids, 0]], _log_probs_and_alternatives, 1)
+    measure = _log_probs_and_alternatives
+    [found] = _score_rows(model, [[*ids, 0]], measure, 1, adapter)
     log_probs, (values, chosen) = found[:, 0], np.split(found[:, 1:], 2, axis=1)
     log_probs[-1] = math.nan
     return log_probs, chosen.astype("int32"), values
@@ -119,7 +136,8 @@ def measuring_program(model, measure):
 
 def _measure(model, inputs, measure):
     """`measure(logits, targets)` of all tokens, without holding all their logits."""
-    x, targets = model.hidden_states(inputs["token_ids"]), inputs["targets"]
+    x = model.hidden_states(inputs["token_ids"], inputs.get("adapter"))
+    targets = inputs["targets"]
     (b, t), v = targets.shape, model.config.vocab_size
     # in an exported graph the sizes are unknown
     if b is None or t is None or b * t * v <= _LOGITS_AT_ONCE:
@@ -158,9 +176,10 @@ def _log_probs_and_alternatives(logits, targets):
     return ops.concatenate([chosen, others], axis=-1)
 
 
-def _score_rows(model, ids, measure, batch_size):
+def _score_rows(model, ids, measure, batch_size, adapter):
     """What `measure(logits, targets)` gives for each row's tokens but the first."""
     rows = check_prompts(ids, model.config, most=model.config.context_length + 1)
+    [number] = find_adapters(list_adapters(model), adapter, 1)
     if is_outside(model):
         program = measure_outside(model, measure)
     else:
@@ -175,6 +194,8 @@ def _score_rows(model, ids, measure, batch_size):
         inputs, _ = pad_prompts([rows[row][:-1] for row in chosen], model.config)
         targets, _ = pad_prompts([rows[row][1:] for row in chosen], model.config)
         arrays = {"token_ids": inputs, "targets": targets}
+        if number:
+            arrays["adapter"] = np.full(len(inputs), number, "int32")
         result = np.array(ops.convert_to_numpy(program({}, to_tensors(arrays))))
         for i, row in enumerate(chosen):
             scores[row] = result[i, : len(rows[row]) - 1]
@@ -182,7 +203,11 @@ def _score_rows(model, ids, measure, batch_size):
 
 
 def evaluate_ids(
-    model, pieces: Iterable[list[int]], decode_bytes: Callable[..., bytes]
+    model,
+    pieces: Iterable[list[int]],
+    decode_bytes: Callable[..., bytes],
+    *,
+    adapter: str | None = None,
 ) -> Evaluation:
     """Measure how well a model predicts a stream of token ids.
 
@@ -190,6 +215,7 @@ def evaluate_ids(
         model: A `GPT`.
         pieces: Token ids, in pieces of any length.
         decode_bytes: The tokenizer's, to count the bytes of the text.
+        adapter: As of `score`.
 
     Returns:
         An `Evaluation`, over windows that don't overlap.
@@ -200,7 +226,8 @@ def evaluate_ids(
     windows = _windows(pieces, model.config.context_length)
     num_bytes, num_tokens, loss = 0, 0, 0.0
     while batch := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
-        for window, log_probs in zip(batch, score(model, batch), strict=True):
+        scores = score(model, batch, adapter=adapter)
+        for window, log_probs in zip(batch, scores, strict=True):
             num_bytes += len(decode_bytes(window[1:], skip_special_tokens=True))
             num_tokens += len(log_probs)
             loss -= float(log_probs.sum(dtype="float64"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_gpt.files import atomic_path
+from keras_gpt.generation.rows import find_adapters, list_adapters
 
 _DPI = 100
 _WIDTH = 1400  # pixels of the maps, wished for
@@ -165,7 +166,11 @@ def read_attention(lm, token_ids: Sequence[int]) -> Attention:
             f"The text must have 1 to {most} tokens. Received: {len(token_ids)}. Give "
             "a part of it."
         )
-    weights = lm.model.attention_scores(np.array([token_ids]))[:, 0]
+    adapter = None
+    if lm.adapter is not None:
+        numbers = find_adapters(list_adapters(lm.model), lm.adapter, 1)
+        adapter = np.array(numbers, "int32")
+    weights = lm.model.attention_scores(np.array([token_ids]), adapter)[:, 0]
     tokens = [lm.tokenizer.token(token_id) for token_id in token_ids]
     return Attention(lm.tokenizer.decode(token_ids), tokens, weights)
 

@@ -273,6 +273,11 @@ class LanguageModel:
             setattr(adapted, attribute, value)
         return adapted
 
+    @property
+    def adapter(self) -> str | None:
+        """The name of the adapter by which it answers, or `None`."""
+        return self.generation_defaults.get("adapter")
+
     def _read_use(self, directory):
         """How an adapter wants to be asked, if it is of this model's tokenizer."""
         about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
@@ -734,7 +739,8 @@ class LanguageModel:
         >>> lm.score("abcab").shape
         (4,)
         """
-        scores = score(self.model, encode_prompts(self.tokenizer, text))
+        ids = encode_prompts(self.tokenizer, text)
+        scores = score(self.model, ids, adapter=self.adapter)
         return scores[0] if isinstance(text, str) else scores
 
     def evaluate(self, documents: str | Iterable[str]) -> Evaluation:
@@ -771,4 +777,6 @@ class LanguageModel:
         Raises:
             ValueError: There are fewer than two tokens.
         """
-        return evaluate_ids(self.model, pieces, self.tokenizer.decode_bytes)
+        return evaluate_ids(
+            self.model, pieces, self.tokenizer.decode_bytes, adapter=self.adapter
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -33,8 +34,12 @@ def make_app(lm, settings: Settings) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
-        lm: A `LanguageModel`, which nobody else may use meanwhile.
+        lm: A `LanguageModel`, which nobody else may use meanwhile. Its adapters are
+            models by their own names.
         settings: What it lets its clients ask for.
+
+    Raises:
+        ValueError: An adapter's name is the model's, or has a slash or a colon.
 
     Example:
 
@@ -48,6 +53,13 @@ def make_app(lm, settings: Settings) -> FastAPI:
     >>> "/v1/completions" in app.openapi()["paths"]
     True
     """
+    for name in lm.adapters:
+        dataclasses.replace(settings, name=name)  # which checks it
+        if name == settings.name:
+            raise ValueError(
+                "An adapter must have another name than the model that is served. "
+                f"Received: {name!r} for both."
+            )
     scheduler = Scheduler(
         lm, num_slots=settings.num_slots, max_waiting=settings.max_waiting
     )
@@ -106,17 +118,17 @@ async def metrics(service: Served):
 @router.get("/v1/models")
 async def models(service: Served):
     """What is served."""
-    return {"object": "list", "data": [_describe(service)]}
+    return {"object": "list", "data": [_describe(service, n) for n in service.names]}
 
 
 @router.get("/v1/models/{name}")
 async def model(name: str, service: Served):
     """A model, as OpenAI's interface and TensorFlow Serving's have it."""
-    service.check_model(name)
+    service.find_model(name)
     state = "AVAILABLE" if service.scheduler.is_ready else "LOADING"
     status = {"error_code": "OK", "error_message": ""}
     versions = [{"version": "1", "state": state, "status": status}]
-    return {**_describe(service), "model_version_status": versions}
+    return {**_describe(service, name), "model_version_status": versions}
 
 
 _STREAMED = {200: {"content": {"text/event-stream": {}}}}
@@ -145,11 +157,9 @@ _PREDICT = {
 @router.post("/v1/models/{name}/versions/1:predict", **_PREDICT)
 async def predict(name: str, request: Request, service: Served):
     """Call a signature, as of TensorFlow Serving."""
-    service.check_model(name)
+    lm = service.find_model(name)
     asked = PredictRequest.read(await request.body())
-    choices = await run_in_threadpool(
-        make_predictions, service.lm, service.settings, asked
-    )
+    choices = await run_in_threadpool(make_predictions, lm, service.settings, asked)
     pieces = Pieces(service, choices)
     came = [[] for _ in choices]
 
@@ -163,9 +173,9 @@ async def predict(name: str, request: Request, service: Served):
 
 async def _answer(asked, request, service):
     """Answer in OpenAI's form, whole or as a stream."""
-    service.check_model(asked.model)
-    choices = await run_in_threadpool(make_choices, service.lm, service.settings, asked)
-    answer = Answer(service.lm, service.settings.name, asked, choices)
+    lm = service.find_model(asked.model)
+    choices = await run_in_threadpool(make_choices, lm, service.settings, asked)
+    answer = Answer(lm, asked.model or service.settings.name, asked, choices)
     pieces = Pieces(service, choices)
     request.state.log["answer"] = answer
     if not asked.stream:
@@ -213,9 +223,9 @@ async def _wait_until_gone(request):
         pass
 
 
-def _describe(service):
+def _describe(service, name):
     return {
-        "id": service.settings.name,
+        "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "keras_gpt",

@@ -35,6 +35,7 @@ class InspectRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     completion: str = ""
@@ -93,12 +94,12 @@ async def describe(service: Served):
 @router.post("/tokens")
 async def inspect_tokens(asked: InspectRequest, service: Served):
     """Each token of a text with its probability and the likeliest in its place."""
-    lm = service.lm
+    lm = service.find_model(asked.model)
     ids, num_given = asked.encode(lm)
     most = min(_MOST_TOKENS, lm.model.config.context_length)
     read = ids[:most]  # no token depends on what is behind it
     log_probs, others, their_log_probs = await _compute(
-        service, lambda: find_alternatives(lm.model, read)
+        service, lambda: find_alternatives(lm.model, read, adapter=lm.adapter)
     )
     probabilities = [None, *np.exp(log_probs[:-1]).tolist()]
     alternatives = [
@@ -133,7 +134,7 @@ async def inspect_tokens(asked: InspectRequest, service: Served):
 @router.post("/attention")
 async def inspect_attention(asked: AttentionRequest, service: Served):
     """What each token attends to, by each head of a layer."""
-    lm = service.lm
+    lm = service.find_model(asked.model)
     num_layers = lm.model.config.num_layers
     if asked.layer >= num_layers:
         raise ApiError(

@@ -33,19 +33,28 @@ class Service:
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse a model that isn't served.
+    @property
+    def names(self) -> list[str]:
+        """What requests call the model, and then its adapters."""
+        return [self.settings.name, *self.lm.adapters]
+
+    def find_model(self, name: str | None) -> Any:
+        """The `LanguageModel` that a request names, by default without adapter.
 
         Raises:
-            ApiError: It isn't.
+            ApiError: It isn't served.
         """
-        if name is not None and name != self.settings.name:
+        if name is None or name == self.settings.name:
+            return self.lm
+        if name not in self.lm.adapters:
             raise ApiError(
                 404,
-                f"There is no model {name!r}. This server has {self.settings.name!r}.",
+                f"There is no model {name!r}. This server has "
+                f"{', '.join(map(repr, self.names))}.",
                 param="model",
                 code="model_not_found",
             )
+        return self.lm.with_adapter(name)
 
 
 async def _find_service(request: Request) -> Service:

@@ -62,6 +62,11 @@ def serve(lm, **settings):
             thread.join()
 
 
+def make_client(server):
+    """The `openai` package's client of a server."""
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+
+
 def wait_until(is_so):
     """Wait for what another thread does."""
     deadline = time.monotonic() + 20
@@ -86,7 +91,5 @@ def server():
 @pytest.fixture(scope="session")
 def client(server):
     """The `openai` package's client of it."""
-    with openai.OpenAI(
-        base_url=f"{server.address}/v1", api_key="none", max_retries=0
-    ) as client:
+    with make_client(server) as client:
         yield client

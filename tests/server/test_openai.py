@@ -3,13 +3,17 @@
 import asyncio
 import re
 import typing
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import openai
 import pydantic
 import pytest
 import requests
 
-from tests.server.conftest import wait_until
+from keras_gpt.server import Settings
+from keras_gpt.server.app import make_app
+from tests.server.conftest import make_client, make_lm, serve, wait_until
 
 HI = [{"role": "user", "content": "hi"}]
 ENDLESS = {"model": "tiny", "prompt": "hello", "max_tokens": 1000}
@@ -40,6 +44,45 @@ def test_models_are_listed_and_others_are_not_found(client):
         ask(client, model="gpt-5")
     assert caught.value.code == "model_not_found"
     assert caught.value.param == "model"
+
+
+def test_adapters_are_models_of_their_own():
+    lm = make_lm()
+    lm.model.add_adapters({"loud": 2, "curt": 1}, ["up_projection"])
+    random = np.random.default_rng(1)
+    for weight in lm.model.adapters.weights:
+        weight.assign(random.normal(size=weight.shape))
+    lm.adapters = {"loud": {}, "curt": {"stop_ids": (1, 2, 3, 4)}}
+    names = ["tiny", "loud", "curt"]
+    models = [lm, lm.with_adapter("loud"), lm.with_adapter("curt")]
+    texts = [model.generate("hello", 12, temperature=0) for model in models]
+    [scores] = {tuple(models[1].score("hello"))}
+    answers = [model.chat(HI, 12, temperature=0) for model in models]
+    assert len(set(texts)) == 3
+    with serve(lm, num_slots=4) as server, make_client(server) as client:
+        assert [model.id for model in client.models.list()] == names
+        options = {"max_tokens": 12, "temperature": 0}
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda n: ask(client, model=n, **options), names * 2))
+        assert [answer.choices[0].text for answer in found] == texts * 2
+        assert [answer.model for answer in found] == names * 2
+        for name, answer in zip(names, answers, strict=True):
+            [choice] = chat(client, model=name, **options).choices
+            assert choice.message.content == answer
+        with pytest.raises(openai.NotFoundError, match="has 'tiny', 'loud', 'curt'"):
+            ask(client, model="calm")
+        body = {"model": "loud", "prompt": "hello"}
+        tokens = requests.post(f"{server.address}/inspect/tokens", json=body).json()
+        likely = [token["probability"] for token in tokens["tokens"][1:]]
+        assert likely == pytest.approx(np.exp(scores), rel=1e-3)  # float32
+        loud = f"{server.address}/v1/models/loud:predict"
+        rows = {"prompt": "hello", "max_new_tokens": 12, "temperature": 0}
+        body = {"signature_name": "generate", "instances": [rows]}
+        [prediction] = requests.post(loud, json=body).json()["predictions"]
+        assert prediction["text"] == texts[1]
+    lm.adapters["tiny"] = lm.adapters.pop("loud")
+    with pytest.raises(ValueError, match="another name than the model"):
+        make_app(lm, Settings(name="tiny"))
 
 
 def test_a_completion_is_what_the_model_writes(client, lm):
