@@ -19,7 +19,7 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 IMAGE ?= tensorflow/serving:2.20.0
 OLDER := .venv/tensorflow-2.20
 
-.PHONY: help quickstart test docs test-jax test-tensorflow test-tf-serving test-tf-2.20 lint format clean
+.PHONY: help quickstart test docs notebooks test-jax test-tensorflow test-tf-serving test-tf-2.20 lint format clean
 
 help:
 	@echo "make quickstart   train a small GPT on this machine and let it write (minutes)"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-tf-serving  run the tests of serving against the real server in Docker"
 	@echo "make test-tf-2.20     let TensorFlow 2.20 answer the tests of exported models"
 	@echo "make docs         build the site of the documentation into site/"
+	@echo "make notebooks    make the notebooks of examples/notebooks from their scripts"
 	@echo "make lint         the checks of make test that run no code"
 	@echo "make format       format the code and repair what ruff can"
 	@echo "make clean        remove .venv and everything else that make and the tests made"
@@ -58,6 +59,9 @@ test-tf-serving: .venv/.installed-test
 test-tf-2.20: .venv/.installed-test | $(OLDER)/bin/python
 	KERAS_BACKEND=tensorflow KERAS_GPT_SERVING_PYTHON=$(CURDIR)/$(OLDER)/bin/python \
 	  $(PYTEST) -n $(WORKERS) tests/export/test_saved_model.py
+
+notebooks: .venv/.installed-test
+	$(BIN)/python examples/notebooks/make_notebooks.py
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
