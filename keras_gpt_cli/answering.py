@@ -121,6 +121,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends it; may be repeated.")
     ] = None,
+    schema: options.Schema = None,
+    regex: options.Regex = None,
+    choice: options.Choice = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 8,
     engine: options.Engine = options.AnsweringEngine.PROCESS,
@@ -140,6 +143,7 @@ def generate(
         records, file, output, "answer", about, engine, workers, ray_address
     )
     controls = {"stop": stop or (), "seed": seed, "max_new_tokens": max_new_tokens}
+    controls |= options.form(schema, regex, choice)
     if num_beams == 1:
         controls |= options.sampling(
             temperature, top_k, top_p, min_p, repetition_penalty
@@ -207,6 +211,9 @@ def chat(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    schema: options.Schema = None,
+    regex: options.Regex = None,
+    choice: options.Choice = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
@@ -236,6 +243,7 @@ def chat(
         system=system,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        **options.form(schema, regex, choice),
         **options.sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
     if is_terminal:

@@ -51,6 +51,16 @@ TopP = _sampling_control("top_p")
 MinP = _sampling_control("min_p")
 RepetitionPenalty = _sampling_control("repetition_penalty")
 NumBeams = Annotated[int, typer.Option(help="Above 1, beam search.", min=1, max=1024)]
+Schema = Annotated[
+    Path | None, typer.Option(help="JSON file with a schema of which the answer is.")
+]
+Regex = Annotated[
+    str | None, typer.Option(help="What the whole answer matches, such as '[0-9]+'.")
+]
+Choice = Annotated[
+    list[str] | None,
+    typer.Option(help="One of the texts that the answer may be; is repeated."),
+]
 BatchSize = Annotated[int, typer.Option(help="Texts at once.", min=1)]
 
 CORPUS_HELP = (
@@ -211,6 +221,15 @@ def _find_meant(error):
 def given(**options):
     """The options that aren't `None`: the others keep their defaults."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def form(schema, regex, choice):
+    """What an answer must be, as `LanguageModel.generate` takes it."""
+    if schema is not None:
+        from keras_gpt.files import read_json
+
+        schema = read_json(schema)
+    return given(schema=schema, regex=regex, choices=choice or None)
 
 
 def sampling(temperature, top_k, top_p, min_p, repetition_penalty):

@@ -430,6 +430,13 @@ def test_a_model_of_another_library_works_with_every_command(run, foreign, corpu
     ]
     assert_one_line_error(run(*job), "answers.jsonl is there already")
     assert_one_line_error(run(*job[:-2], "--engine", "ray"), "with --output")
+    asked = ("generate", folder, "--file", prompts, "--temperature", 0)
+    schema = corpus.with_name("schema.json")
+    schema.write_text('{"type": "integer", "minimum": 10, "maximum": 40}')
+    for form in ("--schema", schema), ("--regex", "[1-4][0-9]"):
+        assert re.fullmatch(r"([1-4]\d\n){2}", run(*asked, *form)[1])
+    _, answered, _ = run("chat", folder, "--prompt", "1", "--choice", "a", "--choice=b")
+    assert answered in ("a\n", "b\n")
     texts = corpus.with_name("texts.jsonl")
     texts.write_text('{"text": "12 bottles"}\n{"text": "1 wall"}\n')
     scored = corpus.with_name("scores.jsonl")

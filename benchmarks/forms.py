@@ -1,0 +1,288 @@
+"""Answers of 200 JSON schemas of growing difficulty: how many are valid, how fast.
+
+SmolLM2-135M-Instruct answers each schema greedily and sampled, eight at once in
+`Slots`, each with a schema of its own; each answer is parsed, and validated by the
+`jsonschema` package. Beside each batch the same prompts are continued as free text, as
+many tokens of each row, and both ways take turns. Then some are answered by
+`lm.complete` alone, in turns with as many tokens of free text. Exits with 1 if an
+answer isn't valid.
+
+The schemas begin with one property of a plain kind. Later ones have more of them, of
+more kinds (patterns, formats, bounds, `anyOf`, `oneOf`, `$ref`, arrays, optional ones),
+nested up to four deep.
+"""
+
+import json
+import random
+import statistics
+import sys
+import time
+from importlib import metadata
+
+from common import (
+    answer_worker,
+    describe_machine,
+    make_parser,
+    print_table,
+    run_worker,
+)
+
+TOPICS = ("a cat", "a city", "an order", "a book", "a flight", "a recipe", "a robot")
+NAMES = ("name", "kind", "size", "tags", "owner", "place", "date", "code", "parts")
+
+
+def main() -> int:
+    """Measure on each backend, print the table, return the exit status."""
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0, help="of the schemas")
+    parser.add_argument("--count", type=int, default=200, help="schemas")
+    parser.add_argument("--alone", type=int, default=10, help="answered alone, too")
+    parser.add_argument("--tokens", type=int, default=600, help="most of an answer")
+    arguments = parser.parse_args()
+    last = arguments.first + arguments.count - 1
+    setting = f"SmolLM2-135M, float32, schemas {arguments.first} to {last}"
+    engine = f"llguidance {metadata.version('llguidance')}"
+    print(describe_machine(setting=setting, grammar=engine))
+    rows, all_valid = [], True
+    for backend in arguments.backends:
+        options = {k: v for k, v in vars(arguments).items() if k != "backends"}
+        for name, found in run_worker(__file__, backend, **options).items():
+            valid, count = found["valid"], found["count"]
+            all_valid = all_valid and valid == count
+            form, free = found["form"], found["free"]
+            rows.append(
+                [
+                    backend,
+                    name,
+                    f"{valid}/{count}",
+                    found["tokens"],
+                    f"{form * 1000:.2f}",
+                    f"{free * 1000:.2f}",
+                    f"{form / free:.3f}",
+                    f"{found['median']:.3f}",
+                ]
+            )
+            for problem in found["problems"]:
+                print(f"{backend}, {name}: {problem}")
+    print_table(
+        [
+            "backend",
+            "answers",
+            "valid",
+            "tokens",
+            "ms/token",
+            "free",
+            "ratio",
+            "median",
+        ],
+        rows,
+    )
+    return 0 if all_valid else 1
+
+
+def make_schema(number: int) -> dict:
+    """A schema, the more difficult the larger its number, from 0 to 199."""
+    chance = random.Random(number)
+    schema = _make_object(chance, number, depth=number // 50)
+    schema["$defs"] = {
+        "point": {
+            "type": "object",
+            "properties": {
+                "x": {"type": "integer", "minimum": -90, "maximum": 90},
+                "y": {"type": "integer", "minimum": 0, "exclusiveMaximum": 180},
+            },
+            "required": ["x", "y"],
+            "additionalProperties": False,
+        }
+    }
+    return schema
+
+
+def _make_object(chance, number, depth):
+    names = chance.sample(NAMES, 1 + min(number // 30, 5))
+    properties = {name: _make_value(chance, number, depth) for name in names}
+    needed = [name for name in names if number < 20 or chance.random() < 0.7]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": needed or names[:1],
+        "additionalProperties": False,
+    }
+
+
+def _make_value(chance, number, depth):
+    plain = [
+        {"type": "boolean"},
+        {"type": "string", "maxLength": chance.randint(5, 40)},
+        {"type": "integer", "minimum": chance.randint(-9, 9), "maximum": 5000},
+        {"enum": chance.sample(["red", "green", "blue", 1, 2.5, None, True], 3)},
+    ]
+    later = [
+        {"const": chance.choice(["fixed", 42, [1, 2]])},
+        {"type": ["integer", "null"], "minimum": 0, "maximum": 99},
+        {"type": "string", "pattern": r"^[A-Z]{2}-\d{3,5}$"},
+        {"type": "string", "minLength": 3, "maxLength": 12},
+        {"type": "string", "format": chance.choice(["date", "time", "uuid", "ipv4"])},
+        {"type": "number", "minimum": 0, "maximum": 10, "multipleOf": 0.25},
+    ]
+    hard = [
+        {"$ref": "#/$defs/point"},
+        {"anyOf": [{"type": "string", "maxLength": 8}, {"$ref": "#/$defs/point"}]},
+        {"oneOf": [{"const": "none"}, {"type": "integer", "minimum": 1, "maximum": 9}]},
+        {
+            "allOf": [
+                {"type": "integer", "minimum": 10},
+                {"type": "integer", "maximum": 20},
+            ]
+        },
+        {
+            "type": "array",
+            "prefixItems": [
+                {"type": "boolean"},
+                {"type": "integer", "minimum": 0, "maximum": 9},
+            ],
+            "items": False,
+            "minItems": 2,
+        },
+        {"type": "string", "pattern": r"^(\w{1,8}@\w{1,8}\.(org|com)|none)$"},
+    ]
+    kinds = plain + later * (number >= 20) + hard * (number >= 60)
+    if depth > 0 and chance.random() < 0.4:
+        return _make_object(chance, number // 2, depth - 1)
+    if number >= 40 and chance.random() < 0.25:
+        least = chance.randint(0, 2)
+        return {
+            "type": "array",
+            "items": chance.choice(kinds),
+            "minItems": least,
+            "maxItems": least + chance.randint(0, 3),
+        }
+    return chance.choice(kinds)
+
+
+def measure(first, count, alone, tokens) -> dict[str, dict]:
+    """The worker: by kind of answer, how many are valid, and seconds a token."""
+    import keras_gpt
+    from keras_gpt.generation import Slots
+    from keras_gpt.language_model.completion import encode_messages
+
+    lm = keras_gpt.LanguageModel.from_pretrained("smollm2", dtype="float32")
+    schemas = [make_schema(number) for number in range(first, first + count)]
+    prompts = [
+        encode_messages(
+            lm, [{"role": "user", "content": f"Describe {topic} as JSON."}], tokens
+        )
+        for topic in (TOPICS[i % len(TOPICS)] for i in range(count))
+    ]
+    slots = Slots(lm.model, 8, kept_tokens=0)
+    results = {}
+    for name, temperature in (("8 greedy", 0.0), ("8 sampled", 1.0)):
+        results[name] = _measure_together(
+            lm, slots, schemas, prompts, tokens, temperature
+        )
+    if alone:
+        step = max(count // alone, 1)
+        results["alone"] = _measure_alone(lm, schemas[::step], prompts[::step], tokens)
+    return results
+
+
+def _measure_together(lm, slots, schemas, prompts, tokens, temperature):
+    from keras_gpt.language_model.forms import take_form
+
+    found = _Found()
+    for start in [0, *range(0, len(schemas), 8)]:  # the first compiles
+        some, asked = schemas[start : start + 8], prompts[start : start + 8]
+        controls = {"temperature": temperature, "seed": start}
+        begin = time.perf_counter()
+        rows = [
+            slots.add(
+                prompt,
+                form=take_form(lm, (), {"schema": schema, "stop_ids": lm.stop_ids}),
+                stop_ids=lm.stop_ids,
+                max_new_tokens=tokens,
+                **controls,
+            )
+            for prompt, schema in zip(asked, some, strict=True)
+        ]
+        form = _run(slots, rows, begin)
+        texts = [lm.tokenizer.decode(row.ids) for row in rows]
+        lengths = [len(row.ids) for row in rows]
+        begin = time.perf_counter()
+        rows = [
+            slots.add(prompt, max_new_tokens=length, **controls)
+            for prompt, length in zip(asked, lengths, strict=True)
+        ]
+        free = _run(slots, rows, begin)
+        found.add(some, texts, lengths, form, free)
+    return found.result()
+
+
+def _run(slots, rows, begin):
+    while None in [row.finish_reason for row in rows]:
+        slots.advance(4)  # as the server does
+    return time.perf_counter() - begin
+
+
+def _measure_alone(lm, schemas, prompts, tokens):
+    from keras_gpt.language_model.completion import complete
+
+    found = _Found()
+    controls = {"temperature": 0.0, "stop_ids": lm.stop_ids}
+    for schema, prompt in [
+        (schemas[0], prompts[0]),
+        *zip(schemas, prompts, strict=True),
+    ]:
+        begin = time.perf_counter()
+        [answer] = complete(
+            lm, [prompt], schema=schema, max_new_tokens=tokens, **controls
+        )
+        form, length = time.perf_counter() - begin, len(answer.ids)
+        controls_free = {**controls, "stop_ids": (), "max_new_tokens": length}
+        begin = time.perf_counter()
+        complete(lm, [prompt], **controls_free)
+        free = time.perf_counter() - begin
+        found.add([schema], [answer.text], [length], form, free)
+    return found.result()
+
+
+class _Found:
+    """What was found; the first that is added only compiles."""
+
+    def __init__(self):
+        self.batches = []
+
+    def add(self, schemas, texts, lengths, form, free):
+        problems = [_validate(*pair) for pair in zip(schemas, texts, strict=True)]
+        self.batches.append((problems, sum(lengths), form, free))
+
+    def result(self):
+        problems, lengths, form, free = zip(*self.batches[1:], strict=True)
+        problems = [problem for some in problems for problem in some]
+        return {
+            "count": len(problems),
+            "valid": problems.count(None),
+            "problems": [problem for problem in problems if problem is not None],
+            "tokens": sum(lengths),
+            "form": sum(form) / sum(lengths),
+            "free": sum(free) / sum(lengths),
+            "median": statistics.median(a / b for a, b in zip(form, free, strict=True)),
+        }
+
+
+def _validate(schema, text):
+    """What is wrong with an answer, or `None`."""
+    from jsonschema import Draft202012Validator, ValidationError
+
+    validator = Draft202012Validator(
+        schema, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
+    try:
+        validator.validate(json.loads(text))
+    except (ValueError, ValidationError) as error:
+        return f"{str(error).splitlines()[0]} in {text!r} of {json.dumps(schema)}"
+    return None
+
+
+if __name__ == "__main__":
+    if not answer_worker(measure):
+        sys.exit(main())
