@@ -287,10 +287,12 @@ class Scheduler:
 
     def _warm_up(self):
         """Write some tokens, alone and together, so that programs are compiled."""
-        most = self._lm.model.config.context_length
-        for count in (1, self._num_slots):
+        config = self._lm.model.config
+        for count in sorted({1, min(4, self._num_slots), self._num_slots}):
             for length in _WARM_UP_LENGTHS:
-                prompt = [count % 2] * min(length, most)
+                prompt = [count % config.vocab_size] * min(
+                    length, config.context_length
+                )
                 rows = [
                     self._slots.add(prompt, max_new_tokens=2, temperature=0)
                     for _ in range(count)
