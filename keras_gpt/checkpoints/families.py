@@ -18,6 +18,7 @@ FAMILIES = {
     "mistral": LLAMA,
     "qwen2": {**LLAMA, "query_key_value_bias": True},
     "qwen3": {**LLAMA, "qk_norm": True},
+    "seed_oss": {**LLAMA, "query_key_value_bias": True},
 }
 _NONE = (None, False)
 

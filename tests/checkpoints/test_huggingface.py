@@ -66,6 +66,7 @@ CASES = {
         {**LLAMA, **WINDOW, "use_sliding_window": True, "max_window_layers": 0},
     ),
     "qwen3": ("qwen3", {**LLAMA, "head_dim": 16}),
+    "seed_oss": ("seed_oss", {**LLAMA, "head_dim": 16}),
 }
 
 
