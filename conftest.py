@@ -157,7 +157,6 @@ def smollm2_file():
 
 def enter_temporary_folder(namespace):
     """Seed once for each document and run its examples where they may write."""
-    import keras
 
     seed_all()
     folder = tempfile.TemporaryDirectory()
