@@ -132,6 +132,7 @@ class Slots:
         self._unread = deque()  # rows that are to be read, the first one next
         self._places = []  # of the batch, with the row that goes on there or `None`
         self._layers = None  # of the batch's cache
+        self._has_waited = False  # whether some rows got no token in the last call
 
     @property
     def num_free(self) -> int:
@@ -214,6 +215,8 @@ class Slots:
         """Read what was added, and add tokens to all rows that were read.
 
         Of long prompts a piece is read in each call, so that no other row waits long.
+        Where most rows get their first token and no more is wanted, the others may wait
+        for the next call.
 
         Args:
             num_tokens: Most tokens for each row. Defaults to 8.
@@ -242,6 +245,11 @@ class Slots:
         while self._unread and (num_read < most or not self._running):
             num_read += self._read_some()
         until = {row: num_tokens - (row in unread) for row in self._running}
+        # a step for few of the rows can wait, but for one call alone
+        is_for_few = num_tokens == 1 and 2 * sum(until.values()) < len(until)
+        self._has_waited = is_for_few and not (self._has_waited or self._unread)
+        if self._has_waited:
+            return
         while any(until.values()):
             # forms say anew what may follow each token
             has_forms = any(row.form is not None for row in until)

@@ -12,7 +12,7 @@ from typing import Any
 from keras_gpt.generation import Slots, TextAssembler
 from keras_gpt.server.errors import ApiError
 
-_TOKENS_BETWEEN_LOOKS = 4
+_TOKENS_BETWEEN_LOOKS = 4  # decoded before others are let in and text goes out
 _WARM_UP_LENGTHS = 1, 50, 200  # of prompts: each is read by another program
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,9 @@ class Scheduler:
                 self._answer_call()
                 if not self._running:
                     continue
-                self._slots.advance(self._count_next())
+                # a first token is waited for more than the others
+                is_new = not all(row.num_taken for row in self._running)
+                self._slots.advance(1 if is_new else _TOKENS_BETWEEN_LOOKS)
                 self._give_out()
         except Exception as error:
             logger.exception("The scheduler failed: all requests are refused.")
@@ -266,13 +268,6 @@ class Scheduler:
                 for future, _ in self._calls:
                     if future.set_running_or_notify_cancel():
                         future.set_exception(_failed())
-
-    def _count_next(self):
-        """How many tokens are decoded before others are let in and text goes out."""
-        if not all(row.num_taken for row in self._running):
-            return 1  # a first token is waited for more than the others
-        # where no slot is free nobody is let in before an answer ends
-        return _TOKENS_BETWEEN_LOOKS * (1 if self._slots.num_free else 2)
 
     def _answer_call(self):
         """Compute the next of what `call` was asked for, if anything."""
