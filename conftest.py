@@ -158,7 +158,6 @@ def smollm2_file():
 
 def enter_temporary_folder(namespace):
     """Seed once for each document and run its examples where they may write."""
-
     seed_all()
     folder = tempfile.TemporaryDirectory()
     namespace["_leave"] = (folder, Path.cwd())

@@ -1,6 +1,7 @@
 """What documents say of the code is so; their blocks are run by conftest.py."""
 
 import re
+import runpy
 from pathlib import Path
 
 import keras_gpt
@@ -50,3 +51,13 @@ def test_the_reference_has_every_public_name():
         place = getattr(value, "__path__", None) and value.__name__
         place = place or f"{module}.{name}"
         assert any(f"{place}.".startswith(f"{part}.") for part in shown), name
+
+
+def test_the_tests_of_what_works_where_exist():
+    features = runpy.run_path(str(DOCS / "make_support.py"))["FEATURES"]
+    page = (DOCS / "support.md").read_text("utf-8")
+    assert re.findall(r"^\| (\S.*?) \| ", page, re.M)[1:] == list(features)
+    for tests in features.values():
+        for test in tests.values():
+            file, name = re.match(r"(.+)::(\w+)", test).groups()
+            assert f"\ndef {name}(" in (ROOT / file).read_text("utf-8")
