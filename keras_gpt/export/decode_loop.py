@@ -23,7 +23,8 @@ def generate_ids(model, settings, token_ids, lengths, controls):
         settings: The checked `Settings`, for what all rows have.
         token_ids: int32 `(b, p)`, padded on the right with any valid ids.
         lengths: int32 `(b,)`, each from 1 to the model's context.
-        controls: By the names in `ROW_CONTROLS`, each `(b,)` and checked.
+        controls: By the names in `ROW_CONTROLS`, each `(b,)` and checked; and of a
+            model with adapters the number of each row's as `"adapter"`.
 
     Returns:
         New ids int32 `(b, n)`, n the settings' `max_new_tokens`, -1 behind each row's
@@ -37,7 +38,7 @@ def generate_ids(model, settings, token_ids, lengths, controls):
     inputs = {
         **controls,
         **fixed,
-        "stop_ids": tf.constant([-1, *settings.stop_ids], tf.int32),
+        "stop_ids": _find_stop_ids(settings, controls),
         "uniforms": draw_uniforms(controls["seed"], max_new_tokens),
         "until": tf.reduce_max(tf.concat([controls["max_new_tokens"], [0]], 0)),
     }
@@ -65,6 +66,14 @@ def generate_ids(model, settings, token_ids, lengths, controls):
     # a dictionary's tensors keep their shapes but for the batch, which is unknown
     state, _ = tf.while_loop(goes_on, read_window, (state, tf.zeros_like(lengths)))
     return state["tokens"], state["log_probs"]
+
+
+def _find_stop_ids(settings, controls):
+    """Those of all rows, or of each row's adapter, padded with -1."""
+    if not settings.adapters:
+        return tf.constant([-1, *settings.stop_ids], tf.int32)
+    kinds = tf.ragged.constant([settings.stop_ids, *settings.adapters.values()])
+    return tf.gather(kinds.to_tensor(-1), controls["adapter"])
 
 
 def draw_uniforms(seeds, num_tokens):

@@ -69,6 +69,7 @@ def write_model_card(
         "languages": _list_languages(settings.languages),
         "stop_ids": ", ".join(map(str, settings.stop_ids)) or "none",
         "template": _show_template(lm.chat_template),
+        "adapters": _list_adapters(settings.adapters),
     }
     if settings.top_k == LIMIT:
         fields["top_k"] = "without limit"
@@ -118,6 +119,13 @@ def _list_languages(pairs):
     if len(pairs) > _MOST_PAIRS:
         return ", ".join(sorted({code for pair in pairs for code in pair}))
     return ", ".join(f"{source} to {target}" for source, target in pairs)
+
+
+def _list_adapters(names):
+    """A row of the table of inputs."""
+    known = ", ".join(f"`{name}`" for name in names)
+    about = f"one of {known}; empty for the base alone"
+    return f"\n| `adapter` | string (b) | {about} |" if names else ""
 
 
 def _show_template(template):

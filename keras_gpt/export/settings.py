@@ -47,6 +47,7 @@ class Settings:
         weights: What the weights are stored in; `None` for what the model has.
         flavour: `"stock"`, or `"xla"` for servers that may compile.
         batch_sizes: Numbers of rows that the server is warmed up with.
+        adapters: By the name of each adapter, which rows choose, its `stop_ids`.
     """
 
     default: str
@@ -67,6 +68,7 @@ class Settings:
     weights: str | None
     flavour: str
     batch_sizes: tuple[int, ...]
+    adapters: dict[str, tuple[int, ...]]
 
     @classmethod
     def check(
@@ -83,6 +85,11 @@ class Settings:
         **defaults,
     ) -> Self:
         """Check everything; see `LanguageModel.export` for the arguments."""
+        if lm.adapter is not None:
+            raise ValueError(
+                "Each row of a request chooses its adapter. Export the model that has "
+                f"all, not the one of with_adapter({lm.adapter!r})."
+            )
         config = lm.model.config
         names = [name for name in CONTROLS if name != "max_new_tokens"]
         given = {name: CONTROLS[name].default for name in names}
@@ -94,6 +101,10 @@ class Settings:
             )
         if max_prompt_tokens is None:
             max_prompt_tokens = config.context_length
+        adapters = {
+            name: use.get("stop_ids", lm.stop_ids) if stop_ids is None else stop_ids
+            for name, use in lm.adapters.items()
+        }
         stop_ids = lm.stop_ids if stop_ids is None else stop_ids
         check_stop_ids(stop_ids, config.vocab_size)
         _check_integer("max_new_tokens", max_new_tokens, 1, MOST_NEW_TOKENS)
@@ -108,6 +119,8 @@ class Settings:
         for name in controls.keys() - {"seed"}:
             controls[name] = min(controls[name], LIMIT)
         tasks, layout = _choose_tasks(lm, default)
+        if layout is not None:
+            _check_templates(lm)
         room = min(max_prompt_tokens, find_room(lm, max_new_tokens))
         if "chat" in tasks:
             room -= _count_around_message(lm, room)
@@ -123,6 +136,7 @@ class Settings:
             weights=weights,
             flavour=flavour,
             batch_sizes=tuple(batch_sizes),
+            adapters={name: tuple(ids) for name, ids in adapters.items()},
             part_tokens={},
             **controls,
         )
@@ -178,6 +192,17 @@ def _choose_tasks(lm, default):
         )
     wanted = {"generate", "chat", *lm.tasks, default or lm.task} & able
     return tuple(task for task in TASKS if task in wanted), layout
+
+
+def _check_templates(lm):
+    """Refuse adapters that are asked in another form than the base."""
+    for name, use in lm.adapters.items():
+        if use.get("chat_template", lm.chat_template) != lm.chat_template:
+            raise ValueError(
+                f"The adapter {name!r} was tuned with another chat template than the "
+                "base has, and an export has one. Export it alone: load it with "
+                "lm.load_adapter(directory), and merge it with lm.merge_adapter()."
+            )
 
 
 def _count_around_message(lm, room):

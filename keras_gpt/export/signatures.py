@@ -78,6 +78,8 @@ class ServedModel:
             tf.TensorSpec([None], CONTROLS[name].dtype, name=name)
             for name in ROW_CONTROLS
         ]
+        if self.settings.adapters:
+            controls.append(_strings("adapter"))
         token_ids = tf.TensorSpec([None, None], tf.int32, name="token_ids")
         lengths = tf.TensorSpec([None], tf.int32, name="lengths")
         inputs = {
@@ -123,7 +125,10 @@ class ServedModel:
         return method, [prompt]
 
     def generate(self, prompt, *controls):
-        """Continue prompts, each row with its own `ROW_CONTROLS`, or the model's."""
+        """Continue prompts, each row with its own controls, or the model's.
+
+        These are the `ROW_CONTROLS`, and of a model with adapters the name of one.
+        """
         controls = self._check_controls(tf.shape(prompt)[0], controls)
         token_ids, lengths = self._encode_prompts(
             "prompt", prompt, self.settings.max_prompt_tokens
@@ -193,13 +198,16 @@ class ServedModel:
 
     def _own_controls(self, batch_size):
         """The model's own controls for each row."""
-        return {
+        controls = {
             name: tf.fill(
                 [batch_size],
                 tf.constant(getattr(self.settings, name), CONTROLS[name].dtype),
             )
             for name in ROW_CONTROLS
         }
+        if self.settings.adapters:
+            controls["adapter"] = tf.zeros([batch_size], tf.int32)
+        return controls
 
     def generate_ids(self, token_ids, lengths, *controls):
         """Continue token ids."""
@@ -300,10 +308,7 @@ class ServedModel:
         }
         controls = self._own_controls(batch_size)
         for name, rows in zip(ROW_CONTROLS, values, strict=False):
-            sizes = tf.stack([tf.shape(rows)[0], batch_size])
-            is_alike = (sizes[0] == batch_size) & (batch_size > 0)
-            message = f"`{name}` must have one value for each of at least one row"
-            rows = check(is_alike, rows, message, sizes)
+            rows = _check_size(name, rows, batch_size)
             control = dataclasses.replace(
                 CONTROLS[name], off=None, **bounds.get(name, {})
             )
@@ -316,11 +321,32 @@ class ServedModel:
             is_valid = is_above & (numbers <= most) & tf.math.is_finite(numbers)
             message = f"`{name}` must be {control.wanted}, or {OWN} for the model's own"
             controls[name] = check(is_valid, rows, message)
+        if self.settings.adapters and values:
+            rows = _check_size("adapter", values[-1], batch_size)
+            controls["adapter"] = self._find_adapters(rows)
         return controls
+
+    def _find_adapters(self, names):
+        """The numbers of adapters, from 1, and 0 for an empty name."""
+        is_name = names[:, None] == ["", *self.settings.adapters]
+        known = ", ".join(self.settings.adapters)
+        return check(
+            tf.reduce_any(is_name, axis=1),
+            tf.argmax(tf.cast(is_name, tf.int32), 1, tf.int32),
+            f"`adapter` must be empty or one of {known}",
+            names,
+        )
 
 
 def _strings(name, shape=(None,)):
     return tf.TensorSpec(shape, tf.string, name=name)
+
+
+def _check_size(name, rows, batch_size):
+    sizes = tf.stack([tf.shape(rows)[0], batch_size])
+    is_alike = (sizes[0] == batch_size) & (batch_size > 0)
+    message = f"`{name}` must have one value for each of at least one row"
+    return check(is_alike, rows, message, sizes)
 
 
 def _count_tokens(tokens):

@@ -31,9 +31,7 @@ class StoredWeights:
             model = _quantized(model)
         self.model = model
         if model.quantization is not None:
-            self.model = GPT(
-                model.config, dtype=model.dtype_policy, initial_weights=False
-            )
+            self.model = _make_like(model)
         stored = {variable.path: variable for variable in model.weights}
         self.stored = {}
         self.expanded = {}
@@ -116,8 +114,16 @@ def _expand(stored, dtype):
     return values / (scale[:, None] if is_by_row else scale)
 
 
+def _make_like(model):
+    """A model of the same shape, with the same adapters, that isn't quantized."""
+    copy = GPT(model.config, dtype=model.dtype_policy, initial_weights=False)
+    if model.adapters.ranks:
+        copy.add_adapters(model.adapters.ranks, model.adapters.targets)
+    return copy
+
+
 def _quantized(model):
-    copy = GPT.from_config(model.get_config())
+    copy = _make_like(model)
     copy.set_weights(model.get_weights())
     copy.quantize("int8")
     return copy

@@ -62,6 +62,8 @@ def sample_rows(tokenizer, settings, max_new_tokens: int) -> dict[str, dict[str,
         "top_p": 1.0,
         "seed": 0,
     }
+    if settings.adapters:
+        controls["adapter"] = ""
     message = sample_text(tokenizer, settings.message_tokens)
     chat = {"roles": ["user", ""], "contents": [message, ""]}
     languages = {"source": settings.languages[0][0], "target": settings.languages[0][1]}

@@ -81,7 +81,8 @@ class PredictRequest(BaseModel):
             is_named = isinstance(self.inputs, dict)
             columns = self.inputs if is_named else {needed[0]: self.inputs}
         is_controlled = self.signature_name in _WITH_CONTROLS
-        allowed = {*needed, *(ROW_CONTROLS if is_controlled else ())}
+        controls = (*ROW_CONTROLS, "adapter") if is_controlled else ()
+        allowed = {*needed, *controls}
         for name in (*needed, *columns):
             if name not in columns:
                 raise ApiError(400, f"The input {name!r} is missing.")
@@ -141,9 +142,10 @@ def make_predictions(lm, settings: Settings, request: PredictRequest) -> list[Ch
                 f"This model was tuned to {lm.task}, which this server doesn't do: "
                 "export the model, or call the signature 'generate'.",
             )
+    models = [_choose(lm, n) for n in columns.get("adapter", [""] * num_rows)]
     return [
-        make_choice(lm, ids, given)
-        for ids, given in zip(prompts, controls, strict=True)
+        make_choice(*row, given)
+        for row, given in zip(zip(models, prompts, strict=True), controls, strict=True)
     ]
 
 
@@ -172,6 +174,20 @@ def write_predictions(
         return {"outputs": columns}
     rows = zip(*columns.values(), strict=True)
     return {"predictions": [dict(zip(columns, row, strict=True)) for row in rows]}
+
+
+def _choose(lm, adapter):
+    """The model with a row's adapter; an empty name is none."""
+    if adapter == "":
+        return lm
+    if adapter not in lm.adapters:
+        known = ", ".join(lm.adapters) or "none"
+        raise ApiError(
+            400,
+            f"'adapter' must be empty or one of the model's: {known}. Received: "
+            f"{adapter!r:.50}.",
+        )
+    return lm.with_adapter(adapter)
 
 
 def _read_controls(given):

@@ -131,7 +131,9 @@ class Client:
             max_new_tokens: Most tokens to add. Defaults to the export's.
             **controls: `temperature`, `top_k`, `top_p`, as of `keras_gpt.generate`,
                 by default the export's; and `seed`, by default 0, which counts up, so
-                that each prompt has its own. The others are fixed by the export.
+                that each prompt has its own. The others are fixed by the export. Of
+                one with adapters also `adapter`, which then is needed: a name, or
+                `""` for the base alone.
 
         Returns:
             The new text alone: a string for one prompt, else a list.

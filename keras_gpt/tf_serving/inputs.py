@@ -121,6 +121,7 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
         ValueError: One is out of its range, a list has another length, or requests
             can't choose it.
     """
+    adapter = controls.pop("adapter", None)
     for name, value in controls.items():
         if name not in ROW_CONTROLS:
             _refuse(name, value)
@@ -139,7 +140,15 @@ def check_controls(rows: int, **controls) -> dict[str, np.ndarray]:
     inputs["top_k"][inputs["top_k"] == LIMIT] = 0  # there 0 is no limit
     for name in set(ROW_CONTROLS) - {"seed", *controls}:
         inputs[name][:] = OWN
-    return {name: inputs[name] for name in ROW_CONTROLS}
+    if adapter is not None:  # an input of exports with adapters alone
+        names = [adapter] * rows if isinstance(adapter, str) else adapter
+        inputs["adapter"] = np.array(check_texts(names, "adapter"), object)
+        if len(names) != rows:
+            raise ValueError(
+                f"`adapter` must be one name or one for each of the {rows} prompts. "
+                f"Received: {len(names)} names."
+            )
+    return {name: inputs[name] for name in (*ROW_CONTROLS, "adapter") if name in inputs}
 
 
 def pad_conversations(conversations) -> dict[str, np.ndarray]:

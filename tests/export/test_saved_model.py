@@ -274,7 +274,7 @@ def test_bad_requests_fail_with_a_reason_and_the_next_is_served(small):
 
 @pytest.fixture(scope="module")
 def started(make_language_model, tmp_path_factory):
-    """A model with defaults of its own, whose texts start with a token; its export."""
+    """A model with adapters and defaults, whose texts start with a token, exported."""
     lm = make_language_model()
     name, token_id = "<|endoftext|>", lm.tokenizer.end_of_text_id
     content = json.loads(lm.tokenizer.to_json())
@@ -288,6 +288,11 @@ def started(make_language_model, tmp_path_factory):
     }
     lm = LanguageModel(lm.model, BytePairTokenizer(json.dumps(content)))
     assert lm.tokenizer.start_ids == [token_id]
+    lm.model.add_adapters({"low": 1, "high": 2}, ["up_projection"])
+    random = np.random.default_rng(0)
+    for weight in lm.model.adapters.weights:
+        weight.assign(random.normal(size=weight.shape))
+    lm.adapters = {"low": {}, "high": {"stop_ids": (40, 41, 42)}}
     lm.generation_defaults = {"temperature": 0.7, "repetition_penalty": 1.3}
     lm.chat_template = ChatTemplate("{{ messages[-1].content | upper }}")
     parent = tmp_path_factory.mktemp("served")
@@ -312,14 +317,31 @@ def test_defaults_of_the_default_signature(started):
 def test_start_tokens_come_before_every_prompt(started):
     lm, folder = started
     prompts = ["Once", "", "a cat sat"]
-    request = ["generate", {"prompt": prompts, **controls(3, max_new_tokens=8)}]
-    got, score = answer(folder, [request, ["score", {"text": prompts}]])
+    asked = {"prompt": prompts, **controls(3, max_new_tokens=8), "adapter": [""] * 3}
+    got, score = answer(folder, [["generate", asked], ["score", {"text": prompts}]])
     assert got["text"] == lm.generate(prompts, 8, temperature=0)
     np.testing.assert_allclose(
         score["log_probs"][0][: score["num_tokens"][0] - 1],
         lm.score("Once"),
         atol=1e-4,
     )
+
+
+@in_process
+def test_each_row_is_written_by_the_adapter_that_it_names(started):
+    lm, folder = started
+    names = ["", "low", "high"]
+    asked = {"prompt": ["Once"] * 3, **controls(3, max_new_tokens=8), "adapter": names}
+    wrong = asked | {"adapter": ["", "tall", "high"]}
+    mixed, refused = answer(folder, [["generate", asked], ["generate", wrong]])
+    assert "`adapter` must be empty or one of low, high" in refused["error"]
+    # which is what merged models write: test_row_adapters.py
+    models = lm, lm.with_adapter("low"), lm.with_adapter("high")
+    wanted = [model.generate(["Once"] * 3, 8, temperature=0)[0] for model in models]
+    assert mixed["text"] == wanted
+    assert len(set(wanted)) == 3
+    with pytest.raises(ValueError, match="not the one of with_adapter"):
+        models[1].export(folder.parent / "2", default="generate", progress=False)
 
 
 @in_process

@@ -13,6 +13,7 @@ import requests
 
 from keras_gpt.server import Settings
 from keras_gpt.server.app import make_app
+from keras_gpt.tf_serving import Client, ServingError
 from tests.server.conftest import make_client, make_lm, serve, wait_until
 
 HI = [{"role": "user", "content": "hi"}]
@@ -75,11 +76,16 @@ def test_adapters_are_models_of_their_own():
         tokens = requests.post(f"{server.address}/inspect/tokens", json=body).json()
         likely = [token["probability"] for token in tokens["tokens"][1:]]
         assert likely == pytest.approx(np.exp(scores), rel=1e-3)  # float32
-        loud = f"{server.address}/v1/models/loud:predict"
-        rows = {"prompt": "hello", "max_new_tokens": 12, "temperature": 0}
-        body = {"signature_name": "generate", "instances": [rows]}
-        [prediction] = requests.post(loud, json=body).json()["predictions"]
-        assert prediction["text"] == texts[1]
+        prompts, greedy = ["hello"] * 3, {"max_new_tokens": 12, "temperature": 0}
+        with Client(server.address, model="loud", retries=0) as loud:
+            assert loud.generate("hello", **greedy) == texts[1]
+        with Client(server.address, model="tiny", retries=0) as every:
+            chosen = ["", "loud", "curt"]
+            assert every.generate(prompts, adapter=chosen, **greedy) == texts
+            with pytest.raises(ServingError, match="'adapter' must be empty or one"):
+                every.generate(prompts, adapter="calm")
+            with pytest.raises(ValueError, match="or one for each of the 3 prompts"):
+                every.generate(prompts, adapter=["loud"])
     lm.adapters["tiny"] = lm.adapters.pop("loud")
     with pytest.raises(ValueError, match="another name than the model"):
         make_app(lm, Settings(name="tiny"))
