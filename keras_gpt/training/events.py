@@ -219,6 +219,8 @@ def read_samples(directory: str | Path) -> list[tuple[int, str]]:
     paths = Path(directory).rglob("events.out.tfevents.*")
     for path in sorted(paths, key=lambda path: path.name):  # by their time
         for record in _read_records(path.read_bytes()):
+            if b"sample" not in record:  # most are numbers
+                continue
             event = Event.FromString(record)
             for value in event.summary.value:
                 if value.tag == "sample":

@@ -111,12 +111,13 @@ def make_writer_of_tags():
     """A model whose likeliest text is the tag over and over."""
     tokenizer = CharacterTokenizer("".join({*LETTERS, *TAG}))
     size = tokenizer.vocab_size
+    width = size + size % 2
     config = GPTConfig(
         vocab_size=size,
         context_length=64,
-        embedding_dimension=size,
+        embedding_dimension=width,
         num_layers=2,
-        num_heads=1,
+        num_heads=2,
         position_embedding="none",
         tie_embeddings=False,
     )
@@ -125,9 +126,10 @@ def make_writer_of_tags():
     after = np.full(size, ids[0])  # what isn't in the tag
     after[ids] = np.roll(ids, -1)
     values = {
-        "embedding/tokens/embeddings": np.eye(size),
-        "embedding/tokens/reverse_embeddings": 4 * np.eye(size)[after],
-        "final_norm/gamma": np.ones(size),
+        "embedding/tokens/embeddings": np.eye(size, width),
+        "embedding/tokens/reverse_embeddings": 4
+        * np.pad(np.eye(size)[after], [[0, width - size], [0, 0]]),
+        "final_norm/gamma": np.ones(width),
     }
     for variable in model.trainable_variables:
         variable.assign(values.get(variable.path, np.zeros(variable.shape)))
@@ -206,13 +208,27 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
         find_all(".token")[3].click()
         assert find(".alternatives li.is-chosen code").text == "s"
         assert len(find_all(".alternatives li")) == 10
+        find_all(".token")[3].send_keys(Keys.ARROW_RIGHT)
+        assert find(".alternatives li.is-chosen code").text == "c"
         find_all(".bar button")[1].click()
         wait_until(lambda: find_all(".heads canvas"))
         assert len(find_all(".attention .token")) == 18
+        find(".heads [aria-checked=true]").send_keys(Keys.ARROW_RIGHT)
+        assert find(".heads [aria-checked=true]").text == "1"
+        # light and dark
+        for theme in ("light", "dark"):
+            find("#theme").click()
+            colour = find("body").value_of_css_property("background-color")
+            assert (int(re.findall(r"\d+", colour)[0]) < 128) == (theme == "dark")
         # in training
         assert "best 2.250" in find("#curve-about").text
         assert len(find_all("#curve polyline")) == 2
         assert find("#sample").text == f"{TAG}alert(1)</script>"
+        with (tmp_path / "log.csv").open("a") as log:
+            log.write("2,2.0,30,1.75\r\n")
+        browser.execute_script("showRun()")  # as it does every some seconds
+        wait_until(lambda: "best 1.750" in find("#curve-about").text)
+        assert len(find_all("#curve circle")) == 3
         # a conversation
         find("[data-mode=chat]").click()
         fill("#max_tokens", "8")

@@ -430,6 +430,7 @@ async function showAttention(body) {
     head = number;
     for (const [i, button] of [...heads.children].entries()) {
       button.setAttribute("aria-checked", i === head);
+      button.tabIndex = i === head ? 0 : -1;
     }
     paint();
   }
@@ -463,6 +464,14 @@ async function showAttention(body) {
     choose(Math.min(head, found.weights.length - 1));
   }
 
+  heads.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const count = heads.childElementCount;
+    choose((head + step + count) % count);
+    heads.children[head].focus();
+  });
   layer.addEventListener("input", () => load().catch(showError));
   view.append(make("small", {
     textContent: "A map for each head: a row for each token, darker where it attends to more. Choose a head, then point at a token: the others are coloured by how much it attends to them.",
@@ -540,6 +549,9 @@ function drawCurve({ training, validation }) {
   for (const [name, line] of [["training", training], ["validation", validation]]) {
     const places = line.map(([step, loss]) => `${x(step)},${y(loss)}`);
     parts.push(makeSvg("polyline", { class: name, points: places.join(" ") }));
+  }
+  for (const [step, loss] of validation) {  // a single one makes no line
+    parts.push(makeSvg("circle", { class: "validation", cx: x(step), cy: y(loss), r: 2.5 }));
   }
   $("curve").replaceChildren(...parts);
   const best = Math.min(...validation.map((point) => point[1]));
