@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 
 from keras_gpt.server import inspection, pages
 from keras_gpt.server.answers import Answer
-from keras_gpt.server.errors import ApiError, ErrorBody, error_body
-from keras_gpt.server.gate import CLOSED, Gate
+from keras_gpt.server.errors import CLOSED, ApiError, ErrorBody, error_body
+from keras_gpt.server.gate import Gate
 from keras_gpt.server.metrics import Metrics
 from keras_gpt.server.predict import (
     PredictRequest,
+    find_whole,
     make_predictions,
+    write_outputs,
     write_predictions,
 )
 from keras_gpt.server.prompts import make_choices
@@ -26,6 +28,7 @@ from keras_gpt.server.requests import ChatRequest, CompletionRequest
 from keras_gpt.server.scheduler import Scheduler
 from keras_gpt.server.service import Pieces, Served, Service
 from keras_gpt.server.settings import Settings
+from keras_gpt.server.whole import Whole
 
 router = APIRouter()
 
@@ -159,6 +162,12 @@ async def predict(name: str, request: Request, service: Served):
     """Call a signature, as of TensorFlow Serving."""
     lm = service.find_model(name)
     asked = PredictRequest.read(await request.body())
+    found = find_whole(lm, service.settings, asked)
+    if found is not None:
+        whole = Whole(lm, service)
+        answered = run_in_threadpool(whole.answer, *found)
+        outputs = await _until_gone(request, whole, answered)
+        return JSONResponse(write_outputs(asked, outputs))
     choices = await run_in_threadpool(make_predictions, lm, service.settings, asked)
     pieces = Pieces(service, choices)
     came = [[] for _ in choices]
@@ -201,7 +210,7 @@ class _Events(StreamingResponse):
             self._pieces.close()
 
 
-async def _until_gone(request: Request, pieces: Pieces, awaited) -> Any:
+async def _until_gone(request: Request, pieces: Pieces | Whole, awaited) -> Any:
     """Await something, but no longer than the client does."""
     task = asyncio.ensure_future(awaited)
     gone = asyncio.ensure_future(_wait_until_gone(request))

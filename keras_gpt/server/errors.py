@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+CLOSED = 499  # the status, in the log, of an answer whose client went away
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",

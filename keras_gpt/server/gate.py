@@ -13,13 +13,12 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
-from keras_gpt.server.errors import ApiError, error_body
+from keras_gpt.server.errors import CLOSED, ApiError, error_body
 from keras_gpt.server.metrics import Metrics
 from keras_gpt.server.pages import FILES
 from keras_gpt.server.settings import Settings
 
 OPEN_PATHS = ("/health", "/ready", *FILES)  # what needs no key
-CLOSED = 499  # the status, in the log, of an answer whose client went away
 _QUIET = ("/health", "/ready", "/metrics")
 _FIGURES = ("id", "prompt_tokens", "cached_tokens", "completion_tokens")
 _PORT = re.compile(r":\d*$", re.ASCII)

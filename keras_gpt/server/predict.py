@@ -19,6 +19,8 @@ from keras_gpt.server.errors import ApiError
 from keras_gpt.server.prompts import check_limit, encode_texts, make_choice
 from keras_gpt.server.scheduler import Choice, Piece
 from keras_gpt.server.settings import Settings
+from keras_gpt.server.whole import WHOLE
+from keras_gpt.tasks.prompts import ask
 
 _NEW_TOKENS = 64  # as `LanguageModel.export` has it
 _SIGNATURES = {  # the inputs that a request must have
@@ -27,6 +29,7 @@ _SIGNATURES = {  # the inputs that a request must have
     "generate_ids": ("token_ids", "lengths"),
     "chat": ("roles", "contents"),
     "chat_with_controls": ("roles", "contents"),
+    **WHOLE,
 }
 _WITH_CONTROLS = ("generate", "generate_ids", "chat_with_controls")
 
@@ -61,13 +64,16 @@ class PredictRequest(BaseModel):
             )
         return request
 
-    def columns(self) -> dict[str, list]:
+    def columns(self, needed: Sequence[str] | None = None) -> dict[str, list]:
         """A list with a value for each row, for each input that is given.
+
+        Args:
+            needed: The inputs that must be there, by default the signature's.
 
         Raises:
             ApiError: One is missing, unknown, or has another length.
         """
-        needed = _SIGNATURES[self.signature_name]
+        needed = needed or _SIGNATURES[self.signature_name]
         if (self.instances is None) == (self.inputs is None):
             raise ApiError(400, "Give either `instances` or `inputs`.")
         if self.instances is not None:
@@ -96,6 +102,46 @@ class PredictRequest(BaseModel):
         if not columns[needed[0]]:
             raise ApiError(400, f"{needed[0]!r} must have at least one row.")
         return columns
+
+
+def find_whole(
+    lm, settings: Settings, request: PredictRequest
+) -> tuple[str, dict[str, list[str]]] | None:
+    """The signature of `WHOLE` that is asked for, and its inputs; `None` for another.
+
+    Args:
+        lm: A `LanguageModel`.
+        settings: The server's.
+        request: The request.
+
+    Raises:
+        ApiError: An input is wrong, or the model has no such signature.
+    """
+    name = request.signature_name
+    if name == "serving_default":
+        name = lm.task
+    if name not in WHOLE:
+        return None
+    if name not in ("score", "tokenize", *lm.tasks):
+        raise ApiError(
+            400, f"There is no signature {name!r}: it wasn't tuned for that."
+        )
+    text, *languages = WHOLE[name]
+    only = {}
+    if request.signature_name == "serving_default":
+        text = "prompt"
+        pairs = lm.tasks[name].get("languages", [])
+        if len(pairs) == 1:  # as `lm.answer` has it
+            only = dict(zip(languages, pairs[0], strict=True))
+            languages = []
+    columns = request.columns([text, *languages])
+    for column, texts in columns.items():
+        for given in texts:
+            _check_text(given, column)
+    columns["text"] = columns.pop(text)
+    num_rows = len(columns["text"])
+    check_limit(settings, "max_choices", num_rows, "inputs")
+    return name, columns | {key: [code] * num_rows for key, code in only.items()}
 
 
 def make_predictions(lm, settings: Settings, request: PredictRequest) -> list[Choice]:
@@ -133,15 +179,9 @@ def make_predictions(lm, settings: Settings, request: PredictRequest) -> list[Ch
             _check_text(text, "prompt")
         if signature == "generate" or lm.task == "generate":
             prompts = encode_texts(lm, texts)
-        elif lm.task == "chat":
-            conversations = [[{"role": "user", "content": text}] for text in texts]
-            prompts = _encode_chats(lm, conversations, controls)
         else:
-            raise ApiError(
-                400,
-                f"This model was tuned to {lm.task}, which this server doesn't do: "
-                "export the model, or call the signature 'generate'.",
-            )
+            conversations = [ask(lm, "complete", text, {}) for text in texts]
+            prompts = _encode_chats(lm, conversations, controls)
     models = [_choose(lm, n) for n in columns.get("adapter", [""] * num_rows)]
     return [
         make_choice(*row, given)
@@ -170,6 +210,18 @@ def write_predictions(
     else:
         columns["text"] = ["".join(p.text for p in pieces) for pieces in answers]
         columns["finish_reason"] = [pieces[-1].finish_reason for pieces in answers]
+    return write_outputs(request, columns)
+
+
+def write_outputs(
+    request: PredictRequest, columns: dict[str, list]
+) -> dict[str, list | dict]:
+    """The body of an answer, in rows or columns as the request.
+
+    Args:
+        request: The request.
+        columns: A value for each row, by output.
+    """
     if request.instances is None:
         return {"outputs": columns}
     rows = zip(*columns.values(), strict=True)

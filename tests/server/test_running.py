@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 
+import numpy as np
 import openai
 import pytest
 import requests
@@ -148,6 +149,36 @@ def test_the_client_of_tensorflow_serving_gets_the_models_text(server, lm):
             assert caught.value.code == "INVALID_ARGUMENT"
 
 
+def test_scores_summaries_and_translations_are_the_models_own(server, lm, monkeypatch):
+    asked = {"instruction": "say it"}
+    for one in (lm, server.app.state.service.lm):
+        known = {
+            "summarize": asked,
+            "translate": {**asked, "languages": [["en", "de"]]},
+        }
+        monkeypatch.setattr(one, "tasks", known)
+    texts = ["hello there. " * 4, "12"]  # one that is read in parts
+    languages = {"source": "en", "target": "de"}
+    with Client(server.address, model="tiny", retries=0) as client:
+        for found, expected in zip(client.score(texts), lm.score(texts), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-4)  # summed otherwise
+        assert client.tokenize(texts) == lm.tokenizer.encode_batch(texts)
+        assert client.summarize(texts) == lm.summarize(texts)
+        translations = lm.translate(texts, **languages)
+        assert client.translate(texts, **languages) == translations
+        with pytest.raises(ServingError, match="wasn't tuned"):
+            client.translate(texts, source="en", target="fr")
+        monkeypatch.setattr(
+            server.app.state.service.lm,
+            "tasks",
+            {"translate": {**asked, "languages": [["en", "de"]]}},
+        )
+        answer = requests.post(
+            f"{server.address}/v1/models/tiny:predict", json={"instances": texts}
+        )
+        assert answer.json() == {"predictions": [{"text": t} for t in translations]}
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -171,6 +202,9 @@ def test_the_client_of_tensorflow_serving_gets_the_models_text(server, lm):
         },
         {"signature_name": "chat", "instances": [{"roles": 1, "contents": ["a"]}]},
         {"signature_name": "chat", "instances": [{"roles": [""], "contents": ["a"]}]},
+        {"signature_name": "summarize", "instances": ["a"]},  # it wasn't tuned for that
+        {"signature_name": "score", "instances": [1]},
+        {"signature_name": "score", "instances": ["a" * 99]},
     ],
 )
 def test_a_wrong_prediction_is_refused_as_tensorflow_serving_does(server, body):
