@@ -35,6 +35,9 @@ class Row:
         adapter: The number of its adapter among those of the model, 0 for none.
         ids: The new ids, which may run ahead of those that were given out.
         log_probs: Of each of them.
+        alternatives: Of each of them the likeliest in its place, with their
+            log-probabilities, the likeliest first, where they are noted.
+        num_reused: Tokens of the prompt that were not read again.
         num_given: How many of them a caller has.
         window_start: Where in its text the part begins that the model sees.
         num_read: How many of `ids` were there when the model read that part.
@@ -54,6 +57,8 @@ class Row:
     adapter: int = 0
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)
+    num_reused: int = 0
     num_given: int = 0
     window_start: int = 0
     num_read: int = 0

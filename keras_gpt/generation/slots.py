@@ -4,7 +4,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -56,9 +56,6 @@ class SlotRow(Row):
         presence_penalty: 0 changes nothing.
         frequency_penalty: 0 changes nothing.
         num_alternatives: How many are noted of each new id.
-        alternatives: Of each new id the likeliest in its place, with their
-            log-probabilities, the likeliest first.
-        num_reused: Tokens of the prompt that were not read again.
         num_in_cache: Tokens of its window whose keys and values are there.
         layers: Its own cache, while it is read.
     """
@@ -68,8 +65,6 @@ class SlotRow(Row):
     presence_penalty: float
     frequency_penalty: float
     num_alternatives: int = 0
-    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)
-    num_reused: int = 0
     num_in_cache: int = 0
     layers: tuple | None = None
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_gpt.generation import Slots, TextAssembler
+from keras_gpt.generation.outside import is_outside
+from keras_gpt.generation.turns import Turns
 from keras_gpt.server.errors import ApiError
 
 _TOKENS_BETWEEN_LOOKS = 4  # decoded before others are let in and text goes out
@@ -124,9 +126,6 @@ class Scheduler:
         is_ready: Whether the model was warmed up.
         is_stopping: Whether new requests are refused.
         error: What ended the thread, if something did.
-
-    Raises:
-        ValueError: The model isn't one that Keras runs.
     """
 
     def __init__(self, lm, *, num_slots: int = 8, max_waiting: int = 64):
@@ -134,7 +133,8 @@ class Scheduler:
         self.is_stopping = False
         self.error: BaseException | None = None
         self._lm = lm
-        self._slots = Slots(lm.model, num_slots)
+        kind = Turns if is_outside(lm.model) else Slots
+        self._slots = kind(lm.model, num_slots)
         self._num_slots = num_slots
         self._most = num_slots + max_waiting
         self._changed = threading.Condition()

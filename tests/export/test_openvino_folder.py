@@ -9,10 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+import requests
 
 import keras_gpt
 from keras_gpt.openvino_model import GRAPH_FILE
 from keras_gpt.tokenizers import ChatTemplate
+from tests.server.conftest import serve
 
 openvino = pytest.importorskip("openvino", reason="pip install openvino")
 
@@ -94,6 +96,19 @@ def test_text_is_that_of_keras(lm, loaded, controls):
     wanted = lm.generate(PROMPTS, 60, **controls)
     assert loaded.generate(PROMPTS, 60, **controls) == wanted
     assert "".join(loaded.stream(PROMPTS[0], 60, **controls)) == wanted[0]
+
+
+def test_a_server_of_it_writes_several_texts_at_once(loaded):
+    with serve(loaded, num_slots=2, max_tokens=100) as server:
+        asked = {"prompt": PROMPTS, "max_tokens": 60, "seed": 3}
+        address = f"{server.address}/v1/completions"
+        choices = requests.post(address, json=asked).json()["choices"]
+        assert [choice["text"] for choice in choices] == loaded.generate(
+            PROMPTS, 60, seed=3
+        )
+        answer = requests.post(address, json={**asked, "presence_penalty": 1})
+        assert answer.status_code == 400
+        assert "needs a model that Keras runs" in answer.json()["error"]["message"]
 
 
 def test_what_each_layer_turns_is_one_operation(lm, folders):
