@@ -185,6 +185,8 @@ def export(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    regex: options.Regex = None,
+    choice: options.Choice = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
     revision: options.Revision = None,
@@ -204,6 +206,7 @@ def export(
         flavour=str(flavour),
         seed=seed,
         **options.given(batch_sizes=batch_sizes),
+        **options.form(None, regex, choice),
         **options.sampling(temperature, top_k, top_p, min_p, repetition_penalty),
     )
     if flavour == options.Flavour.OPENVINO:

@@ -12,7 +12,7 @@ from keras_gpt.generation.programs import loop_program, prefill_program
 from keras_gpt.generation.sampling import random_bits
 
 # what a row keeps when its context is read anew
-_CARRIED = ("seen", "done", "tokens", "log_probs", "step")
+_CARRIED = ("seen", "done", "tokens", "log_probs", "step", "form")
 
 
 def generate_ids(model, settings, token_ids, lengths, controls):
@@ -28,7 +28,8 @@ def generate_ids(model, settings, token_ids, lengths, controls):
 
     Returns:
         New ids int32 `(b, n)`, n the settings' `max_new_tokens`, -1 behind each row's
-        last, and their log-probabilities float32 `(b, n)`.
+        last; their log-probabilities float32 `(b, n)`; and booleans `(b,)`, whether a
+        stop id or the end of the form ended the row.
     """
     batch_size, max_new_tokens = tf.shape(lengths)[0], settings.max_new_tokens
     fixed = {
@@ -50,6 +51,11 @@ def generate_ids(model, settings, token_ids, lengths, controls):
         "log_probs": tf.zeros([batch_size, max_new_tokens]),
         "step": tf.constant(0),
     }
+    form = settings.form
+    if form is not None:
+        names = ("following", "kinds", "is_over")
+        inputs |= {name: tf.constant(getattr(form, name)) for name in names}
+        state["form"] = tf.zeros_like(lengths)
     is_compiled = settings.flavour == "xla"
     read = _read_and_decode
     if is_compiled:
@@ -65,7 +71,12 @@ def generate_ids(model, settings, token_ids, lengths, controls):
 
     # a dictionary's tensors keep their shapes but for the batch, which is unknown
     state, _ = tf.while_loop(goes_on, read_window, (state, tf.zeros_like(lengths)))
-    return state["tokens"], state["log_probs"]
+    tokens = state["tokens"]
+    num_tokens = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
+    is_stopped = num_tokens < controls["max_new_tokens"]
+    if form is not None:
+        is_stopped |= tf.gather(inputs["is_over"], state["form"])
+    return tokens, state["log_probs"], is_stopped
 
 
 def _find_stop_ids(settings, controls):
@@ -112,7 +123,7 @@ def _read_and_decode(model, token_ids, lengths, inputs, state, starts, fixed):
     decode = loop_program(model, cache_length)
     ours = {**inputs, "token_ids": window_ids, "lengths": windows}
     state = decode(prefill(state, ours), ours)
-    return {name: state[name] for name in _CARRIED}, starts
+    return {name: state[name] for name in _CARRIED if name in state}, starts
 
 
 def _take_windows(token_ids, lengths, state, starts, windows, longest):

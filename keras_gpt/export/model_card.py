@@ -68,6 +68,10 @@ def write_model_card(
         "default": _DEFAULTS[settings.default],
         "languages": _list_languages(settings.languages),
         "stop_ids": ", ".join(map(str, settings.stop_ids)) or "none",
+        "form": f" Every answer is {settings.form.about}, or its `finish_reason` is "
+        "`length`: it isn't whole."
+        if settings.form
+        else "",
         "template": _show_template(lm.chat_template),
         "adapters": _list_adapters(settings.adapters),
     }

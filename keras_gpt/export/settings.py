@@ -9,6 +9,7 @@ from typing import Any, Self
 from keras_gpt.config import check_choice, suggest
 from keras_gpt.controls import CONTROLS, MOST_NEW_TOKENS, check_control
 from keras_gpt.export.chat_layout import ChatLayout, learn_layout
+from keras_gpt.export.form_table import FormTable, make_table
 from keras_gpt.generation.rows import check_stop_ids
 from keras_gpt.language_model.completion import find_room
 from keras_gpt.tasks.answering import share_context
@@ -48,6 +49,7 @@ class Settings:
         flavour: `"stock"`, or `"xla"` for servers that may compile.
         batch_sizes: Numbers of rows that the server is warmed up with.
         adapters: By the name of each adapter, which rows choose, its `stop_ids`.
+        form: What answers are, or `None` for anything.
     """
 
     default: str
@@ -69,6 +71,7 @@ class Settings:
     flavour: str
     batch_sizes: tuple[int, ...]
     adapters: dict[str, tuple[int, ...]]
+    form: FormTable | None
 
     @classmethod
     def check(
@@ -82,6 +85,8 @@ class Settings:
         weights: str | None,
         flavour: str,
         batch_sizes: Sequence[int],
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         **defaults,
     ) -> Self:
         """Check everything; see `LanguageModel.export` for the arguments."""
@@ -121,6 +126,9 @@ class Settings:
         tasks, layout = _choose_tasks(lm, default)
         if layout is not None:
             _check_templates(lm)
+        form = make_table(lm, stop_ids, regex, choices)
+        if form is not None:
+            _check_has_form(tasks, stop_ids, adapters)
         room = min(max_prompt_tokens, find_room(lm, max_new_tokens))
         if "chat" in tasks:
             room -= _count_around_message(lm, room)
@@ -138,6 +146,7 @@ class Settings:
             batch_sizes=tuple(batch_sizes),
             adapters={name: tuple(ids) for name, ids in adapters.items()},
             part_tokens={},
+            form=form,
             **controls,
         )
         for task in settings.pairs:
@@ -161,6 +170,21 @@ class Settings:
             "generate_ids",
             "score",
             "tokenize",
+        )
+
+
+def _check_has_form(tasks, stop_ids, adapters):
+    """Refuse a form where not all answers can have it."""
+    if {"summarize", "translate"} & {*tasks}:
+        raise ValueError(
+            "Summaries and translations have no form. Received: a model of the "
+            f"tasks {', '.join(tasks)}. Leave `regex` and `choices` out."
+        )
+    others = [name for name, ids in adapters.items() if {*ids} != {*stop_ids}]
+    if others:
+        raise ValueError(
+            f"Answers of a form end with the same ids. The adapters {', '.join(others)}"
+            " have others: give `stop_ids`, or leave `regex` and `choices` out."
         )
 
 

@@ -182,17 +182,15 @@ class ServedModel:
     def _answer_greedily(self, token_ids, lengths):
         controls = self._own_controls(tf.shape(lengths)[0])
         controls["temperature"] = tf.zeros_like(controls["temperature"])
-        tokens, _ = self._continue(token_ids, lengths, controls)
+        tokens, _, _ = self._continue(token_ids, lengths, controls)
         return self.decoder(tokens)
 
     def _write(self, token_ids, lengths, controls):
         """The text that follows token ids, and what is known about it."""
-        tokens, _ = self._continue(token_ids, lengths, controls)
-        num_tokens = _count_tokens(tokens)
-        is_stopped = num_tokens < controls["max_new_tokens"]
+        tokens, _, is_stopped = self._continue(token_ids, lengths, controls)
         return {
             "text": self.decoder(tokens),
-            "num_tokens": num_tokens,
+            "num_tokens": _count_tokens(tokens),
             "finish_reason": tf.where(is_stopped, "stop", "length"),
         }
 
@@ -228,7 +226,7 @@ class ServedModel:
             f"`token_ids` must be from 0 to {vocab_size - 1}",
         )
         token_ids = tf.where(is_padding, 0, token_ids)
-        tokens, log_probs = self._continue(token_ids, lengths, controls)
+        tokens, log_probs, _ = self._continue(token_ids, lengths, controls)
         return {
             "token_ids": tokens,
             "log_probs": log_probs,

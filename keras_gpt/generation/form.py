@@ -3,6 +3,7 @@
 from typing import Protocol, Self
 
 import numpy as np
+from keras import ops
 
 
 class Form(Protocol):
@@ -28,6 +29,20 @@ class Form(Protocol):
 
     def advance(self, token_ids: list[int]) -> None:
         """Take the tokens that were added, which are no stop ids."""
+
+
+def look_up(form, inputs):
+    """What follows each token, from a table as of `keras_gpt.export.form_table`.
+
+    Args:
+        form: States, int32 `(batch,)`.
+        inputs: Its `following` and `kinds`.
+
+    Returns:
+        States, int32 `(batch, vocabulary)`, -1 for tokens that may not follow.
+    """
+    kinds = ops.take(inputs["following"], form, axis=0)
+    return ops.take(kinds, inputs["kinds"], axis=1)
 
 
 def check_whole(row, number: int) -> None:

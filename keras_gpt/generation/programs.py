@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
+from keras_gpt.generation.form import look_up
 from keras_gpt.generation.sampling import (
     adjust,
     choose,
@@ -138,6 +139,9 @@ def add_token(logits, state, inputs):
         penalized = adjust(penalized, state["counts"], **adjustments)
     if "allowed" in inputs:  # another one, for answers of a given form
         penalized = ops.where(inputs["allowed"], penalized, -np.inf)
+    if "form" in state:  # a table, in exports
+        following = look_up(state["form"], inputs)
+        penalized = ops.where(following >= 0, penalized, -np.inf)
     token = choose(
         penalized,
         temperature=inputs["temperature"],
@@ -163,6 +167,11 @@ def add_token(logits, state, inputs):
         others = ops.where(noted[..., None], others, state["alternatives"])
         state = {**state, "alternatives": others}
     is_last = step + 1 >= inputs["max_new_tokens"]
+    if "form" in state:
+        form = ops.take_along_axis(following, token[:, None], axis=1)[:, 0]
+        form = ops.where(done, state["form"], form)
+        is_last = ops.logical_or(is_last, ops.take(inputs["is_over"], form))
+        state = {**state, "form": form}
     return {
         **state,
         "token": token,

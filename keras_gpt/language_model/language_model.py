@@ -334,6 +334,8 @@ class LanguageModel:
         weights: str | None = None,
         flavour: str = "stock",
         batch_sizes: Sequence[int] = (1, 8, 32),
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         next_version: bool = False,
         progress: bool = True,
         **defaults,
@@ -366,6 +368,9 @@ class LanguageModel:
                 defaults.
             batch_sizes: Numbers of rows that the server is warmed up with: those
                 that its batching allows.
+            regex: What every answer matches, as of `generate`; the SavedModel has it
+                as a table.
+            choices: Or texts of which every answer is one.
             next_version: Whether `path` is the folder of all versions, in which the
                 next number is chosen.
             progress: Whether to say on stderr what is being done.
@@ -395,6 +400,8 @@ class LanguageModel:
         from keras_gpt import export
 
         storage.check_merged(self.model, may_choose=flavour != "openvino")
+        form = {"regex": regex, "choices": choices}
+        form = {name: value for name, value in form.items() if value is not None}
         if flavour == "openvino":
             return export.export_openvino(
                 self,
@@ -402,6 +409,7 @@ class LanguageModel:
                 weights=weights,
                 stop_ids=stop_ids,
                 progress=progress,
+                **form,
                 **defaults,
             )
         return export.export_saved_model(
@@ -416,6 +424,7 @@ class LanguageModel:
             batch_sizes=batch_sizes,
             next_version=next_version,
             progress=progress,
+            **form,
             **defaults,
         )
 

@@ -513,6 +513,32 @@ def test_full_disk_is_named_and_leaves_nothing(make_language_model, tmp_path, ro
     assert list(folder.parent.iterdir()) == []
 
 
+@in_process
+def test_a_served_answer_of_a_form_is_what_generate_writes(
+    make_language_model, tmp_path
+):
+    lm = make_language_model()
+    form = {"regex": "(cat|mat)s?( on [12]{2}|;){0,4}"}
+    lm.export(tmp_path / "1", max_new_tokens=40, progress=False, **form)
+    sampling = {"temperature": [0.0, 1.2, 1.2], "seed": [0, 1, 2]}
+    prompts = ["Once upon", "12", "a cat"]
+    most = [40, 40, 3]
+    request = ["generate", {"prompt": prompts, **controls(3, **sampling)}]
+    request[1]["max_new_tokens"] = most
+    [got] = answer(tmp_path / "1", [request])
+    wanted = lm.complete(
+        prompts[:2],
+        40,
+        **form,
+        top_k=None,
+        **{name: values[:2] for name, values in sampling.items()},
+    )
+    assert got["text"][:2] == [completion.text for completion in wanted]
+    assert got["finish_reason"] == ["stop", "stop", "length"]
+    assert re.match("(c|m|ca|ma|cat|mat)s?", got["text"][2])
+    assert "texts that match `(cat" in (tmp_path / "1" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
