@@ -31,7 +31,7 @@ class Page:
     def __init__(self, browser, address):
         self.browser = browser
         self.address = address
-        self.wait = WebDriverWait(browser, 60)
+        self.wait = WebDriverWait(browser, 120)
         self.frames = []
 
     def open(self, width, height, colours):
