@@ -1,6 +1,7 @@
 """Commands that describe, bring in and write models."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -192,7 +193,7 @@ def export(
     revision: options.Revision = None,
 ) -> None:
     """Write a SavedModel for TensorFlow Serving, or a folder for OpenVINO."""
-    if flavour != options.Flavour.OPENVINO:
+    if flavour != options.Flavour.OPENVINO and find_spec("tensorflow"):
         # TensorFlow makes the graph, whatever trained the model
         os.environ["KERAS_BACKEND"] = "tensorflow"
     lm = load(model, dtype, revision=revision, merge=True)

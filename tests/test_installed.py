@@ -86,6 +86,7 @@ def test_every_extra_that_is_asked_for_is_declared():
         for path in (ROOT / "keras_gpt").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "require"
+        if isinstance(node.args[0], ast.Constant)
     }
     assert asked
     assert asked <= set(project["optional-dependencies"])
