@@ -283,17 +283,21 @@ class Scheduler:
     def _warm_up(self):
         """Write some tokens, alone and together, so that programs are compiled."""
         config = self._lm.model.config
-        for count in sorted({1, min(4, self._num_slots), self._num_slots}):
+
+        def add(count, length):
+            prompt = [size % config.vocab_size] * min(length, config.context_length)
+            controls = {"max_new_tokens": 2, "temperature": 0}
+            return [self._slots.add(prompt, **controls) for _ in range(count)]
+
+        for size in sorted({1, min(4, self._num_slots), self._num_slots}):
             for length in _WARM_UP_LENGTHS:
-                prompt = [count % config.vocab_size] * min(
-                    length, config.context_length
-                )
-                rows = [
-                    self._slots.add(prompt, max_new_tokens=2, temperature=0)
-                    for _ in range(count)
-                ]
-                while any(row.finish_reason is None for row in rows):
-                    self._slots.advance(_TOKENS_BETWEEN_LOOKS)
+                # all at once; but for short ones also one before or after the others
+                for num_late in {0, 1, size - 1} if length == 1 else {0}:
+                    rows = add(size - num_late, length)
+                    self._slots.advance(1)
+                    rows += add(num_late, length)
+                    while any(row.finish_reason is None for row in rows):
+                        self._slots.advance(_TOKENS_BETWEEN_LOOKS)
 
     def _let_in(self):
         """Fill free slots from the queue; returns `False` when all is done."""
