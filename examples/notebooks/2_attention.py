@@ -1,4 +1,4 @@
-# %% [markdown] cpu="1 min" t4="2 min"
+# %% [markdown] cpu="20 s" t4="2 min"
 # # What attention looks at
 #
 # In every layer of a GPT each token looks back at the tokens before it, through several

@@ -1,4 +1,4 @@
-# %% [markdown] cpu="4 min" t4="3 min"
+# %% [markdown] cpu="3 min" t4="3 min"
 # # Tokenizers compared
 #
 # A language model sees numbers, not letters. A tokenizer cuts a text into pieces and

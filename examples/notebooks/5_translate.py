@@ -1,4 +1,4 @@
-# %% [markdown] extras="metrics" others=["babel", "django"] cpu="12 min" t4="5 min"
+# %% [markdown] extras="metrics" others=["babel", "django"] cpu="15 min" t4="2 min"
 # # Teach SmolLM2 to translate
 #
 # SmolLM2 was trained on English. How far does it come in another language with some
@@ -125,10 +125,9 @@ gain = evaluation.bootstrap_interval(
 )
 print(f"chrF of a text: {gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})")
 for i in range(min(6, TEST)):
-    print(
-        f"\n{sources[i]}\n  wanted: {references[i]}\n  before: {written['before'][i]}"
-    )
-    print(f"  after:  {written['after'][i]}")
+    print(f"\n{sources[i]}\n  wanted: {references[i]}")
+    for name in ("before", "after"):
+        print(f"  {name}: {' '.join(written[name][i].split())}")
 
 # %% [markdown]
 # It learned the words of short messages, and the manner of the language. A good

@@ -1,4 +1,4 @@
-# %% [markdown] cpu="8 min" t4="4 min"
+# %% [markdown] cpu="6 min" t4="2 min"
 # # Preference tuning: teach a model to be brief
 #
 # What makes an answer good is hard to write down, and easy to say of two: this one is

@@ -1,4 +1,4 @@
-# %% [markdown] cpu="2 min" t4="2 min"
+# %% [markdown] cpu="1 min" t4="2 min"
 # # Sampling explained
 #
 # A language model doesn't write. It says, for each token of its vocabulary, how likely

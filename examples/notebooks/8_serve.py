@@ -1,4 +1,4 @@
-# %% [markdown] extras="tensorflow" cpu="3 min" t4="4 min"
+# %% [markdown] extras="tensorflow" cpu="70 s" t4="3 min"
 # # Export a model, and serve it
 #
 # A model that is served has to work where Python isn't: `export` writes a TensorFlow

@@ -1,4 +1,4 @@
-# %% [markdown] cpu="2 min" t4="2 min"
+# %% [markdown] cpu="40 s" t4="2 min"
 # # Many devices: a TPU, or two GPUs
 #
 # A TPU of Colab has eight cores, Kaggle lends two T4. With JAX one setting spreads a

