@@ -86,8 +86,9 @@ def fill_in(setup: str, about: dict, script: Path) -> str:
     """The setup cell with what a notebook needs."""
     extras = f"[{about['extras']}]" if "extras" in about else ""
     takes_smollm2 = 'MODEL = "smollm2"' in script.read_text(encoding="utf-8")
+    others = json.dumps(about.get("others", []))
     values = {
-        "PACKAGE, OTHERS": f'"keras-gpt{extras}", {json.dumps(about.get("others", []))}',
+        "PACKAGE, OTHERS": f'"keras-gpt{extras}", {others}',
         "SMOLLM2": json.dumps(SMOLLM2) if takes_smollm2 else "None",
         "ADDRESS": json.dumps(ADDRESS),
     }

@@ -2,7 +2,7 @@
 BACKEND = "jax"  # or "tensorflow" or "torch"
 ON_DRIVE = False  # True keeps what is made in Google Drive, in the folder keras_gpt
 PACKAGE, OTHERS = "keras-gpt", []
-SMOLLM2 = None  # the package that holds the model, where the notebook takes it
+SMOLLM2 = None  # the package with the model
 ADDRESS = "https://github.com/OWNER/keras-gpt"
 
 import importlib.util
