@@ -324,7 +324,7 @@ class Scheduler:
         now = time.monotonic()
         for row in (*self._waiting, *self._running):
             if row.job.deadline < now:
-                row.job.fail(_too_late(self.is_stopping))
+                row.job.fail(too_late(self.is_stopping))
         self._waiting = deque(row for row in self._waiting if not row.job.is_over)
         for row in self._running:
             if row.job.is_over:
@@ -353,7 +353,8 @@ def _failed():
     return ApiError(500, "The model failed; the server's log says why.", code="failed")
 
 
-def _too_late(is_stopping):
+def too_late(is_stopping: bool = False) -> ApiError:
+    """What a request is refused with that took too long."""
     if is_stopping:
         return ApiError(503, "The server is stopping.", code="stopping")
     return ApiError(504, "The answer took too long.", code="timeout")

@@ -8,6 +8,7 @@ from keras_gpt.generation.scoring import score
 from keras_gpt.language_model.completion import encode_prompts
 from keras_gpt.server.errors import CLOSED, ApiError
 from keras_gpt.server.prompts import make_choice
+from keras_gpt.server.scheduler import too_late
 from keras_gpt.server.service import Service
 
 WHOLE = {  # the inputs that a request must have
@@ -74,6 +75,8 @@ class Whole:
             return {"text": found}
         except ValueError as error:
             raise ApiError(400, str(error)) from error
+        except TimeoutError as error:
+            raise too_late() from error
 
     def generate_from_ids(self, prompts, max_new_tokens, *, seed, **controls):
         """As of `LanguageModel`, written among others' texts."""
