@@ -122,7 +122,8 @@ def _make_form(tokenizer, vocab_size, stop_ids, name, grammar):
         raise ValueError(f"`{name}` isn't supported: {_explain(matcher)}.")
     form = GrammarForm(matcher, vocab_size, tokenizer.vocab_size, stop_ids)
     if form.problem or not form.allowed.any():
-        raise ValueError(f"No answer can be of this `{name}`: {form.problem}.")
+        why = form.problem or "it begins with what `stop_ids` has"
+        raise ValueError(f"No answer can be of this `{name}`: {why}.")
     return form
 
 
