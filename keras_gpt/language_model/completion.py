@@ -57,13 +57,13 @@ def encode_prompts(tokenizer, prompts: str | Sequence[str]) -> list[list[int]]:
     return [begin + ids if ids else empty for ids in rows]
 
 
-def encode_messages(lm, messages, max_new_tokens: int) -> list[int]:
+def encode_messages(lm, messages, max_new_tokens: int, **variables: Any) -> list[int]:
     """The token ids of a conversation, with room for an answer of so many.
 
     `encode_chat` says what it leaves out and raises.
     """
     room = find_room(lm, max_new_tokens)
-    return encode_chat(lm.chat_template, lm.tokenizer, messages, room)
+    return encode_chat(lm.chat_template, lm.tokenizer, messages, room, **variables)
 
 
 def find_room(lm, max_new_tokens: int) -> int:

@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from keras_gpt.controls import FORMS
 from keras_gpt.generation.rows import check_stop_ids
 from keras_gpt.installed import require
 from keras_gpt.tokenizers import Tokenizer
@@ -78,7 +77,9 @@ def take_form(lm, stop: Sequence[str], controls: dict[str, Any]) -> GrammarForm 
         lm: A `LanguageModel`.
         stop: Strings that end an answer, which don't go with a form.
         controls: As of `keras_gpt.generate`, with `stop_ids`, and `schema`, `regex` or
-            `choices` as of `LanguageModel.generate`, which are taken out.
+            `choices` as of `LanguageModel.generate`, which are taken out. Or `tools`:
+            a list of texts, each with the JSON schema of what follows and the text
+            behind that, of which the answer is one.
 
     Returns:
         The form, of which each answer needs a copy, or `None`.
@@ -88,7 +89,7 @@ def take_form(lm, stop: Sequence[str], controls: dict[str, Any]) -> GrammarForm 
         TypeError: A form is of another type.
         ValueError: There are two forms, or none can be made of it.
     """
-    asked = {name: controls.pop(name, None) for name in FORMS}
+    asked = {name: controls.pop(name, None) for name in _MAKERS}
     asked = {name: form for name, form in asked.items() if form is not None}
     if not asked:
         return None
@@ -195,8 +196,16 @@ def choices_to_regex(choices: Sequence[str]) -> str:
     return "|".join(map(re.escape, choices))
 
 
+def _from_tools(tools):
+    return " | ".join(
+        f"{json.dumps(before)} {_from_schema(schema)} {json.dumps(behind)}"
+        for before, schema, behind in tools
+    )
+
+
 _MAKERS = {
     "schema": _from_schema,
     "regex": _from_regex,
     "choices": lambda choices: _from_regex(choices_to_regex(choices)),
+    "tools": _from_tools,
 }

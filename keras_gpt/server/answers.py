@@ -9,6 +9,7 @@ from typing import Any
 from keras_gpt.server.errors import ApiError, error_body
 from keras_gpt.server.requests import ChatRequest, CompletionRequest
 from keras_gpt.server.scheduler import Choice, Piece
+from keras_gpt.server.tools import find_calls, split_calls
 
 
 class Answer:
@@ -38,9 +39,12 @@ class Answer:
         self._choices = choices
         self._is_chat = isinstance(request, ChatRequest)
         self._offsets = [0] * len(choices)
+        self._tools = []  # the names of functions that may be called
+        self._held = [""] * len(choices)  # text that may become calls
         prefix, kind = "cmpl", "text_completion"
         if self._is_chat:
             prefix, kind = "chatcmpl", "chat.completion"
+            self._tools = [tool.function.name for tool in request.callable_tools]
             if request.stream:
                 kind += ".chunk"
         self.id = f"{prefix}-{uuid.uuid4().hex}"
@@ -88,13 +92,17 @@ class Answer:
         choices = []
         for index, came in enumerate(parts):
             text = self._echoed(index) + "".join(piece.text for piece in came)
+            text, calls = self._sort(index, text, is_last=True)
             choice = {
                 "index": index,
-                "finish_reason": came[-1].finish_reason,
+                "finish_reason": "tool_calls" if calls else came[-1].finish_reason,
                 "logprobs": self._log_probs(index, came),
             }
             if self._is_chat:
-                choice["message"] = {"role": "assistant", "content": text}
+                message = {"role": "assistant", "content": text}
+                if calls:
+                    message |= {"content": text or None, "tool_calls": calls}
+                choice["message"] = message
             else:
                 choice["text"] = text
             choices.append(choice)
@@ -112,14 +120,15 @@ class Answer:
         try:
             for index in range(len(self._choices)):
                 if self._is_chat or self._request.echo:
-                    start = self._grown(index, self._echoed(index), [], is_first=True)
+                    start = self._grown(index, self._echoed(index), [], [])
                     yield _event({**self._head, "choices": [start], **none})
             async for piece in pieces:
                 self.count(piece)
-                is_silent = not piece.text and piece.finish_reason is None
-                if is_silent and not self._request.wants_log_probs:
+                is_last = piece.finish_reason is not None
+                text, calls = self._sort(piece.index, piece.text, is_last)
+                if not (text or is_last or self._request.wants_log_probs):
                     continue
-                grown = self._grown(piece.index, piece.text, [piece])
+                grown = self._grown(piece.index, text, calls, [piece])
                 yield _event({**self._head, "choices": [grown], **none})
             if has_usage:
                 yield _event({**self._head, "choices": [], "usage": self.usage})
@@ -127,17 +136,33 @@ class Answer:
         except ApiError as error:
             yield _event(error_body(error))
 
-    def _grown(self, index, text, pieces, is_first=False):
-        """What a choice has grown by."""
+    def _sort(self, index, text, is_last):
+        """What is certain of a text that goes on, and the calls at its end."""
+        if not self._tools:
+            return text, []
+        text, held = split_calls(self._held[index] + text)
+        self._held[index] = held
+        calls = find_calls(held, self._tools) if is_last else []
+        if self._request.parallel_tool_calls is False:
+            calls = calls[:1]
+        return text + held if is_last and not calls else text, calls
+
+    def _grown(self, index, text, calls, pieces):
+        """What a choice has grown by, or how it begins."""
+        reason = pieces[-1].finish_reason if pieces else None
         choice = {
             "index": index,
-            "finish_reason": pieces[-1].finish_reason if pieces else None,
+            "finish_reason": "tool_calls" if calls else reason,
             "logprobs": self._log_probs(index, pieces),
         }
-        if self._is_chat:
-            role = {"role": "assistant"} if is_first else {}
-            return {**choice, "delta": {**role, "content": text}}
-        return {**choice, "text": text}
+        if not self._is_chat:
+            return {**choice, "text": text}
+        delta = {"content": text}
+        if not pieces:
+            delta["role"] = "assistant"
+        if calls:
+            delta["tool_calls"] = [{"index": i, **c} for i, c in enumerate(calls)]
+        return {**choice, "delta": delta}
 
     def _echoed(self, index):
         """The text of the prompt, where it is to stand before the answer."""

@@ -11,6 +11,7 @@ from keras_gpt.server.errors import ApiError
 from keras_gpt.server.requests import ChatRequest, CompletionRequest
 from keras_gpt.server.scheduler import Choice
 from keras_gpt.server.settings import Settings
+from keras_gpt.server.tools import takes_tools
 
 _COMPLETION_TOKENS = 16  # where none are asked for, as OpenAI has it
 _CHAT_TOKENS = 1024
@@ -43,8 +44,7 @@ def make_choices(
             400, "`echo` goes without `logprobs` on this server.", param="echo"
         )
     if is_chat:
-        messages = [message.to_dict() for message in request.messages]
-        prompts = [_refuse("messages", encode_messages, lm, messages, most)]
+        prompts = [_encode_chat(lm, request, most)]
     else:
         prompts = encode_texts(lm, request.prompts)
     # like texts are no surprise where a seed is given, and else no use
@@ -62,6 +62,23 @@ def make_choices(
             own["form"] = form.copy()
         choices.append(make_choice(lm, ids, own, request.stops))
     return choices
+
+
+def _encode_chat(lm, request, most):
+    """The ids of a conversation, with the tools that its template writes."""
+    tools = [tool.to_dict() for tool in request.callable_tools]
+    used = [m.is_of_tools for m in request.messages]
+    if (tools or any(used)) and not takes_tools(lm):
+        raise ApiError(
+            400,
+            "`tools` aren't supported by this model: its chat template has none, or "
+            "writes calls otherwise than as <tool_call>. Leave out `tools`, and "
+            "messages of tools.",
+            param="tools" if tools else f"messages.{used.index(True)}",
+        )
+    messages = [message.to_dict() for message in request.messages]
+    variables = {"tools": tools} if tools else {}
+    return _refuse("messages", encode_messages, lm, messages, most, **variables)
 
 
 def _make_form(lm, request):
@@ -128,10 +145,10 @@ def check_limit(
         )
 
 
-def _refuse(param, function, *arguments):
+def _refuse(param, function, *arguments, **variables):
     """What a function returns; its `ValueError` is the request's."""
     try:
-        return function(*arguments)
+        return function(*arguments, **variables)
     except ValueError as error:
         code = "context_length_exceeded" if "long" in str(error) else None
         raise ApiError(400, str(error), param=param, code=code) from error

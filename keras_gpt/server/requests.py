@@ -20,8 +20,10 @@ from pydantic_core import PydanticCustomError
 
 from keras_gpt.controls import CONTROLS, PENALTIES
 from keras_gpt.generation.slots import MOST_ALTERNATIVES
+from keras_gpt.server.tools import NamedTool, Tool, ToolCall, make_form
 
-# Values that ask for nothing, by the names of fields that aren't supported.
+# Values that ask for nothing, by the names of fields that aren't supported. (A kind of
+# request may have one of them.)
 _NOTHING = {
     "audio": (),
     "best_of": (1,),
@@ -54,6 +56,7 @@ _SAMPLING = (
 _MOST_SEED = 2**63 - 1
 _MOST_STOPS = 16
 _MOST_MESSAGES = 1024
+_MOST_TOOLS = 128
 
 
 def _control(name, least=None):
@@ -161,7 +164,8 @@ class _Request(BaseModel):
     def _leave_out_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name in _NOTHING.keys() & data.keys():
+        nothing = _NOTHING.keys() - cls.model_fields.keys()
+        for name in nothing & data.keys():
             value = data[name]
             if value is not None and value not in _NOTHING[name]:
                 raise PydanticCustomError(
@@ -169,7 +173,7 @@ class _Request(BaseModel):
                     "`{field}` isn't supported by this server. Leave it out.",
                     {"field": name},
                 )
-        return {name: data[name] for name in data if name not in _NOTHING}
+        return {name: data[name] for name in data if name not in nothing}
 
     @model_validator(mode="after")
     def _check_stream_options(self):
@@ -264,8 +268,10 @@ class Message(BaseModel):
 
     model_config = _STRICT
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | list[_TextPart], AfterValidator(_join)]
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -273,12 +279,23 @@ class Message(BaseModel):
         """Answers of the `openai` package are sent back with all their fields."""
         if not isinstance(data, dict):
             return data
-        return {name: value for name, value in data.items() if value not in (None, [])}
+        data = {name: value for name, value in data.items() if value not in (None, [])}
+        return {"content": "", **data} if "tool_calls" in data else data
 
-    def to_dict(self) -> dict[str, str]:
+    @property
+    def is_of_tools(self) -> bool:
+        """Whether it calls functions, or says what came of a call."""
+        return self.role == "tool" or self.tool_calls is not None
+
+    def to_dict(self) -> dict[str, Any]:
         """As `LanguageModel.chat` takes it."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content}
+        message = {"role": role, "content": self.content}
+        if self.tool_calls is not None:
+            message["tool_calls"] = [call.to_dict() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class ChatRequest(_Request):
@@ -286,6 +303,9 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MOST_MESSAGES)]
     max_completion_tokens: _control("max_new_tokens") = None
+    tools: Annotated[list[Tool] | None, Field(max_length=_MOST_TOOLS)] = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MOST_ALTERNATIVES)] = None
 
@@ -298,6 +318,48 @@ class ChatRequest(_Request):
                 {"field": "top_logprobs"},
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_tools(self):
+        if self.must_call and not self._wanted_tools:
+            raise PydanticCustomError(
+                "goes_with",
+                "`{field}` asks for a function that `tools` hasn't.",
+                {"field": "tool_choice"},
+            )
+        if self.callable_tools and super().form:
+            raise PydanticCustomError(
+                "goes_with",
+                "`{field}` go without `response_format`, `regex` and `choices` on this "
+                "server, unless `tool_choice` is 'none'.",
+                {"field": "tools"},
+            )
+        return self
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The functions that the answer may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def _wanted_tools(self):
+        """Those of which the answer must call one, if it must."""
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            return [t for t in self.callable_tools if t.function.name == name]
+        return self.callable_tools
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What the answer shall be, as of `take_form`."""
+        return (
+            {"tools": make_form(self._wanted_tools)} if self.must_call else super().form
+        )
 
     @property
     def most_tokens(self) -> int | None:

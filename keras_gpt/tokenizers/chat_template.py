@@ -125,18 +125,20 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[dict[str, Any]],
     most: int,
+    **variables: Any,
 ) -> list[int]:
     """Token ids of a conversation, ready for the answer.
 
-    Special tokens that the messages spell are ordinary text; only the template's own
-    count. Where the whole is too long, the oldest messages are left out, but not a
-    system message at the beginning.
+    Special tokens that messages and variables spell are ordinary text; only the
+    template's own count. Where the whole is too long, the oldest messages are left out,
+    but not a system message at the beginning.
 
     Args:
         template: The model's.
         tokenizer: The model's.
         messages: As for `ChatTemplate.render`.
         most: Most ids.
+        **variables: As for `ChatTemplate.render`.
 
     Raises:
         ValueError: There is no template, or the last message alone is too long.
@@ -147,9 +149,9 @@ def encode_chat(
             "was lost. Use generate, or give LanguageModel a `chat_template`."
         )
     check_messages(messages)
-    messages, mark = _shield(messages, tokenizer)
+    (messages, variables), mark = _shield([messages, variables], tokenizer)
     while True:
-        ids = _encode(tokenizer, template.render(messages), mark)
+        ids = _encode(tokenizer, template.render(messages, **variables), mark)
         if len(ids) <= most:
             return ids
         shorter = leave_out_oldest(messages)
@@ -242,17 +244,21 @@ def _encode(tokenizer, text, mark):
     return ids
 
 
-def _shield(messages, tokenizer):
-    """Put a mark into every special token that a message spells.
+def _shield(value, tokenizer):
+    """Put a mark into every special token that a text in a JSON value spells.
 
     Returns:
-        The messages and the mark, `None` where none spells any.
+        The value and the mark, `None` where no text spells any.
     """
     names = [name for name in tokenizer.special_tokens if name]
     spelled = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
-    texts = [message[key] for message in messages for key in ("role", "content")]
+    texts = []
+    try:
+        _map_texts(texts.append, value)
+    except RecursionError:
+        raise ValueError("Messages and variables are nested too deep.") from None
     if not any(map(spelled.search, texts)):
-        return list(messages), None
+        return value, None
     # noncharacters first, which text doesn't hold but may
     used = set("".join(texts))
     mark = next(chr(c) for c in range(0xFDD0, 0x110000) if chr(c) not in used)
@@ -262,11 +268,21 @@ def _shield(messages, tokenizer):
             text = spelled.sub(lambda m: m[0][:1] + mark + m[0][1:], text)
         return text
 
-    shielded = [
-        {**message, **{key: shield(message[key]) for key in ("role", "content")}}
-        for message in messages
-    ]
-    return shielded, mark
+    return _map_texts(shield, value), mark
+
+
+def _map_texts(function, value):
+    """A JSON value with other texts, names too."""
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, dict):
+        return {
+            _map_texts(function, name): _map_texts(function, item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_map_texts(function, item) for item in value]
+    return value
 
 
 class _Budget:

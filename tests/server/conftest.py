@@ -24,12 +24,12 @@ TEMPLATE = (
 )
 
 
-def make_lm():
+def make_lm(letters=LETTERS, template=TEMPLATE, context_length=64):
     """A random model that answers with random letters."""
     keras.utils.set_random_seed(0)
     config = GPTConfig(
-        vocab_size=len(LETTERS) + 3,  # more than the tokenizer's, as of some models
-        context_length=64,
+        vocab_size=len(letters) + 3,  # more than the tokenizer's, as of some models
+        context_length=context_length,
         embedding_dimension=16,
         num_layers=1,
         num_heads=2,
@@ -39,7 +39,7 @@ def make_lm():
     for variable in model.trainable_variables:
         variable.assign(random.normal(scale=0.5, size=variable.shape))
     return LanguageModel(
-        model, CharacterTokenizer(LETTERS), chat_template=ChatTemplate(TEMPLATE)
+        model, CharacterTokenizer(letters), chat_template=ChatTemplate(template)
     )
 
 
