@@ -22,8 +22,8 @@ from keras_gpt.controls import CONTROLS, PENALTIES
 from keras_gpt.generation.slots import MOST_ALTERNATIVES
 from keras_gpt.server.tools import NamedTool, Tool, ToolCall, make_form
 
-# Values that ask for nothing, by the names of fields that aren't supported. (A kind of
-# request may have one of them.)
+# Values that ask for nothing, by the names of fields that aren't supported, or not by
+# each kind of requests.
 _NOTHING = {
     "audio": (),
     "best_of": (1,),
@@ -321,7 +321,7 @@ class ChatRequest(_Request):
 
     @model_validator(mode="after")
     def _check_tools(self):
-        if self.must_call and not self._wanted_tools:
+        if self._forced_tools == []:
             raise PydanticCustomError(
                 "goes_with",
                 "`{field}` asks for a function that `tools` hasn't.",
@@ -342,24 +342,21 @@ class ChatRequest(_Request):
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
-    def must_call(self) -> bool:
-        """Whether the answer must be a call."""
-        return self.tool_choice not in (None, "none", "auto")
-
-    @property
-    def _wanted_tools(self):
-        """Those of which the answer must call one, if it must."""
-        if isinstance(self.tool_choice, NamedTool):
-            name = self.tool_choice.function.name
-            return [t for t in self.callable_tools if t.function.name == name]
-        return self.callable_tools
+    def _forced_tools(self):
+        """Those of which the answer must call one, or `None` if it needn't."""
+        choice = self.tool_choice
+        if choice in (None, "none", "auto"):
+            return None
+        tools = self.tools or []
+        if choice == "required":
+            return tools
+        return [tool for tool in tools if tool.function.name == choice.function.name]
 
     @property
     def form(self) -> dict[str, Any]:
         """What the answer shall be, as of `take_form`."""
-        return (
-            {"tools": make_form(self._wanted_tools)} if self.must_call else super().form
-        )
+        tools = self._forced_tools
+        return super().form if tools is None else {"tools": make_form(tools)}
 
     @property
     def most_tokens(self) -> int | None:

@@ -6,13 +6,12 @@ Models write a call as Hermes and Qwen do, as JSON between two tags:
 
 import json
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
 
@@ -32,98 +31,81 @@ def _read_arguments(text):
     return arguments
 
 
-class _Function(BaseModel):
-    model_config = _STRICT
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+
+class _Name(_Strict):
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class _Function(_Name):
     description: str | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] | None = (
-        None
-    )
+    parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] = {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
     strict: bool | None = None  # a call that must come always is
 
 
-class Tool(BaseModel):
-    """A function that may be called."""
+class _Called(_Name):
+    arguments: Annotated[str, AfterValidator(_read_arguments)]
 
-    model_config = _STRICT
+
+class Tool(_Strict):
+    """A function that may be called."""
 
     type: Literal["function"]
     function: _Function
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """Of the arguments."""
-        if self.function.parameters is None:
-            return {"type": "object", "properties": {}, "additionalProperties": False}
-        return self.function.parameters
 
     def to_dict(self) -> dict[str, Any]:
         """As a chat template takes it."""
         told = {
             "name": self.function.name,
             "description": self.function.description or "",
-            "parameters": self.schema,
+            "parameters": self.function.parameters,
         }
         return {"type": "function", "function": told}
 
 
-class _Name(BaseModel):
-    model_config = _STRICT
-
-    name: str
-
-
-class NamedTool(BaseModel):
+class NamedTool(_Strict):
     """The function that must be called."""
-
-    model_config = _STRICT
 
     type: Literal["function"]
     function: _Name
 
 
-class _Called(BaseModel):
-    model_config = _STRICT
-
-    name: str
-    arguments: Annotated[str, AfterValidator(_read_arguments)]
-
-
-class ToolCall(BaseModel):
+class ToolCall(_Strict):
     """A call of an earlier answer."""
 
-    model_config = _STRICT
-
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"]
     function: _Called
 
     def to_dict(self) -> dict[str, Any]:
         """As a chat template takes it, with arguments that were read."""
-        function = dict(self.function)
-        return {"id": self.id, "type": "function", "function": function}
+        return {**dict(self), "function": dict(self.function)}
 
 
 def takes_tools(lm) -> bool:
     """Whether a model's chat template writes tools, and calls as they are read here."""
     if lm.chat_template is None or _BEGIN in lm.tokenizer.special_tokens:
         return False
+    function = {"name": "probe", "arguments": {"a": 1}}
+    calls = [{"id": "1", "type": "function", "function": function}]
     messages = [
         {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "", "tool_calls": []},
+        {"role": "assistant", "content": "", "tool_calls": calls},
     ]
-    called = {"name": "probe", "arguments": {"a": 1}}
-    messages[1]["tool_calls"].append({"type": "function", "function": called})
-    function = _Function(name="probe")
-    tools = [Tool(type="function", function=function).to_dict()]
+    tool = Tool(type="function", function=_Function(name="probe")).to_dict()
     try:
-        asked = lm.chat_template.render(messages[:1], tools=tools)
-        text = lm.chat_template.render(messages, tools=tools)
+        asked = lm.chat_template.render(messages[:1], tools=[tool])
+        answered = lm.chat_template.render(messages, tools=[tool])
     except ValueError:
         return False
-    call = text[text.rfind(_BEGIN) :].partition(_END)
-    return "probe" in asked and bool(find_calls("".join(call[:2]), ["probe"]))
+    call = answered[answered.rfind(_BEGIN) : answered.rfind(_END) + len(_END)]
+    return "probe" in asked and bool(find_calls(call, ["probe"]))
 
 
 def make_form(tools: Sequence[Tool]) -> list[tuple[str, dict[str, Any], str]]:
@@ -131,7 +113,7 @@ def make_form(tools: Sequence[Tool]) -> list[tuple[str, dict[str, Any], str]]:
     return [
         (
             f'{_BEGIN}\n{{"name": "{tool.function.name}", "arguments": ',
-            {"type": "object", **tool.schema},
+            {"type": "object", **tool.function.parameters},
             f"}}\n{_END}",
         )
         for tool in tools
@@ -148,7 +130,7 @@ def split_calls(text: str) -> tuple[str, str]:
     return before, text[len(before) :]
 
 
-def find_calls(text: str, names: Collection[str]) -> list[dict[str, Any]]:
+def find_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """The calls that a text consists of.
 
     Args:
@@ -159,23 +141,24 @@ def find_calls(text: str, names: Collection[str]) -> list[dict[str, Any]]:
         The calls in OpenAI's form, or none where the text is anything else.
     """
     calls = []
-    decoder = json.JSONDecoder()
     try:
         while text := text.strip():
             inside = text.removeprefix(_BEGIN).lstrip()
-            call, end = decoder.raw_decode(inside)
+            call, end = json.JSONDecoder().raw_decode(inside)
             rest = inside[end:].lstrip()
-            is_call = text.startswith(_BEGIN) and rest.startswith(_END)
-            if not (is_call and isinstance(call, dict) and call.get("name") in names):
+            if not (text.startswith(_BEGIN) and rest.startswith(_END)):
                 return []
-            arguments = call.get("arguments")
-            if call.keys() != {"name", "arguments"} or not isinstance(arguments, dict):
-                return []
-            arguments = json.dumps(arguments, allow_nan=False)
-            function = {"name": call["name"], "arguments": arguments}
-            call = {"id": f"call_{uuid.uuid4().hex}", "type": "function"}
-            calls.append({**call, "function": function})
+            match call:
+                case {"name": name, "arguments": dict(arguments), **others} if (
+                    name in names and not others
+                ):
+                    arguments = json.dumps(arguments, allow_nan=False)
+                    function = {"name": name, "arguments": arguments}
+                case _:
+                    return []
+            call_id = f"call_{uuid.uuid4().hex}"
+            calls.append({"id": call_id, "type": "function", "function": function})
             text = rest.removeprefix(_END)
-    except (RecursionError, TypeError, ValueError):  # no JSON, or a name that is a list
+    except (RecursionError, ValueError):  # it isn't JSON
         return []
     return calls
