@@ -245,20 +245,24 @@ class Slots:
         self._has_waited = is_for_few and not (self._has_waited or self._unread)
         if self._has_waited:
             return
-        while any(until.values()):
+        while any(until.values()) and not any(map(self._is_full, self._places)):
             # forms say anew what may follow each token
             has_forms = any(row.form is not None for row in until)
             most = 1 if has_forms else num_tokens
             self._decode(most, {row: min(left, most) for row, left in until.items()})
             until = {row: max(until[row] - most, 0) for row in self._running}
 
+    def _is_full(self, row):
+        """Whether a row has no room for its last token."""
+        most = self._model.config.context_length
+        return row is not None and len(row.window) > most
+
     def _reread_full_rows(self):
         """Let rows whose window is full be read anew, without its older half."""
-        context_length = self._model.config.context_length
         for place, row in enumerate(self._places):
-            if row is not None and len(row.window) > context_length:
+            if self._is_full(row):
                 self._places[place] = None
-                row.forget_half(context_length)
+                row.forget_half(self._model.config.context_length)
                 row.num_in_cache = 0
                 self._unread.appendleft(row)
 
