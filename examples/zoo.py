@@ -134,7 +134,7 @@ ZOO = {
             "batch_size": 8,
             "evaluate_every": 750,
         },
-        prompt="The string module ",
+        prompt="The string module",
     ),
     "summarizer": Recipe(
         "first lines of docstrings",

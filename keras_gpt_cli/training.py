@@ -76,7 +76,7 @@ def quickstart(
         f'  {folder}keras-gpt attention {output} "Return a list of the files"\n'
         f"  {folder}keras-gpt evaluate {output} --file README.md\n"
         f"  {folder}keras-gpt info {output}\n"
-        f"  {folder}keras-gpt serve {output}  # pip install 'keras-gpt[server]'\n"
+        f"  {folder}keras-gpt serve {output}  # pip install 'keras-gpt\\[server]'\n"
         f"  {folder}tensorboard --logdir {output / runs.EVENTS_FOLDER}\n"
         f"  {folder}keras-gpt train --help",
         soft_wrap=True,

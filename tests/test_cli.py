@@ -212,6 +212,7 @@ def test_quickstart_trains_and_says_what_comes_next(run, tmp_path, corpus):
         "validation loss",
         "bits per byte",
         "keras-gpt generate",
+        "pip install 'keras-gpt[server]'",
     ):
         assert part in errors
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
