@@ -2,6 +2,7 @@
 
 # Axes: b batch, t position, e embedding, v vocabulary
 
+import functools
 import math
 
 import keras
@@ -259,6 +260,40 @@ class GPT(CheckedModel):
             for target in targets
         }
 
+    def make_adapters(self, targets, make):
+        """Layers to stand beside matrices, which `put_adapters` puts there.
+
+        Args:
+            targets: As of `keras_gpt.training.enable_lora`.
+            make: Gets `units`, `dtype` and `name`, and returns a layer.
+        """
+        # float32 variables, and the arithmetic of the model
+        dtype = self.compute_dtype
+        policy = dtype if dtype == "float32" else f"mixed_{dtype}"
+        layers = []
+        for name, dense in self.projections(targets).items():
+            layers.append(make(dense.units, dtype=policy, name=name))
+            layers[-1].build((None, None, dense.kernel.shape[0]))
+        return layers
+
+    def put_adapters(self, targets, layers):
+        """Put layers of `make_adapters` beside the matrices of these targets."""
+        for dense, layer in zip(
+            self.projections(targets).values(), layers, strict=True
+        ):
+            # a method, which Keras doesn't track: the layer is the model's
+            dense.adapter = layer.add_to
+        self.adapters.layers.extend(layers)
+        self.adapters.targets = tuple(targets)
+
+    def take_adapters(self):
+        """Take away what `put_adapters` put."""
+        for dense in self.projections(self.adapters.targets).values():
+            dense.adapter = None
+        # emptied, not replaced: Keras goes on tracking what a replaced list held
+        self.adapters.layers.clear()
+        self.adapters.targets = ()
+
     def add_adapters(self, ranks, targets):
         """Put adapters beside the matrices, of which each row has its own, or none.
 
@@ -268,17 +303,9 @@ class GPT(CheckedModel):
             ranks: The rank of each adapter by its name.
             targets: As of `keras_gpt.training.enable_lora`.
         """
-        # float32 variables, and the arithmetic of the model
-        dtype = self.compute_dtype
-        policy = dtype if dtype == "float32" else f"mixed_{dtype}"
-        for name, dense in self.projections(targets).items():
-            rank = sum(ranks.values())
-            layer = RowAdapters(dense.units, rank=rank, dtype=policy, name=name)
-            layer.build((None, None, dense.kernel.shape[0]))
-            # a method, which Keras doesn't track: the layer is the model's
-            dense.adapter = layer.add_to
-            self.adapters.layers.append(layer)
-        self.adapters.ranks, self.adapters.targets = dict(ranks), tuple(targets)
+        make = functools.partial(RowAdapters, rank=sum(ranks.values()))
+        self.put_adapters(targets, self.make_adapters(targets, make))
+        self.adapters.ranks = dict(ranks)
 
     def prefill(self, token_ids, lengths, cache_length, adapter=None):
         """Read the prompts and keep what `decode` needs.

@@ -148,7 +148,7 @@ class Adapters(keras.layers.Layer):
         settings: What the former were made with, or `None` without any.
         frozen: Weak references to the variables that trained before.
         ranks: The rank of each adapter by its name, of `RowAdapters`.
-        targets: Which matrices these adapt.
+        targets: Which matrices the layers adapt.
     """
 
     def __init__(self, **kwargs):

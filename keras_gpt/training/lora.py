@@ -1,6 +1,7 @@
 """LoRA: train a few small matrices beside the frozen ones of a pretrained GPT."""
 
 import dataclasses
+import functools
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -118,23 +119,13 @@ def enable_lora(
         )
     settings = LoRASettings(rank, alpha, targets, dropout_rate)
     _check_base(model)
-    # float32 variables, and the arithmetic of the model
-    compute_dtype = model.compute_dtype
-    policy = compute_dtype if compute_dtype == "float32" else f"mixed_{compute_dtype}"
-    projections = model.projections(settings.targets)
-    adapters = []
-    for name, dense in projections.items():
-        options = {"rank": rank, "alpha": settings.alpha, "dropout_rate": dropout_rate}
-        adapter = LowRankAdapter(dense.units, dtype=policy, name=name, **options)
-        adapter.build((None, None, dense.kernel.shape[0]))
-        adapters.append(adapter)
+    options = {"rank": rank, "alpha": settings.alpha, "dropout_rate": dropout_rate}
+    make = functools.partial(LowRankAdapter, **options)
+    adapters = model.make_adapters(settings.targets, make)
     # weakly, so that weights that `quantize` replaces can go
     model.adapters.frozen = [weakref.ref(v) for v in model.trainable_variables]
     _set_trainable(model, False)
-    for dense, adapter in zip(projections.values(), adapters, strict=True):
-        # a method, which Keras doesn't track: the layer is the model's
-        dense.adapter = adapter.add_to
-    model.adapters.layers.extend(adapters)
+    model.put_adapters(settings.targets, adapters)
     model.adapters.settings = settings
     _forget_compiled(model)
 
@@ -171,7 +162,7 @@ def merge_lora(model) -> None:
             f"Adapters can't be merged into {model.quantization} weights. Load the "
             "base in float32 or bfloat16, merge, and quantize what came out."
         )
-    projections = model.projections(model.adapters.settings.targets).values()
+    projections = model.projections(model.adapters.targets).values()
     for dense, adapter in zip(projections, adapters, strict=True):
         old = ops.convert_to_numpy(ops.cast(dense.kernel, "float32"))
         dense.kernel.assign(np.asarray(old) + adapter.product())
@@ -190,11 +181,8 @@ def remove_lora(model) -> None:
         ValueError: There are no adapters.
     """
     _adapters(model)
-    for dense in model.projections(model.adapters.settings.targets).values():
-        dense.adapter = None
     _set_trainable(model, True)
-    # emptied, not replaced: Keras goes on tracking what a replaced list held
-    model.adapters.layers.clear()
+    model.take_adapters()
     model.adapters.settings = None
     _forget_compiled(model)
 

@@ -83,8 +83,5 @@ def remove_adapters(model) -> None:
         model: A `GPT`.
     """
     if model.adapters.ranks:
-        for dense in model.projections(model.adapters.targets).values():
-            dense.adapter = None
-        # emptied, not replaced: Keras goes on tracking what a replaced list held
-        model.adapters.layers.clear()
+        model.take_adapters()
         model.adapters.ranks = {}
