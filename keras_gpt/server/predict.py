@@ -19,10 +19,9 @@ from keras_gpt.server.errors import ApiError
 from keras_gpt.server.prompts import check_limit, encode_texts, make_choice
 from keras_gpt.server.scheduler import Choice, Piece
 from keras_gpt.server.settings import Settings
-from keras_gpt.server.whole import WHOLE
+from keras_gpt.server.whole import NEW_TOKENS, WHOLE
 from keras_gpt.tasks.prompts import ask
 
-_NEW_TOKENS = 64  # as `LanguageModel.export` has it
 _SIGNATURES = {  # the inputs that a request must have
     "serving_default": ("prompt",),
     "generate": ("prompt",),
@@ -244,7 +243,7 @@ def _choose(lm, adapter):
 
 def _read_controls(given):
     """A row's controls, without those that are the model's own."""
-    controls = {"max_new_tokens": _NEW_TOKENS, "seed": 0}
+    controls = {"max_new_tokens": NEW_TOKENS, "seed": 0}
     for name, value in given.items():
         if value == OWN:
             continue

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     model_validator,
@@ -20,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from keras_gpt.controls import CONTROLS, PENALTIES
 from keras_gpt.generation.slots import MOST_ALTERNATIVES
-from keras_gpt.server.tools import NamedTool, Tool, ToolCall, make_form
+from keras_gpt.server.tools import NamedTool, Strict, Tool, ToolCall, make_form
 
 # Values that ask for nothing, by the names of fields that aren't supported, or not by
 # each kind of requests.
@@ -42,7 +40,6 @@ _NOTHING = {
     "verbosity": (),
     "web_search_options": (),
 }
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -79,18 +76,14 @@ _IdInName = Annotated[int, Field(strict=False, ge=0)]  # names in JSON are strin
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """What is said besides text while it streams."""
-
-    model_config = _STRICT
 
     include_usage: bool = False
     include_obfuscation: bool = False  # there is none
 
 
-class _Text(BaseModel):
-    model_config = _STRICT
-
+class _Text(Strict):
     type: Literal["text"]
 
     @property
@@ -98,9 +91,7 @@ class _Text(BaseModel):
         return {}
 
 
-class _JsonObject(BaseModel):
-    model_config = _STRICT
-
+class _JsonObject(Strict):
     type: Literal["json_object"]
 
     @property
@@ -108,18 +99,14 @@ class _JsonObject(BaseModel):
         return {"schema": {"type": "object"}}
 
 
-class _NamedSchema(BaseModel):
-    model_config = _STRICT
-
+class _NamedSchema(Strict):
     name: str
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema", default_factory=dict)
     strict: bool | None = None  # it always is
 
 
-class _JsonSchema(BaseModel):
-    model_config = _STRICT
-
+class _JsonSchema(Strict):
     type: Literal["json_schema"]
     json_schema: _NamedSchema
 
@@ -128,10 +115,8 @@ class _JsonSchema(BaseModel):
         return {"schema": self.json_schema.schema_}
 
 
-class _Request(BaseModel):
+class _Request(Strict):
     """What both kinds of requests have."""
-
-    model_config = _STRICT
 
     model: str | None = None
     max_tokens: _control("max_new_tokens") = None
@@ -249,9 +234,7 @@ class CompletionRequest(_Request):
         return [prompt] if is_one else prompt
 
 
-class _TextPart(BaseModel):
-    model_config = _STRICT
-
+class _TextPart(Strict):
     type: Literal["text"]
     text: str
 
@@ -263,10 +246,8 @@ def _join(content):
     return content
 
 
-class Message(BaseModel):
+class Message(Strict):
     """A message of a conversation."""
-
-    model_config = _STRICT
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | list[_TextPart], AfterValidator(_join)]

@@ -31,11 +31,13 @@ def _read_arguments(text):
     return arguments
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What has no fields but its own, and no values that need be changed."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Name(_Strict):
+class _Name(Strict):
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -53,7 +55,7 @@ class _Called(_Name):
     arguments: Annotated[str, AfterValidator(_read_arguments)]
 
 
-class Tool(_Strict):
+class Tool(Strict):
     """A function that may be called."""
 
     type: Literal["function"]
@@ -69,14 +71,14 @@ class Tool(_Strict):
         return {"type": "function", "function": told}
 
 
-class NamedTool(_Strict):
+class NamedTool(Strict):
     """The function that must be called."""
 
     type: Literal["function"]
     function: _Name
 
 
-class ToolCall(_Strict):
+class ToolCall(Strict):
     """A call of an earlier answer."""
 
     id: str

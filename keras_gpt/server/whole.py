@@ -17,7 +17,7 @@ WHOLE = {  # the inputs that a request must have
     "summarize": ("text",),
     "translate": ("text", "source", "target"),
 }
-_NEW_TOKENS = 64  # as `LanguageModel.export` has it
+NEW_TOKENS = 64  # as `LanguageModel.export` has it
 
 
 class Whole:
@@ -59,7 +59,7 @@ class Whole:
             if signature == "score":
                 return self._score(texts)
             config = self._lm.model.config
-            most = min(_NEW_TOKENS, config.context_length // 2)
+            most = min(NEW_TOKENS, config.context_length // 2)
             if signature == "summarize":
                 return {"text": tasks.summarize(self, texts, most)}
             pairs = list(zip(columns["source"], columns["target"], strict=True))
