@@ -394,7 +394,7 @@ class LanguageModel:
         >>> config = keras_gpt.GPTConfig(vocab_size=8, context_length=16, num_heads=2,
         ...                              embedding_dimension=32, num_layers=1)
         >>> lm = keras_gpt.LanguageModel(keras_gpt.GPT(config), tokenizer)
-        >>> lm.export("served/greeter/1", max_new_tokens=8).name  # doctest: +SKIP
+        >>> lm.export("served/greeter/1", max_new_tokens=8, progress=False).name
         '1'
         """
         from keras_gpt import export
