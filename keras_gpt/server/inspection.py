@@ -84,7 +84,13 @@ async def describe(service: Served):
         "num_layers": config.num_layers,
         "num_heads": config.num_heads,
         "vocab_size": config.vocab_size,
-        "can_chat": lm.chat_template is not None,
+        "models": [
+            {
+                "name": name,
+                "can_chat": service.find_model(name).chat_template is not None,
+            }
+            for name in service.names
+        ],
         "has_run": settings.run is not None,
         "most_new_tokens": settings.max_tokens,
         "defaults": {name: defaults[name] for name in _SHOWN},

@@ -11,6 +11,7 @@ import requests
 from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
 from keras_gpt.tokenizers import ChatTemplate
 from keras_gpt.training.callbacks import EventLog
+from keras_gpt.training.lora import LORA_TARGETS
 from tests.server.conftest import LETTERS, TEMPLATE, serve, wait_until
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -108,7 +109,7 @@ def write_run(folder):
 
 
 def make_writer_of_tags():
-    """A model whose likeliest text is the tag over and over."""
+    """A model whose likeliest text is the tag over and over, but by an adapter."""
     tokenizer = CharacterTokenizer("".join({*LETTERS, *TAG}))
     size = tokenizer.vocab_size
     width = size + size % 2
@@ -129,11 +130,17 @@ def make_writer_of_tags():
         "embedding/tokens/embeddings": np.eye(size, width),
         "embedding/tokens/reverse_embeddings": 4
         * np.pad(np.eye(size)[after], [[0, width - size], [0, 0]]),
-        "final_norm/gamma": np.ones(width),
     }
     for variable in model.trainable_variables:
-        variable.assign(values.get(variable.path, np.zeros(variable.shape)))
-    return LanguageModel(model, tokenizer, chat_template=ChatTemplate(TEMPLATE))
+        default = np.full(variable.shape, float(variable.path.endswith("gamma")))
+        variable.assign(values.get(variable.path, default))
+    model.add_adapters({"other": 2}, LORA_TARGETS)
+    random = np.random.default_rng(0)
+    for weight in model.adapters.weights:
+        weight.assign(random.normal(size=weight.shape))
+    adapters = {"other": {"chat_template": None}}
+    template = ChatTemplate(TEMPLATE)
+    return LanguageModel(model, tokenizer, chat_template=template, adapters=adapters)
 
 
 @pytest.mark.skipif(
@@ -145,6 +152,10 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
+    lm = make_writer_of_tags()
+    other = lm.with_adapter("other")
+    otherwise = other.generate("oh", 16, temperature=0)
+    most = other.attention(f"oh{otherwise}").weights[0, 0, -1].max()
     write_run(tmp_path)
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
@@ -154,7 +165,7 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     settings = {"num_slots": 2, "api_key": "secret", "run": tmp_path}
     with (
-        serve(make_writer_of_tags(), **settings) as server,
+        serve(lm, **settings) as server,
         webdriver.Chrome(options, service) as browser,
     ):
 
@@ -235,6 +246,19 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
         assert write("hi", "#of-chat article") == TAG
         assert write("oh", "#of-chat article") == TAG
         assert [asked.text for asked in find_all(".of-chat .asked")] == ["hi", "oh"]
+        # by an adapter, without a template, chosen by the keyboard alone
+        find("#model").send_keys("o")
+        assert not find("#modes").is_displayed()
+        assert browser.switch_to.active_element == find("#model")
+        fill("#max_tokens", "16")
+        assert write("oh", "#of-prompt article") == otherwise
+        last = "#of-prompt article:last-child "
+        assert find(f"{last} .stats").text.startswith("other · 16 tokens")
+        find("#model").send_keys("t")  # an answer is looked into with its own model
+        find(f"{last} button:nth-of-type(2)").click()
+        wait_until(lambda: find_all(f"{last} .heads canvas"))
+        assert f"{100 * most:.0f} %" in find(f"{last} .attention p").text
+        assert find("#modes").is_displayed()
         # a refusal is said in plain words
         fill("#prompt", "ABC" + Keys.ENTER)
         wait_until(find("#error").is_displayed)

@@ -113,12 +113,13 @@ function readControls() {
   return fields;
 }
 
-/** Put what the model is given into the form of both interfaces. */
+/** Put what the chosen model is given into the form of both interfaces. */
 function makeGiven(text) {
-  if (mode === "prompt") return { prompt: text };
+  const model = $("model").value;
+  if (mode === "prompt") return { model, prompt: text };
   const system = $("system").value.trim();
   const first = system ? [{ role: "system", content: system }] : [];
-  return { messages: [...first, ...messages, { role: "user", content: text }] };
+  return { model, messages: [...first, ...messages, { role: "user", content: text }] };
 }
 
 /** Have the model go on from a text, or answer it. */
@@ -200,6 +201,7 @@ function makeAnswer(asked, given) {
     tell(count, wait, seconds) {
       if (!count) return;
       const parts = [`${count} token${count > 1 ? "s" : ""}`];
+      if (about.models.length > 1) parts.unshift(given.model);
       if (count > 1 && seconds > 0) {
         parts.push(`${(1000 * (count - 1) / seconds).toFixed(1)} tokens/s`);
       }
@@ -600,8 +602,18 @@ function setMode(name) {
   $("prompt").setAttribute("aria-label", isChat ? "Message" : "Prompt");
   $("prompt").placeholder = isChat ? "Say something" : "Once upon a time";
   showError(null);
+}
+
+function focusPrompt() {
   // a phone would show its keyboard
   if (!matchMedia(NARROW).matches) $("prompt").focus();
+}
+
+/** Offer the modes that the chosen model has. */
+function chooseModel() {
+  const canChat = about.models[$("model").selectedIndex].can_chat;
+  $("modes").hidden = !canChat;
+  if (!canChat && mode === "chat") setMode("prompt");
 }
 
 const THEMES = { "": "Auto", light: "Light", dark: "Dark" };
@@ -635,9 +647,13 @@ async function begin() {
   }
   $("max_tokens").max = about.most_new_tokens;
   $("max_tokens").value = Math.min(128, about.most_new_tokens);
-  $("modes").hidden = !about.can_chat;
+  const names = about.models.map(({ name }) => name);
+  $("model").replaceChildren(...names.map((name) => make("option", { textContent: name })));
+  $("model").hidden = names.length === 1;
   if (about.has_run) showRun();
-  setMode(about.can_chat ? "chat" : "prompt");
+  setMode(about.models[0].can_chat ? "chat" : "prompt");
+  chooseModel();
+  focusPrompt();
 }
 
 function send() {
@@ -679,8 +695,11 @@ document.addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", () => writing?.abort());
 $("clear").addEventListener("click", clear);
 $("modes").addEventListener("click", (event) => {
-  if (event.target.dataset.mode) setMode(event.target.dataset.mode);
+  if (!event.target.dataset.mode) return;
+  setMode(event.target.dataset.mode);
+  focusPrompt();
 });
+$("model").addEventListener("change", chooseModel);
 $("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   const now = document.documentElement.dataset.theme ?? "";
