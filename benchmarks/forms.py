@@ -1,11 +1,10 @@
 """Answers of 200 JSON schemas of growing difficulty: how many are valid, how fast.
 
-SmolLM2-135M-Instruct answers each schema greedily and sampled, eight at once in
-`Slots`, each with a schema of its own; each answer is parsed, and validated by the
-`jsonschema` package. Beside each batch the same prompts are continued as free text, as
-many tokens of each row, and both ways take turns. Then some are answered by
-`lm.complete` alone, in turns with as many tokens of free text. Exits with 1 if an
-answer isn't valid.
+SmolLM2-135M-Instruct answers each schema greedily and sampled in `Slots`, 16 at once,
+each with a schema of its own; each answer is parsed, and validated by the `jsonschema`
+package. Then some are answered eight at once, in turns with the same prompts continued
+as free text, as many tokens of each row, and some by `lm.complete` alone, in turns with
+as many tokens of free text. Exits with 1 if an answer isn't valid.
 
 The schemas begin with one property of a plain kind. Later ones have more of them, of
 more kinds (patterns, formats, bounds, `anyOf`, `oneOf`, `$ref`, arrays, optional ones),
@@ -36,7 +35,8 @@ def main() -> int:
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="of the schemas")
     parser.add_argument("--count", type=int, default=200, help="schemas")
-    parser.add_argument("--alone", type=int, default=10, help="answered alone, too")
+    parser.add_argument("--eights", type=int, default=3, help="timed, eight at once")
+    parser.add_argument("--alone", type=int, default=10, help="timed, one at a time")
     parser.add_argument("--tokens", type=int, default=600, help="most of an answer")
     arguments = parser.parse_args()
     last = arguments.first + arguments.count - 1
@@ -49,19 +49,13 @@ def main() -> int:
         for name, found in run_worker(__file__, backend, **options).items():
             valid, count = found["valid"], found["count"]
             all_valid = all_valid and valid == count
-            form, free = found["form"], found["free"]
-            rows.append(
-                [
-                    backend,
-                    name,
-                    f"{valid}/{count}",
-                    found["tokens"],
-                    f"{form * 1000:.2f}",
-                    f"{free * 1000:.2f}",
-                    f"{form / free:.3f}",
-                    f"{found['median']:.3f}",
-                ]
-            )
+            rows.append([backend, name, f"{valid}/{count}", found["tokens"]])
+            if "median" in found:
+                form, free = found["form"], found["free"]
+                rows[-1] += [f"{form * 1000:.2f}", f"{free * 1000:.2f}"]
+                rows[-1] += [f"{form / free:.3f}", f"{found['median']:.3f}"]
+            else:
+                rows[-1] += [""] * 4
             for problem in found["problems"]:
                 print(f"{backend}, {name}: {problem}")
     print_table(
@@ -160,60 +154,77 @@ def _make_value(chance, number, depth):
     return chance.choice(kinds)
 
 
-def measure(first, count, alone, tokens) -> dict[str, dict]:
+def measure(first, count, eights, alone, tokens) -> dict[str, dict]:
     """The worker: by kind of answer, how many are valid, and seconds a token."""
     import keras_gpt
-    from keras_gpt.generation import Slots
     from keras_gpt.language_model.completion import encode_messages
 
     lm = keras_gpt.LanguageModel.from_pretrained("smollm2", dtype="float32")
-    schemas = [make_schema(number) for number in range(first, first + count)]
-    prompts = [
-        encode_messages(
-            lm, [{"role": "user", "content": f"Describe {topic} as JSON."}], tokens
-        )
-        for topic in (TOPICS[i % len(TOPICS)] for i in range(count))
-    ]
-    slots = Slots(lm.model, 8, kept_tokens=0)
+    asked = []
+    for number in range(first, first + count):
+        topic = TOPICS[number % len(TOPICS)]
+        messages = [{"role": "user", "content": f"Describe {topic} as JSON."}]
+        asked.append((make_schema(number), encode_messages(lm, messages, tokens)))
     results = {}
-    for name, temperature in (("8 greedy", 0.0), ("8 sampled", 1.0)):
-        results[name] = _measure_together(
-            lm, slots, schemas, prompts, tokens, temperature
-        )
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        controls = {"temperature": temperature, "seed": first}
+        controls |= {"max_new_tokens": tokens}
+        results[name] = _answer_all(lm, asked, controls)
+        if eights:
+            some = _spread(asked, 8 * eights)
+            results[f"8, {name}"] = _measure_together(lm, some, controls)
     if alone:
-        step = max(count // alone, 1)
-        results["alone"] = _measure_alone(lm, schemas[::step], prompts[::step], tokens)
+        results["alone"] = _measure_alone(lm, _spread(asked, alone), tokens)
     return results
 
 
-def _measure_together(lm, slots, schemas, prompts, tokens, temperature):
+def _spread(asked, number):
+    """So many of them, from the first to the last."""
+    return [asked[i * len(asked) // number] for i in range(number)]
+
+
+def _add(lm, slots, schema, prompt, controls):
+    """Add a prompt, of which the answer is to be of a schema."""
     from keras_gpt.language_model.forms import take_form
 
-    found = _Found()
-    for start in [0, *range(0, len(schemas), 8)]:  # the first compiles
-        some, asked = schemas[start : start + 8], prompts[start : start + 8]
-        controls = {"temperature": temperature, "seed": start}
+    form = take_form(lm, (), {"schema": schema, "stop_ids": lm.stop_ids})
+    return slots.add(prompt, form=form, stop_ids=lm.stop_ids, **controls)
+
+
+def _answer_all(lm, asked, controls):
+    """How many of the answers are valid; where a row ends the next begins."""
+    from keras_gpt.generation import Slots
+
+    slots, waiting, rows = Slots(lm.model, 16, kept_tokens=0), list(asked), []
+    while waiting or slots.num_free < 16:
+        while waiting and slots.num_free:
+            rows.append(_add(lm, slots, *waiting.pop(0), controls))
+        slots.advance(4)  # as the server does
+    problems = [
+        _validate(schema, lm.tokenizer.decode(row.ids))
+        for (schema, _), row in zip(asked, rows, strict=True)
+    ]
+    return _summarize(problems) | {"tokens": sum(len(row.ids) for row in rows)}
+
+
+def _measure_together(lm, asked, controls):
+    from keras_gpt.generation import Slots
+
+    slots, found = Slots(lm.model, 8, kept_tokens=0), _Found()
+    for start in [0, *range(0, len(asked), 8)]:  # the first compiles
+        schemas, prompts = zip(*asked[start : start + 8], strict=True)
         begin = time.perf_counter()
-        rows = [
-            slots.add(
-                prompt,
-                form=take_form(lm, (), {"schema": schema, "stop_ids": lm.stop_ids}),
-                stop_ids=lm.stop_ids,
-                max_new_tokens=tokens,
-                **controls,
-            )
-            for prompt, schema in zip(asked, some, strict=True)
-        ]
+        rows = [_add(lm, slots, *one, controls) for one in asked[start : start + 8]]
         form = _run(slots, rows, begin)
         texts = [lm.tokenizer.decode(row.ids) for row in rows]
         lengths = [len(row.ids) for row in rows]
         begin = time.perf_counter()
         rows = [
-            slots.add(prompt, max_new_tokens=length, **controls)
-            for prompt, length in zip(asked, lengths, strict=True)
+            slots.add(prompt, **controls | {"max_new_tokens": length})
+            for prompt, length in zip(prompts, lengths, strict=True)
         ]
         free = _run(slots, rows, begin)
-        found.add(some, texts, lengths, form, free)
+        found.add(schemas, texts, lengths, form, free)
     return found.result()
 
 
@@ -223,15 +234,12 @@ def _run(slots, rows, begin):
     return time.perf_counter() - begin
 
 
-def _measure_alone(lm, schemas, prompts, tokens):
+def _measure_alone(lm, asked, tokens):
     from keras_gpt.language_model.completion import complete
 
     found = _Found()
     controls = {"temperature": 0.0, "stop_ids": lm.stop_ids}
-    for schema, prompt in [
-        (schemas[0], prompts[0]),
-        *zip(schemas, prompts, strict=True),
-    ]:
+    for schema, prompt in [asked[0], *asked]:
         begin = time.perf_counter()
         [answer] = complete(
             lm, [prompt], schema=schema, max_new_tokens=tokens, **controls
@@ -258,15 +266,20 @@ class _Found:
     def result(self):
         problems, lengths, form, free = zip(*self.batches[1:], strict=True)
         problems = [problem for some in problems for problem in some]
-        return {
-            "count": len(problems),
-            "valid": problems.count(None),
-            "problems": [problem for problem in problems if problem is not None],
+        return _summarize(problems) | {
             "tokens": sum(lengths),
             "form": sum(form) / sum(lengths),
             "free": sum(free) / sum(lengths),
             "median": statistics.median(a / b for a, b in zip(form, free, strict=True)),
         }
+
+
+def _summarize(problems):
+    return {
+        "count": len(problems),
+        "valid": problems.count(None),
+        "problems": [problem for problem in problems if problem is not None],
+    }
 
 
 def _validate(schema, text):
