@@ -183,6 +183,7 @@ def test_a_pydantic_model_is_a_schema(lms):
         ({"schema": SCHEMA, "stop": "a"}, "`stop` would cut"),
         ({"regex": "a", "choices": ["a"]}, "regex and choices"),
         ({"regx": "a"}, "Did you mean 'regex'"),
+        ({"tools": [("a", {}, "")]}, "Unknown control"),
     ],
 )
 def test_what_is_no_form_or_no_answer_is_said(lms, controls, match):

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from keras_gpt.controls import FORMS
 from keras_gpt.generation.rows import check_stop_ids
 from keras_gpt.installed import require
 from keras_gpt.tokenizers import Tokenizer
@@ -70,16 +71,21 @@ class GrammarForm:
             self.problem = "nothing that the tokenizer has can follow"
 
 
-def take_form(lm, stop: Sequence[str], controls: dict[str, Any]) -> GrammarForm | None:
+def take_form(
+    lm,
+    stop: Sequence[str],
+    controls: dict[str, Any],
+    tools: Sequence[tuple[str, dict[str, Any], str]] | None = None,
+) -> GrammarForm | None:
     """Take the form that answers shall have out of what a caller asked for.
 
     Args:
         lm: A `LanguageModel`.
         stop: Strings that end an answer, which don't go with a form.
         controls: As of `keras_gpt.generate`, with `stop_ids`, and `schema`, `regex` or
-            `choices` as of `LanguageModel.generate`, which are taken out. Or `tools`:
-            a list of texts, each with the JSON schema of what follows and the text
-            behind that, of which the answer is one.
+            `choices` as of `LanguageModel.generate`, which are taken out.
+        tools: Texts, each with the JSON schema of what follows and the text behind
+            that, of which the answer is one.
 
     Returns:
         The form, of which each answer needs a copy, or `None`.
@@ -89,7 +95,7 @@ def take_form(lm, stop: Sequence[str], controls: dict[str, Any]) -> GrammarForm 
         TypeError: A form is of another type.
         ValueError: There are two forms, or none can be made of it.
     """
-    asked = {name: controls.pop(name, None) for name in _MAKERS}
+    asked = {name: controls.pop(name, None) for name in FORMS} | {"tools": tools}
     asked = {name: form for name, form in asked.items() if form is not None}
     if not asked:
         return None

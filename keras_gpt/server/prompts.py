@@ -86,8 +86,9 @@ def _make_form(lm, request):
     asked = request.form
     field = next(iter(asked), None)
     param = "response_format" if field == "schema" else field
+    tools = asked.pop("tools", None)
     asked["stop_ids"] = lm.stop_ids
-    return _refuse(param, take_form, lm, request.stops, asked)
+    return _refuse(param, take_form, lm, request.stops, asked, tools)
 
 
 def make_choice(
