@@ -10,39 +10,21 @@ import time
 from types import SimpleNamespace
 
 import keras
-import numpy as np
 import pytest
 
 import keras_gpt_cli
-from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
+from keras_gpt import LanguageModel
 from keras_gpt.tokenizers import ChatTemplate
 from keras_gpt_cli import conversation
+from tests.tiny import TEMPLATE, make_lm
 
-TEMPLATE = (
-    "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}[a]{% endif %}"
-)
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!/\\[]\n"
 
 
 @pytest.fixture(scope="module")
 def lm():
     """A random model that answers with random letters, as long as it may."""
-    config = GPTConfig(
-        vocab_size=len(LETTERS),
-        context_length=64,
-        embedding_dimension=16,
-        num_layers=1,
-        num_heads=2,
-    )
-    model = GPT(config)
-    random = np.random.default_rng(0)
-    for variable in model.trainable_variables:
-        values = random.normal(scale=0.5, size=variable.shape)
-        variable.assign(values.astype("float32"))
-    return LanguageModel(
-        model, CharacterTokenizer(LETTERS), chat_template=ChatTemplate(TEMPLATE)
-    )
+    return make_lm(LETTERS, num_unused=0)
 
 
 @pytest.fixture

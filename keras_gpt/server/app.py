@@ -18,6 +18,7 @@ from keras_gpt.server.gate import Gate
 from keras_gpt.server.metrics import Metrics
 from keras_gpt.server.predict import (
     PredictRequest,
+    describe_signatures,
     find_whole,
     make_predictions,
     write_outputs,
@@ -125,6 +126,7 @@ async def models(service: Served):
 
 
 @router.get("/v1/models/{name}")
+@router.get("/v1/models/{name}/versions/1")
 async def model(name: str, service: Served):
     """A model, as OpenAI's interface and TensorFlow Serving's have it."""
     service.find_model(name)
@@ -154,6 +156,17 @@ _PREDICT = {
     "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": {}}}}},
     "responses": {"default": {"description": "An error of TensorFlow Serving."}},
 }
+
+
+@router.get("/v1/models/{name}/metadata", responses=_PREDICT["responses"])
+@router.get("/v1/models/{name}/versions/1/metadata", responses=_PREDICT["responses"])
+async def metadata(name: str, service: Served):
+    """Describe the signatures, as TensorFlow Serving does."""
+    signatures = describe_signatures(service.find_model(name))
+    return {
+        "model_spec": {"name": name, "signature_name": "", "version": "1"},
+        "metadata": {"signature_def": {"signature_def": signatures}},
+    }
 
 
 @router.post("/v1/models/{name}:predict", **_PREDICT)

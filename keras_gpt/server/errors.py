@@ -66,7 +66,7 @@ def error_body(error: HTTPException, path: str = "") -> dict[str, Any]:
     """
     # what was received may hold half a surrogate pair, which UTF-8 can't write
     message = error.detail.encode("utf-8", "replace").decode()
-    if path.endswith(":predict"):
+    if path.endswith((":predict", "/metadata")):
         return {"error": message}
     status = error.status_code
     kind = "server_error" if status >= 500 else "invalid_request_error"

@@ -31,6 +31,17 @@ _SIGNATURES = {  # the inputs that a request must have
     **WHOLE,
 }
 _WITH_CONTROLS = ("generate", "generate_ids", "chat_with_controls")
+_WRITTEN = ("text", "num_tokens", "finish_reason")
+_OUTPUTS = {  # of the signatures that give something else
+    "generate_ids": ("token_ids", "log_probs", "num_tokens"),
+    "score": ("log_probs", "token_ids", "num_tokens"),
+    "tokenize": ("token_ids", "num_tokens"),
+    "summarize": ("text",),
+    "translate": ("text",),
+}
+_FLOATS = ("log_probs", "temperature", "top_p")
+_INTEGERS = ("token_ids", "lengths", "num_tokens", "max_new_tokens", "top_k", "seed")
+_MATRICES = ("token_ids", "log_probs", "roles", "contents")
 
 
 class PredictRequest(BaseModel):
@@ -85,9 +96,7 @@ class PredictRequest(BaseModel):
         else:
             is_named = isinstance(self.inputs, dict)
             columns = self.inputs if is_named else {needed[0]: self.inputs}
-        is_controlled = self.signature_name in _WITH_CONTROLS
-        controls = (*ROW_CONTROLS, "adapter") if is_controlled else ()
-        allowed = {*needed, *controls}
+        allowed = {*needed, *_find_controls(self.signature_name)}
         for name in (*needed, *columns):
             if name not in columns:
                 raise ApiError(400, f"The input {name!r} is missing.")
@@ -121,26 +130,23 @@ def find_whole(
         name = lm.task
     if name not in WHOLE:
         return None
-    if name not in ("score", "tokenize", *lm.tasks):
+    if name not in _find_signatures(lm):
         raise ApiError(
             400, f"There is no signature {name!r}: it wasn't tuned for that."
         )
-    text, *languages = WHOLE[name]
-    only = {}
-    if request.signature_name == "serving_default":
-        text = "prompt"
-        pairs = lm.tasks[name].get("languages", [])
-        if len(pairs) == 1:  # as `lm.answer` has it
-            only = dict(zip(languages, pairs[0], strict=True))
-            languages = []
-    columns = request.columns([text, *languages])
+    needed = _find_inputs(lm, request.signature_name)
+    columns = request.columns(needed)
     for column, texts in columns.items():
         for given in texts:
             _check_text(given, column)
-    columns["text"] = columns.pop(text)
+    columns["text"] = columns.pop(needed[0])
     num_rows = len(columns["text"])
     check_limit(settings, "max_choices", num_rows, "inputs")
-    return name, columns | {key: [code] * num_rows for key, code in only.items()}
+    if len(needed) < len(WHOLE[name]):
+        [pair] = lm.tasks[name]["languages"]
+        pairs = zip(WHOLE[name][1:], pair, strict=True)
+        columns |= {key: [code] * num_rows for key, code in pairs}
+    return name, columns
 
 
 def make_predictions(lm, settings: Settings, request: PredictRequest) -> list[Choice]:
@@ -225,6 +231,54 @@ def write_outputs(
         return {"outputs": columns}
     rows = zip(*columns.values(), strict=True)
     return {"predictions": [dict(zip(columns, row, strict=True)) for row in rows]}
+
+
+def describe_signatures(lm) -> dict[str, Any]:
+    """A model's signatures, as TensorFlow Serving's metadata have them.
+
+    Args:
+        lm: A `LanguageModel`.
+    """
+    signatures = {}
+    for name in _find_signatures(lm):
+        inputs = [*_find_inputs(lm, name), *_find_controls(name, lm.adapters)]
+        task = lm.task if name == "serving_default" else name
+        sides = {"inputs": inputs, "outputs": _OUTPUTS.get(task, _WRITTEN)}
+        signatures[name] = {
+            side: {tensor: _describe_tensor(tensor) for tensor in tensors}
+            for side, tensors in sides.items()
+        }
+    return signatures
+
+
+def _describe_tensor(name):
+    dims = [{"size": "-1"}] * (2 if name in _MATRICES else 1)
+    kinds = {"DT_FLOAT": _FLOATS, "DT_INT32": _INTEGERS}
+    dtype = next((kind for kind, names in kinds.items() if name in names), "DT_STRING")
+    return {"dtype": dtype, "tensor_shape": {"dim": dims}, "name": name}
+
+
+def _find_signatures(lm):
+    """The signatures that a model has."""
+    others = set() if lm.chat_template else {"chat", "chat_with_controls"}
+    others |= {"summarize", "translate"} - lm.tasks.keys()
+    return [name for name in _SIGNATURES if name not in others]
+
+
+def _find_inputs(lm, signature):
+    """The inputs that a request must have."""
+    if signature != "serving_default" or lm.task not in WHOLE:
+        return _SIGNATURES[signature]
+    # a single pair of languages is known, as `lm.answer` has it
+    is_known = len(lm.tasks[lm.task].get("languages", [])) == 1
+    return "prompt", *(() if is_known else WHOLE[lm.task][1:])
+
+
+def _find_controls(signature, adapters=True):
+    """The inputs that a request may have."""
+    if signature not in _WITH_CONTROLS:
+        return ()
+    return (*ROW_CONTROLS, "adapter") if adapters else ROW_CONTROLS
 
 
 def _choose(lm, adapter):

@@ -4,6 +4,7 @@ Models write a call as Hermes and Qwen do, as JSON between two tags:
 `<tool_call>`, `{"name": ..., "arguments": {...}}`, `</tool_call>`.
 """
 
+import functools
 import json
 import uuid
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from keras_gpt.tokenizers import ChatTemplate
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
@@ -92,8 +95,15 @@ class ToolCall(Strict):
 
 def takes_tools(lm) -> bool:
     """Whether a model's chat template writes tools, and calls as they are read here."""
-    if lm.chat_template is None or _BEGIN in lm.tokenizer.special_tokens:
+    template = lm.chat_template
+    if template is None or _BEGIN in lm.tokenizer.special_tokens:
         return False
+    return _writes_tools(template.template, tuple(template.special_tokens.items()))
+
+
+@functools.lru_cache(maxsize=16)  # a server is asked with each request
+def _writes_tools(template, special_tokens):
+    template = ChatTemplate(template, dict(special_tokens))
     function = {"name": "probe", "arguments": {"a": 1}}
     calls = [{"id": "1", "type": "function", "function": function}]
     messages = [
@@ -102,8 +112,8 @@ def takes_tools(lm) -> bool:
     ]
     tool = Tool(type="function", function=_Function(name="probe")).to_dict()
     try:
-        asked = lm.chat_template.render(messages[:1], tools=[tool])
-        answered = lm.chat_template.render(messages, tools=[tool])
+        asked = template.render(messages[:1], tools=[tool])
+        answered = template.render(messages, tools=[tool])
     except ValueError:
         return False
     call = answered[answered.rfind(_BEGIN) : answered.rfind(_END) + len(_END)]

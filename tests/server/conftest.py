@@ -1,4 +1,4 @@
-"""Fixtures: a tiny model that can chat, and a server of it in this process."""
+"""Fixtures: a tiny model, and a server of it in this process."""
 
 import contextlib
 import socket
@@ -6,41 +6,13 @@ import threading
 import time
 from types import SimpleNamespace
 
-import keras
-import numpy as np
 import openai
 import pytest
 import uvicorn
 
-from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
 from keras_gpt.server import Settings
 from keras_gpt.server.app import make_app
-from keras_gpt.tokenizers import ChatTemplate
-
-LETTERS = 'abcdefghijklmnopqrstuvwxyz0123456789 .,?![]é\n{}":'
-TEMPLATE = (
-    "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}[a]{% endif %}"
-)
-
-
-def make_lm(letters=LETTERS, template=TEMPLATE, context_length=64):
-    """A random model that answers with random letters."""
-    keras.utils.set_random_seed(0)
-    config = GPTConfig(
-        vocab_size=len(letters) + 3,  # more than the tokenizer's, as of some models
-        context_length=context_length,
-        embedding_dimension=16,
-        num_layers=1,
-        num_heads=2,
-    )
-    model = GPT(config)
-    random = np.random.default_rng(0)
-    for variable in model.trainable_variables:
-        variable.assign(random.normal(scale=0.5, size=variable.shape))
-    return LanguageModel(
-        model, CharacterTokenizer(letters), chat_template=ChatTemplate(template)
-    )
+from tests.tiny import make_lm
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import requests
 from keras_gpt.server import Settings
 from keras_gpt.server.app import make_app
 from keras_gpt.tf_serving import Client, ServingError
-from tests.server.conftest import make_client, make_lm, serve, wait_until
+from tests.server.conftest import make_client, serve, wait_until
+from tests.tiny import make_lm
 
 HI = [{"role": "user", "content": "hi"}]
 ENDLESS = {"model": "tiny", "prompt": "hello", "max_tokens": 1000}

@@ -12,7 +12,8 @@ from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel
 from keras_gpt.tokenizers import ChatTemplate
 from keras_gpt.training.callbacks import EventLog
 from keras_gpt.training.lora import LORA_TARGETS
-from tests.server.conftest import LETTERS, TEMPLATE, serve, wait_until
+from tests.server.conftest import serve, wait_until
+from tests.tiny import LETTERS, TEMPLATE
 
 CHAT = [{"role": "user", "content": "hi"}]
 TAG = "<script>"

@@ -16,7 +16,8 @@ import requests
 import keras_gpt_cli
 from keras_gpt.server import Settings, run
 from keras_gpt.tf_serving import Client, ServingError
-from tests.server.conftest import make_lm, serve, wait_until
+from tests.server.conftest import serve, wait_until
+from tests.tiny import make_lm
 
 
 @pytest.fixture
@@ -140,6 +141,19 @@ def test_the_client_of_tensorflow_serving_gets_the_models_text(server, lm):
         ids = [[1, 2, 3], [4]]
         expected = lm.tokenizer.encode(lm.generate_from_ids([ids[1]], 5, seed=1)[0])
         assert client.generate_ids(ids, 5)[1] == expected
+        signatures = client.metadata()
+        assert signatures["score"] == {
+            "inputs": {"text": {"dtype": "string", "shape": (None,)}},
+            "outputs": {
+                "log_probs": {"dtype": "float32", "shape": (None, None)},
+                "num_tokens": {"dtype": "int32", "shape": (None,)},
+                "token_ids": {"dtype": "int32", "shape": (None, None)},
+            },
+        }
+        assert {"prompt", "seed", "temperature"} < signatures["generate"][
+            "inputs"
+        ].keys()
+        assert "summarize" not in signatures
         for wrong, message in (
             ({"max_new_tokens": 1001}, "at most 1000"),
             ({"prompts": "ABC"}, "not in"),
@@ -177,6 +191,7 @@ def test_scores_summaries_and_translations_are_the_models_own(server, lm, monkey
             f"{server.address}/v1/models/tiny:predict", json={"instances": texts}
         )
         assert answer.json() == {"predictions": [{"text": t} for t in translations]}
+        assert client.metadata()["serving_default"]["inputs"].keys() == {"prompt"}
 
 
 @pytest.mark.parametrize(

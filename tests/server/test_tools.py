@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from keras_gpt.server.tools import find_calls, split_calls
-from tests.server.conftest import make_client, make_lm, serve
+from tests.server.conftest import make_client, serve
+from tests.tiny import make_lm
 
 TEMPLATE = """\
 {% for tool in tools or [] %}{{ tool | tojson }}
