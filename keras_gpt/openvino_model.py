@@ -1,6 +1,6 @@
 """`OpenVINOModel`: a GPT that OpenVINO runs on a CPU, as it was exported."""
 
-# Axes: b batch, t new position, s cache position, v vocabulary
+# Axes: b batch, t new position, v vocabulary
 
 from collections.abc import Iterator
 from functools import cache
@@ -87,9 +87,9 @@ class OpenVINOModel:
         position = np.arange(t) - (t - lengths)[:, None]  # padded on the left
         ids = np.take_along_axis(token_ids, np.maximum(position, 0), axis=1)
         request = self._last.create_infer_request()
-        return _run(request, ids, position, t)[:, -1], (request, t)
+        return _run(request, ids, position)[:, -1], request
 
-    def decode(self, token_ids: np.ndarray, cache: tuple, position: np.ndarray):
+    def decode(self, token_ids: np.ndarray, cache, position: np.ndarray) -> tuple:
         """Read one more token a row.
 
         Args:
@@ -100,9 +100,7 @@ class OpenVINOModel:
         Returns:
             As `prefill`.
         """
-        request, s = cache
-        logits = _run(request, token_ids[:, None], position[:, None], s + 1)
-        return logits[:, -1], (request, s + 1)
+        return _run(cache, token_ids[:, None], position[:, None])[:, -1], cache
 
     def read(self, token_ids: np.ndarray) -> Iterator[np.ndarray]:
         """Logits of texts `(b, t)`, in parts: `(b, part of t, v)` each."""
@@ -113,9 +111,8 @@ class OpenVINOModel:
         size = max(1, _SCORED_AT_ONCE // (b * self.config.vocab_size))
         for start in range(0, t, size):
             part = token_ids[:, start : start + size]
-            end = start + part.shape[1]
-            place = np.broadcast_to(np.arange(start, end), part.shape)
-            yield _run(request, part, place, end)
+            place = np.arange(start, start + part.shape[1])
+            yield _run(request, part, np.broadcast_to(place, part.shape))
 
     def _compile(self, last_only):
         require("openvino", str(self._path), "openvino")
@@ -139,14 +136,15 @@ def _core():
     return openvino.Core()
 
 
-def _run(request, token_ids, position, num_read):
-    """Logits `(b, t, v)` of a pass over new tokens `(b, t)`."""
-    b = len(token_ids)
+def _run(request, token_ids, position):
+    """Logits `(b, t, v)` of a pass over new tokens `(b, t)`.
+
+    There is no mask: the graph sees by the positions what is padding.
+    """
     inputs = {
         "input_ids": token_ids.astype("int64"),
-        "attention_mask": np.ones((b, num_read), "int64"),
         "position_ids": position.astype("int64"),
-        "beam_idx": np.arange(b, dtype="int32"),
+        "beam_idx": np.arange(len(token_ids), dtype="int32"),
     }
     return request.infer(inputs, share_inputs=True, share_outputs=True)["logits"]
 
