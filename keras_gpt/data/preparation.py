@@ -73,9 +73,9 @@ def prepare(
             `keras_gpt.data.Corpus`.
         directory: Where the token files go.
         tokenizer: A tokenizer of `keras_gpt`, or any object that threads may share and
-            has `encode_batch(texts)`, `vocab_size`, `end_of_text_id` and
-            `fingerprint`. Its end-of-text token, if it has one, is added after each
-            document.
+            has `encode_batch(texts)`, which gives lists or arrays, `vocab_size`,
+            `end_of_text_id` and `fingerprint`. Its end-of-text token, if it has one,
+            is added after each document.
         validation_fraction: How much of the corpus becomes `val`; 0 for none.
         split: `"tail"`: the last characters of the corpus are for validation.
             `"documents"`: whole documents are, chosen by a hash of their text, so

@@ -69,7 +69,10 @@ def tokenize(tokenizer: Any, pieces: list[Piece]) -> Tokens:
     joined = array("q")  # of a list it takes half as long as NumPy
     ends = []
     for ids, piece in zip(lists, pieces, strict=True):
-        joined.fromlist(list(ids))
+        if isinstance(ids, np.ndarray):
+            joined.frombytes(ids.astype(np.int64).tobytes())
+        else:
+            joined.fromlist(list(ids))
         if piece.ends_document:
             if end_of_text_id is not None:
                 joined.append(end_of_text_id)

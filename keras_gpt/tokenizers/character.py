@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, Self
 
+import numpy as np
+
 from keras_gpt.config import check_choice
 from keras_gpt.tokenizers.base import Tokenizer
 from keras_gpt.tokenizers.inputs import (
@@ -68,8 +70,11 @@ class CharacterTokenizer(Tokenizer):
             [token.encode("utf-8") for token in [*characters, *names]],
             {name: len(characters) + index for index, name in enumerate(names)},
         )
-        self._ids = {character: index for index, character in enumerate(characters)}
-        self._unknown_id = self._special_tokens.get(UNKNOWN)
+        # By code point; the last is that of any beyond
+        codes = [ord(character) for character in characters]
+        unknown_id = self._special_tokens.get(UNKNOWN, -1)
+        self._ids = np.full(max(codes, default=0) + 2, unknown_id)
+        self._ids[codes] = np.arange(len(codes))
 
     @classmethod
     def train(
@@ -117,17 +122,16 @@ class CharacterTokenizer(Tokenizer):
         return cls(fields["characters"], fields["special_tokens"], fields["unknown"])
 
     def _encode(self, text):
-        if self._unknown_id is not None:
-            return [self._ids.get(character, self._unknown_id) for character in text]
-        try:
-            return [self._ids[character] for character in text]
-        except KeyError as error:
-            [character] = error.args
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
+        if (ids < 0).any():
+            index = int(ids.argmin())
             raise ValueError(
-                f"The character {character!r} (U+{ord(character):04X}) at index "
-                f"{text.index(character)} is not in the vocabulary of {len(self._ids)} "
+                f"The character {text[index]!r} (U+{codes[index]:04X}) at index "
+                f"{index} is not in the vocabulary of {self._ids.max() + 1} "
                 "characters. Train on text that has it, or with unknown='symbol'."
-            ) from None
+            )
+        return ids.tolist()
 
 
 def _special_names(special_tokens, unknown):

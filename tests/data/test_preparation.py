@@ -150,10 +150,10 @@ class Dying(CharacterTokenizer):
         return super().encode_batch(texts)
     @property
     def fingerprint(self):
-        return CharacterTokenizer(self._ids, ["<|endoftext|>"]).fingerprint
+        return CharacterTokenizer._from_content(self._content).fingerprint
 
 tokenizer = CharacterTokenizer.load(sys.argv[4])
-prepare(sys.argv[1], sys.argv[2], Dying(tokenizer._ids, ["<|endoftext|>"]),
+prepare(sys.argv[1], sys.argv[2], Dying._from_content(tokenizer._content),
         shard_size=100_000, num_workers=1, progress=False)
 """
 
@@ -204,7 +204,7 @@ class Stopped(CharacterTokenizer):
     """As the tokenizer that is given, but it stops after a number of batches."""
 
     def __init__(self, tokenizer, num_batches):
-        super().__init__(tokenizer._ids, [END])
+        super().__init__(json.loads(tokenizer._content)["characters"], [END])
         self.left = num_batches
 
     def encode_batch(self, texts):
@@ -215,7 +215,7 @@ class Stopped(CharacterTokenizer):
 
     @property
     def fingerprint(self):
-        return CharacterTokenizer(self._ids, [END]).fingerprint
+        return CharacterTokenizer._from_content(self._content).fingerprint
 
 
 @pytest.fixture
