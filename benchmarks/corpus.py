@@ -1,11 +1,11 @@
 """A corpus that outgrows a machine: speed, memory and kills of `prepare`, with Ray too.
 
-Synthetic text in files of JSON Lines, plain, compressed and Parquet, is prepared by one
-thread and by Ray clusters on this machine with some numbers of workers; then by a run
-that is killed by SIGKILL at random moments, each time gone on with by the next engine.
-Speed is from the call, and from the first tokens on, as a cluster must start.
-Peak memory is of the process that writes and of the largest Ray worker, in the first
-tenth of the time and in all of it. Exits with 1 if a byte differs.
+Synthetic text in files of JSON Lines, plain, compressed and Parquet, is prepared by
+Ray clusters on this machine with some numbers of workers and by one thread; and by a
+run that is killed by SIGKILL at random moments, each time gone on with by the next
+engine. Speed is of UTF-8 bytes, from the call, and from the first tokens on, as a
+cluster must start. Peak memory is of the process that writes and of the largest Ray
+worker, in the first tenth of the time and in all of it. Exits with 1 if a byte differs.
 """
 
 import argparse
@@ -20,9 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 from common import describe_machine, environment, print_table
+
+import keras_gpt
 
 KINDS = ("jsonl", "jsonl", "jsonl.gz", "parquet")
 
@@ -35,31 +41,46 @@ def main() -> int:
     )
     parser.add_argument("--gigabytes", type=float, default=10.0)
     parser.add_argument("--files", type=int, default=20)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of Ray")
+    parser.add_argument(
+        "--tokenizer", choices=["byte_pairs", "bytes"], default="byte_pairs"
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="of Ray")
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="with room for twice the size")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the text is kept, and used again; four times the size",
+    )
     arguments = parser.parse_args()
     size = f"{arguments.gigabytes:g} GB in {arguments.files} files"
-    print(describe_machine(setting=f"{size}, byte pairs of 16,000 kinds"), flush=True)
-    engines = [("threads", 1), *(("ray", count) for count in arguments.workers)]
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        num_bytes = write_corpus(folder, arguments.gigabytes * 1e9, arguments.files)
+    print(describe_machine(setting=f"{size}, {arguments.tokenizer}"), flush=True)
+    engines = [*(("ray", count) for count in arguments.workers), ("threads", 1)]
+    with ExitStack() as stack:
+        folder = arguments.folder
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sentences = make_sentences()
+        if not (folder / "source").is_dir():
+            write_corpus(folder, sentences, arguments.gigabytes * 1e9, arguments.files)
+        if arguments.tokenizer == "byte_pairs":
+            train = keras_gpt.BytePairTokenizer.train
+            train(sentences, 16_000, progress=False).save(folder / "tokenizer")
         rows, found = [], []
+
+        def note(name, figures):
+            found.append(read_outcome(folder))
+            is_same = "yes" if found[-1] == found[0] else "NO"
+            rows.append([name, *figures, is_same])
+            print("...", rows[-1], file=sys.stderr, flush=True)
+
         for engine, workers in engines:
             run = start(folder, engine, workers)
             peaks = watch(run, folder)
-            found.append(read_outcome(folder))
-            rows.append(
-                [f"{engine}, {workers}", *figures(num_bytes, run.started, peaks)]
-            )
             seconds = time.time() - run.started
-            print(rows[-1], file=sys.stderr)
-        if arguments.kills:
-            found.append(kill_and_go_on(folder, engines, arguments.kills, seconds))
-            rows.append([f"killed {arguments.kills} times", *["-"] * 6])
-    for row, outcome in zip(rows, found, strict=True):
-        row.append("yes" if outcome == found[0] else "NO")
+            note(f"{engine}, {workers}", figures(folder, seconds, peaks))
+            if arguments.kills and len(rows) == 1:  # at once, as all takes hours
+                kill_and_go_on(folder, engines, arguments.kills, seconds)
+                note(f"killed {arguments.kills} times", ["-"] * 6)
     columns = [
         "engine, workers",
         "MB/s",
@@ -72,21 +93,28 @@ def main() -> int:
     return 0 if all(outcome == found[0] for outcome in found) else 1
 
 
-def write_corpus(folder: Path, num_bytes: float, num_files: int) -> int:
-    """Write the files, and a tokenizer learned from their like; count the bytes."""
-    import pyarrow
-    from pyarrow import parquet
-
-    import keras_gpt
-
+def make_sentences() -> list[str]:
+    """Sentences of words of which some are much more frequent than others."""
     chooser = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     words = ["".join(chooser.choices(letters, k=2 + n % 9)) for n in range(50_000)]
-    weights = [1 / (rank + 3) for rank in range(len(words))]
-    sentences = [
-        " ".join(chooser.choices(words, weights, k=chooser.randint(5, 30))).capitalize()
+    weights = list(accumulate(1 / (rank + 3) for rank in range(len(words))))
+    return [
+        " ".join(
+            chooser.choices(words, cum_weights=weights, k=chooser.randint(5, 30))
+        ).capitalize()
         for _ in range(40_000)
     ]
+
+
+def write_corpus(
+    folder: Path, sentences: list[str], num_bytes: float, num_files: int
+) -> None:
+    """Write the files."""
+    import pyarrow
+    from pyarrow import parquet
+
+    chooser = random.Random(1)
     (folder / "source").mkdir()
     written = 0
     for number in range(num_files):
@@ -96,7 +124,8 @@ def write_corpus(folder: Path, num_bytes: float, num_files: int) -> int:
         if kind == "parquet":
             file = parquet.ParquetWriter(path, pyarrow.schema(schema))
         else:
-            opened = gzip.open if kind.endswith(".gz") else open
+            is_plain = not kind.endswith(".gz")
+            opened = open if is_plain else partial(gzip.open, compresslevel=1)
             file = opened(path, "wt", encoding="utf-8")
         with file:
             while left > 0:
@@ -114,9 +143,18 @@ def write_corpus(folder: Path, num_bytes: float, num_files: int) -> int:
                         f'{{"text": {json.dumps(text)}}}\n' for text in batch
                     )
                 batch = []
-    tokenizer = keras_gpt.BytePairTokenizer.train(sentences, 16_000, progress=False)
-    tokenizer.save(folder / "tokenizer")
-    return written
+
+
+class Bytes:
+    """A tokenizer that costs next to nothing, to see what all the rest does."""
+
+    vocab_size = 257
+    end_of_text_id = 256
+    fingerprint = "bytes"
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """A number for each byte of the texts."""
+        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
 
 
 class Run(subprocess.Popen):
@@ -139,9 +177,8 @@ def start(folder: Path, engine: str, workers: int, again: bool = False) -> Run:
 
 def prepare(folder: str, engine: str, workers: str) -> None:
     """What the process does."""
-    import keras_gpt
-
-    tokenizer = keras_gpt.tokenizers.load(Path(folder, "tokenizer"))
+    path = Path(folder, "tokenizer")
+    tokenizer = keras_gpt.tokenizers.load(path) if path.is_dir() else Bytes()
     print("ready", flush=True)
     keras_gpt.data.prepare(
         Path(folder, "source"),
@@ -180,9 +217,10 @@ def watch(run: Run, folder: Path) -> list[tuple[float, int, int, bool]]:
     return found
 
 
-def figures(num_bytes: int, started: float, peaks: list) -> list[str]:
+def figures(folder: Path, seconds: float, peaks: list) -> list[str]:
     """MB/s and the peaks of memory."""
-    seconds = time.time() - started
+    splits = keras_gpt.data.read_metadata(folder / "prepared")["splits"]
+    num_bytes = sum(split["num_bytes"] for split in splits.values())
     begun = next((peak[0] for peak in peaks if peak[3]), 0)
     shown = [f"{num_bytes / 1e6 / (seconds - start):.1f}" for start in (0, begun)]
     begun += (seconds - begun) / 10
@@ -193,20 +231,19 @@ def figures(num_bytes: int, started: float, peaks: list) -> list[str]:
     return shown
 
 
-def kill_and_go_on(folder: Path, engines: list, kills: int, seconds: float) -> dict:
-    """Kill runs at random moments, go on with other engines, give what came out."""
+def kill_and_go_on(folder: Path, engines: list, kills: int, seconds: float) -> None:
+    """Kill runs at random moments, go on with other engines."""
     chooser = random.Random(1)
     for number in range(kills):
         run = start(folder, *engines[number % len(engines)], again=number > 0)
-        time.sleep(chooser.uniform(0.1, 0.5) * seconds)
+        time.sleep(chooser.uniform(0.1, 0.3) * seconds)
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
         progress = folder / "prepared" / "progress.json"
         if progress.is_file():
             kept = json.loads(progress.read_text())
             print(f"killed, kept {kept['num_source_bytes']:,} bytes", file=sys.stderr)
-    watch(start(folder, *engines[-1], again=True), folder)
-    return read_outcome(folder)
+    watch(start(folder, *engines[0], again=True), folder)
 
 
 def read_outcome(folder: Path) -> dict[str, str]:
