@@ -94,7 +94,7 @@ def fit(
         def call():
             with training.gathered(gpt):
                 found = function() if is_first else None
-            hosts.tell_all(0)  # what it wrote is there
+            hosts.wait_for_all()  # what it wrote is there
             return found
 
         return call

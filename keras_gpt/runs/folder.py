@@ -76,10 +76,10 @@ def claimed(config: Plan, resume: bool, console) -> Iterator[Plan]:
         # Keras draws the seeds of initializers and dropout from here; its own
         # `set_random_seed` would load TensorFlow whatever the backend
         random.seed(config.seed)
-        hosts.tell_all(0)  # all have looked before the first one writes
+        hosts.wait_for_all()  # all have looked before the first one writes
         with _spread(config):
             yield config.planned()
-        hosts.tell_all(0)  # all have read what they return
+        hosts.wait_for_all()  # all have read what they return
 
 
 def _spread(config):
@@ -158,7 +158,7 @@ def load_last_state(model, output: Path, console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-        hosts.tell_all(0)  # all have read it
+        hosts.wait_for_all()  # all have read it
         if hosts.place()[0] == 0:
             previous.replace(last)
         return step

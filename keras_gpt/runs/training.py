@@ -116,7 +116,7 @@ def _find_tokenizer(config, resume):
     if hosts.place()[0] == 0:
         write_config(config)  # so that a run that is stopped here goes on
         tokenizer.save(kept)
-    hosts.tell_all(0)  # it is there
+    hosts.wait_for_all()  # it is there
     return tokenizers.load(kept)
 
 
@@ -138,7 +138,7 @@ def _prepare(config, tokenizer, resume, console):
             overwrite=not resume,
             **_source(config),
         )
-    hosts.tell_all(0)  # it is there
+    hosts.wait_for_all()  # it is there
     counts = data.read_metadata(directory)["splits"]
     console.print(
         f"Prepared {counts['train']['num_tokens']:,} tokens to train on and "

@@ -58,7 +58,7 @@ def save_state(
             np.savez(file, **arrays)
         if previous is not None:
             _remove_other_parts(path, Path(previous))
-    hosts.tell_all(0)  # it is there
+    hosts.wait_for_all()  # it is there
 
 
 def load_state(model, path: str | Path) -> int:
