@@ -103,8 +103,11 @@ def generate(
         typer.Argument(help="Prompt, or text to continue; from standard input if -"),
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option(help="JSON Lines with the field prompt: an answer a line."),
+        str | None,
+        typer.Option(
+            help="JSON Lines with the field prompt, also of a storage (s3://...): an "
+            "answer a line."
+        ),
     ] = None,
     output: options.Answers = None,
     raw: Annotated[
@@ -406,7 +409,7 @@ def _find_job(records, file, output, answer_field, about, engine, workers, ray_a
         if engine != "process":
             raise ValueError("--engine is for a --file of JSON Lines with --output.")
         return None
-    if file is None or file.suffix not in _RECORDS:
+    if file is None or not file.endswith(_RECORDS):
         raise ValueError("--output is for the answers to a --file of JSON Lines.")
     return {
         "records": records,
@@ -503,8 +506,8 @@ def _read_records(text, file, field):
         raise ValueError("Give a text, or - for standard input, or --file; not both.")
     if text is not None:
         return [{field: sys.stdin.read() if text == "-" else text}]
-    if file.suffix not in _RECORDS:
-        return [{field: file.read_text(encoding="utf-8")}]
+    if not file.endswith(_RECORDS):
+        return [{field: Path(file).read_text(encoding="utf-8")}]
     from keras_gpt import data
 
     records = []

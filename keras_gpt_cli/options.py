@@ -84,7 +84,7 @@ Texts = Annotated[
     str | None, typer.Argument(help="The text; read from standard input if -")
 ]
 Answers = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         help="JSON Lines for the records of --file with their answers; the same "
@@ -92,8 +92,12 @@ Answers = Annotated[
     ),
 ]
 TextFile = Annotated[
-    Path | None,
-    typer.Option("--file", help="A text file, or JSON Lines with the field of a task."),
+    str | None,
+    typer.Option(
+        "--file",
+        help="A text file; or JSON Lines with the field of a task, also of a storage "
+        "(s3://...).",
+    ),
 ]
 
 

@@ -419,3 +419,5 @@ def test_a_stopped_job_answers_what_is_left(tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["all.jsonl"]
     with pytest.raises(FileExistsError, match=r"all\.jsonl is there already"):
         work()
+    with pytest.raises(ValueError, match="must be a file of this machine"):
+        tasks.answer_records(answer, [], "s3://answers/all.jsonl", records=[])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_gpt.data.embedded import embedded_corpus
-from keras_gpt.data.records import JSON_SUFFIXES, iterate_records, open_source
+from keras_gpt.data.records import iterate_records, open_source
 from keras_gpt.data.sources import (
+    JSON_SUFFIXES,
     RemoteFile,
     can_be_cut,
     describe,

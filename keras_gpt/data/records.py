@@ -8,16 +8,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+from keras_gpt.data.sources import JSON_SUFFIXES, find_files, is_remote
 from keras_gpt.installed import require
-
-JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read records, one a line of JSON Lines or a row of Parquet.
 
     Args:
-        path: A `.jsonl`, `.jsonl.gz` or `.parquet` file.
+        path: A `.jsonl`, `.jsonl.gz` or `.parquet` file, or such files of a storage
+            that fsspec reads (`"s3://bucket/*.jsonl"`).
 
     Yields:
         Where the record stands, such as `"train.jsonl, line 3"`, for errors about it,
@@ -28,19 +28,19 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ValueError: It is of another kind, or damaged, a line isn't a JSON object, or
             there is no record at all.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not is_remote(path) and not Path(path).is_file():
         raise FileNotFoundError(
             f"There are no examples at {path}. Give a .jsonl or .parquet file."
         )
-    if not path.name.endswith((*JSON_SUFFIXES, ".parquet")):
+    if not str(path).endswith((*JSON_SUFFIXES, ".parquet")):
         raise ValueError(
             f"Examples are read from .jsonl, .jsonl.gz and .parquet. Received: {path}."
         )
     is_empty = True
-    for place, record, _ in iterate_records(path):
-        is_empty = False
-        yield f"{path.name}, {place}", record
+    for file in find_files(path):
+        for place, record, _ in iterate_records(file):
+            is_empty = False
+            yield f"{file.name}, {place}", record
     if is_empty:
         raise ValueError(f"{path} has no records. Write one a line.")
 
@@ -72,9 +72,10 @@ def _read_lines(path, encoding, start, stop):
         if start:  # a line that begins before it is another reader's
             file.seek(start - 1)
             file.readline()
-        position = raw.tell()
+        position = read = raw.tell()
         number, beginning = 0, f" after byte {position}" if start else ""
-        while (stop is None or raw.tell() < stop) and (line := file.readline()):
+        while (stop is None or position < stop) and (line := file.readline()):
+            position = raw.tell()
             number += 1
             place = f"line {number}{beginning}"
             try:
@@ -91,8 +92,8 @@ def _read_lines(path, encoding, start, stop):
                     f'{path}, {place} must be an object such as {{"prompt": ..., '
                     f'"completion": ...}}. Received: {text[:60]}.'
                 )
-            yield place, record, raw.tell() - position
-            position = raw.tell()
+            yield place, record, position - read
+            read = position
 
 
 def _read_rows(path, field, start, stop):

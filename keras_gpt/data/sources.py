@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from keras_gpt.data.records import JSON_SUFFIXES
-
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
 _TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
 # Neither one text nor many: reading them as text would train on their syntax.
 _REFUSED_SUFFIXES = (".json", ".csv", ".tsv", ".html", ".pdf", ".docx", ".gz", ".zip")
@@ -59,6 +58,11 @@ class RemoteFile:
         return io.BufferedReader(file, 2**20)
 
 
+def is_remote(name: str | Path) -> bool:
+    """Whether it is a name that fsspec reads."""
+    return isinstance(name, str) and bool(_REMOTE_NAME.match(name))
+
+
 def find_files(name: str | Path) -> list[Path | RemoteFile]:
     """Find the files that a path, a folder, a pattern or an fsspec name stands for.
 
@@ -67,7 +71,7 @@ def find_files(name: str | Path) -> list[Path | RemoteFile]:
         ImportError: A package is missing that reads such names.
         ValueError: A folder without documents, or a file that isn't one.
     """
-    if isinstance(name, str) and _REMOTE_NAME.match(name):
+    if is_remote(name):
         files, is_folder = _find_remote(name)
     else:
         files, is_folder = _find_local(name)

@@ -57,10 +57,16 @@ def answer_records(
     Raises:
         FileExistsError: `output` is there.
         ImportError: Ray is missing.
-        ValueError: Other records, or other answers, were begun there.
+        ValueError: Other records, or other answers, were begun there, or `output` is
+            no local file.
     """
     check_choice("engine", engine, ("process", "ray"))
     check_at_least(1, num_workers=num_workers)
+    if "://" in str(output):
+        raise ValueError(
+            "`output` must be a file of this machine, since what is answered is noted "
+            f"beside it as it comes. Received: output={output!r}. Copy it in the end."
+        )
     output = Path(output)
     if output.exists():
         raise FileExistsError(

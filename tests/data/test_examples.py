@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import fsspec
 import keras
 import numpy as np
 import pyarrow
@@ -43,6 +44,9 @@ def test_records_are_read_from_json_lines_and_parquet_with_their_places(tmp_path
     ):
         expected = [(f"{name}, {place} {i + 1}", r) for i, r in enumerate(records)]
         assert list(read_records(tmp_path / name)) == expected
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "a.jsonl"), "/records/a.jsonl")
+    assert [record for _, record in read_records("memory://records/*.jsonl")] == records
 
 
 @pytest.mark.parametrize(
