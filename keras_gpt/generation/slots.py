@@ -351,8 +351,10 @@ class Slots:
         inputs["logits"] = logits
         choose = compiled(self._model, _choose_program)
         self._note(rows, choose(state, inputs))
-        room = self._room_for(max(len(row.window) for row in rows))
-        is_batch = not self._running and _room(layers) == room
+        running, places, batch = self._running, self._places, self._layers
+        room = self._room_for(max(len(row.window) for row in rows + running))
+        # what was read is the batch where there is room in it for those that run
+        is_batch = len(running) <= missing and _room(layers) == room
         for i, (row, window) in enumerate(zip(rows, windows, strict=True)):
             self._unread.remove(row)
             row.layers = None
@@ -364,6 +366,8 @@ class Slots:
             self._places = [row if row.goes_on else None for row in rows]
             self._places += [None] * missing
             self._layers = layers
+            for row in running:
+                self._enter(row, batch, places.index(row))
 
     def _decode(self, num_tokens, until):
         """Add tokens to all rows that run, of which each has its own number."""
