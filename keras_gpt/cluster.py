@@ -37,12 +37,18 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     handler = signal.getsignal(signal.SIGTERM)  # which Ray replaces
     try:
-        ray.init(
-            address,
-            **(started if address == "local" else {}),
-            configure_logging=False,
-            log_to_driver=False,
-        )
+        try:
+            ray.init(
+                address,
+                **(started if address == "local" else {}),
+                configure_logging=False,
+                log_to_driver=False,
+            )
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{error}. Does it run? Where it asks for a token, set "
+                "RAY_AUTH_MODE=token here too."
+            ) from error
         yield ray
     finally:
         ray.shutdown()

@@ -65,8 +65,9 @@ def estimate_memory(
 ) -> Memory:
     """The memory of a training step with the default loss, from sizes alone.
 
-    It is a formula for each backend, within 15% of what was measured on CPUs with
-    PyTorch and JAX (`benchmarks/memory.py`). Python and libraries come on top.
+    It is a formula for each backend, within 15% of what was measured on CPUs
+    (`benchmarks/memory.py`), but on TensorFlow with `remat`, where a step took 1.6
+    times as much. Python and libraries come on top.
 
     Args:
         model: To be trained as `compile_model` does it, or the configuration of one
