@@ -213,7 +213,9 @@ def choose_in_numpy(logits, temperature, top_k, top_p, min_p, uniform):
         while top_k >= size and reached[-1] < target and few < size:
             few = min(8 * few, size)
             ranked, weights, reached = _rank(logits, few, weigh)
-        least = max(least, ranked[reached - weights < target][-1])
+        is_needed = reached - weights < target
+        is_needed[0] = True  # though `top_p` may be 0 in float32
+        least = max(least, ranked[is_needed][-1])
     if least == -np.inf:
         return _draw_in_numpy(weigh(logits), uniform)
     kept = np.flatnonzero(logits >= least)

@@ -361,3 +361,9 @@ def test_a_row_draws_what_a_sort_would_whatever_its_neighbours_ask(size, way):
         alone = {name: np.array(x) for name, x in controls.items()}
         alone["temperature"][np.arange(rows) != row] = 0
         assert sample(logits, uniforms, **alone, way=way)[row] == mixed[row]
+
+
+def test_the_likeliest_is_kept_where_top_p_is_0_in_float32():
+    logits = np.array([1, 3, 2], "float32")
+    top_p = np.float32(1e-50)
+    assert choose_in_numpy(logits, np.float32(1), 3, top_p, np.float32(0), 0.9) == 1
