@@ -132,6 +132,7 @@ def generate(
     engine: options.Engine = options.AnsweringEngine.PROCESS,
     workers: options.Workers = None,
     ray_address: options.RayAddress = None,
+    adapter: options.Adapter = None,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
 ) -> None:
@@ -142,6 +143,7 @@ def generate(
         records = _read_records(prompt, file, "prompt")
     prompts = [record["prompt"] for record in records]
     about = {"model": model, "dtype": dtype, "weights": weights, "raw": raw}
+    about |= options.given(adapter=adapter and str(adapter))
     job = _find_job(
         records, file, output, "answer", about, engine, workers, ray_address
     )
@@ -154,7 +156,9 @@ def generate(
     else:
         controls |= options.given(repetition_penalty=repetition_penalty)
         controls["num_beams"] = num_beams
-    opened = functools.partial(_open, model, dtype, weights, is_raw=raw)
+    opened = functools.partial(
+        _open, model, dtype, weights, adapter=adapter, is_raw=raw
+    )
     asked = _Asked(opened, _continue, prompts, controls, batch_size)
     if job is not None and job["engine"] == "ray":
         _answer(asked, "answering", job)  # the model is for the workers to load
@@ -218,6 +222,7 @@ def chat(
     regex: options.Regex = None,
     choice: options.Choice = None,
     seed: options.Seed = 0,
+    adapter: options.Adapter = None,
     dtype: options.Dtype = None,
     weights: options.StoredWeights = None,
 ) -> None:
@@ -238,7 +243,7 @@ def chat(
 
     is_terminal = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     with Console(stderr=True).status("Loading the model"):
-        lm = load(model, dtype, weights)
+        lm = load(model, dtype, weights, adapter=adapter)
     screen = Screen(is_terminal)
     session = ChatSession(
         lm,
@@ -451,9 +456,9 @@ class _Asked:
         return self._ask(self.lm, texts, **options)
 
 
-def _open(model, dtype, weights, instruction=None, is_raw=False):
+def _open(model, dtype, weights, instruction=None, *, adapter=None, is_raw=False):
     """Load a model as a command was told to use it."""
-    lm = load(model, dtype, weights)
+    lm = load(model, dtype, weights, adapter=adapter)
     if instruction is not None:
         lm.tasks.setdefault("summarize", {})["instruction"] = instruction
     if is_raw:

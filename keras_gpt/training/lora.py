@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +214,9 @@ def save_adapter(
         write_json(temporary / ADAPTER_FILE, description)
 
 
-def load_adapter(model, directory: str | Path) -> dict[str, Any]:
+def load_adapter(
+    model, directory: str | Path | Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """Put adapters that `save_adapter` wrote into the model that they were trained for.
 
     A model that has adapters of the same shape gets these values instead, without
@@ -222,7 +224,7 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
 
     Args:
         model: The base, a `GPT` in any dtype or int8.
-        directory: The folder.
+        directory: The folder, or matrices as of `checkpoints.read_peft`.
 
     Returns:
         What `adapter.json` holds.
@@ -243,13 +245,13 @@ def load_adapter(model, directory: str | Path) -> dict[str, Any]:
 
 
 def read_arrays(
-    model, directory: str | Path
+    model, directory: str | Path | Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Any], LoRASettings, dict[str, np.ndarray]]:
     """Read adapters that `save_adapter` wrote, and check that they are for a model.
 
     Args:
         model: A `GPT`, which stays as it is.
-        directory: The folder.
+        directory: As of `load_adapter`.
 
     Returns:
         What `adapter.json` holds, the settings in it, and the matrices by name.
@@ -261,6 +263,11 @@ def read_arrays(
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    if isinstance(directory, Mapping):
+        _check_base(model)
+        rank = next(iter(directory.values())).shape[1]
+        targets = [t for t in LORA_TARGETS if f"block_0_{t}.down" in directory]
+        return {}, LoRASettings(rank, rank, targets, 0.0), directory
     about = read_adapter(directory)
     if about["model"] != _architecture(model):
         raise _another_base(directory, "its architecture is another")

@@ -10,7 +10,7 @@ from keras_gpt.training.lora import LORA_TARGETS, has_lora, read_arrays
 
 
 def load_adapters(
-    model, directories: Mapping[str, str | Path]
+    model, directories: Mapping[str, str | Path | Mapping[str, np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
     """Put adapters that `save_adapter` wrote side by side into the model of their base.
 
@@ -20,7 +20,8 @@ def load_adapters(
 
     Args:
         model: The base, a `GPT` in any dtype or int8.
-        directories: The folder of each, by the name that it is given here.
+        directories: The folder of each, or matrices as of `checkpoints.read_peft`, by
+            the name that it is given here.
 
     Returns:
         What the `adapter.json` of each holds.

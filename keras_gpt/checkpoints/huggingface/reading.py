@@ -54,7 +54,7 @@ def read_huggingface(folder: str | Path, name: str | None = None) -> Checkpoint:
         shapes={key: tensor.shape for key, tensor in tensors.items()},
         read_rows=lambda key: tensors[key].read_rows(),
         tokenizer=_read_tokenizer(folder),
-        chat_template=_read_chat_template(folder),
+        chat_template=read_chat_template(folder),
         stop_ids=stop_ids,
         generation_defaults=defaults,
         source={key: value for key, value in source.items() if value},
@@ -89,7 +89,8 @@ def _read_tokenizer(folder):
     )
 
 
-def _read_chat_template(folder) -> ChatTemplate | None:
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """How the model of a folder wants messages written, if it says."""
     path = folder / "tokenizer_config.json"
     settings = _read_settings(path)
     # names that a template may use

@@ -20,7 +20,7 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / INDEX).is_file():
         return _read_shards(folder)
     if (folder / _SINGLE).is_file():
-        return _read_file(folder / _SINGLE)
+        return read_file(folder / _SINGLE)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise ValueError(
             f"{folder} has its weights in pickle files only (.bin), which can run any "
@@ -46,13 +46,18 @@ def _read_shards(folder):
         if not path.is_file():
             raise FileNotFoundError(f"The shard {path} is missing. Download it again.")
         if file not in shards:
-            shards[file] = _read_file(path)
+            shards[file] = read_file(path)
         if name not in shards[file]:
             raise ValueError(f"{path} lacks {name}, which its index names.")
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
-def _read_file(path):
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """Look at all tensors of a file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
