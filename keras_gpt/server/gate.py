@@ -11,6 +11,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from keras_gpt.server.errors import CLOSED, ApiError, error_body
@@ -69,6 +70,8 @@ class Gate:
             await self._app(scope, limited, send_with_id)
         except ApiError as error:
             await _refuse(error, path)(scope, receive, send_with_id)
+        except ClientDisconnect:  # amid its request
+            pass
         except Exception:
             logger.exception("A request failed.", extra={"request_id": request_id})
             if status is not None:  # too late for an answer

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import typing
 from concurrent.futures import ThreadPoolExecutor
 
@@ -337,6 +338,16 @@ def test_a_client_that_goes_away_frees_its_slots(server, client):
     with pytest.raises(openai.APITimeoutError):
         ask(client.with_options(timeout=0.1), n=2, max_tokens=1000)
     wait_until(lambda: is_idle(server))
+
+
+def test_a_client_that_goes_away_amid_its_request_is_no_failure(server, caplog):
+    head = "POST /v1/models/tiny:predict HTTP/1.1\r\nHost: localhost\r\n"
+    port = int(server.address.rpartition(":")[2])
+    with caplog.at_level("INFO", "keras_gpt.server"):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        wait_until(lambda: caplog.records)
+    assert [record.status for record in caplog.records] == [499]
 
 
 def test_a_full_queue_says_when_to_come_again(server, client):
