@@ -40,7 +40,6 @@ import doctest
 import gc
 import itertools
 import re
-import shlex
 import shutil
 import signal
 from importlib.util import find_spec
@@ -49,7 +48,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from sybil import Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 
 # No deadline, as a first example may compile. In CI the same examples every time.
@@ -183,28 +182,6 @@ def leave_temporary_folder(namespace):
     folder.cleanup()
 
 
-def check_commands(example):
-    """Parse what a block gives to `keras-gpt`; run it below `<!--- run -->`."""
-    import typer
-
-    from keras_gpt_cli import app
-
-    group = typer.main.get_command(app)
-    before = example.document.text[: example.region.start]
-    for line in example.parsed.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        while words and re.match(r"\w+=", words[0]):
-            del words[0]  # an environment variable
-        if words[:1] != ["keras-gpt"]:
-            continue
-        if before.rstrip().endswith("<!--- run -->"):
-            group(words[1:], standalone_mode=False)
-        else:
-            command = group.commands[words[1]]
-            with command.make_context(words[1], words[2:]):
-                pass
-
-
 docstrings = Sybil(
     parsers=[DocTestParser(optionflags=doctest.ELLIPSIS)],
     path="keras_gpt",
@@ -213,11 +190,7 @@ docstrings = Sybil(
     teardown=leave_temporary_folder,
 )
 pages = Sybil(
-    parsers=[
-        PythonCodeBlockParser(),
-        CodeBlockParser("bash", check_commands),
-        SkipParser(),
-    ],
+    parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md"],
     setup=enter_temporary_folder,
     teardown=leave_temporary_folder,

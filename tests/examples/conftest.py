@@ -20,6 +20,7 @@ def small_base(tmp_path_factory):
         embedding_dimension=16,
         num_layers=1,
         num_heads=2,
+        activation="gelu_tanh",  # as llama.cpp has it
     )
     template = "{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
     keras_gpt.LanguageModel(
