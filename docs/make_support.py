@@ -162,6 +162,13 @@ def names_on(backend):
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def is_run(test, names):
+    """Whether a test is among those that run; it may be `None`."""
+    # without parameters it stands for all of them
+    alike = re.compile(rf"{re.escape(test or '')}(\[.*)?")
+    return test is not None and any(map(alike.fullmatch, names))
+
+
 def make_table():
     """The table, in Markdown."""
     names = {backend: names_on(backend) for backend in BACKENDS}
@@ -169,13 +176,7 @@ def make_table():
     def cell(test):
         if test is None:
             return ""
-        # without parameters it stands for all of them
-        alike = re.compile(rf"{re.escape(test)}(\[.*)?")
-        on = [
-            shown
-            for backend, shown in BACKENDS.items()
-            if any(map(alike.fullmatch, names[backend]))
-        ]
+        on = [shown for name, shown in BACKENDS.items() if is_run(test, names[name])]
         if not on:
             raise ValueError(f"No backend runs {test}.")
         return "all" if len(on) == len(BACKENDS) else ", ".join(on)

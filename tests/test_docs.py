@@ -1,8 +1,15 @@
-"""What documents say of the code is so; their blocks are run by conftest.py."""
+"""What documents say of the code is so.
+
+Their blocks of Python are run by conftest.py, their commands by
+examples/test_commands.py.
+"""
 
 import re
 import runpy
 from pathlib import Path
+
+import keras
+import pytest
 
 import keras_gpt
 from keras_gpt_cli import app
@@ -53,11 +60,33 @@ def test_the_reference_has_every_public_name():
         assert any(f"{place}.".startswith(f"{part}.") for part in shown), name
 
 
-def test_the_tests_of_what_works_where_exist():
-    features = runpy.run_path(str(DOCS / "make_support.py"))["FEATURES"]
+def read_support():
+    """What makes the table, and the rows of the page: feature to cells."""
     page = (DOCS / "support.md").read_text("utf-8")
-    assert re.findall(r"^\| (\S.*?) \| ", page, re.M)[1:] == list(features)
-    for tests in features.values():
+    rows = (line.split("|")[1:-1] for line in re.findall(r"^\| \S.*", page, re.M)[1:])
+    cells = {name.strip(): [cell.strip() for cell in row] for name, *row in rows}
+    return runpy.run_path(str(DOCS / "make_support.py")), cells
+
+
+@pytest.mark.every_backend
+def test_what_is_said_to_work_here_runs_here(request):
+    config, here = request.config, keras.backend.backend()
+    if "tests" not in {Path(arg).name for arg in config.args} or config.option.keyword:
+        pytest.skip("asks which of all tests run")
+    made, cells = read_support()
+    collected = made["Collected"](here == "torch")
+    collected.pytest_collection_finish(request.session)
+    for feature, tests in made["FEATURES"].items():
+        for precision, cell in zip(made["PRECISIONS"], cells[feature], strict=True):
+            runs = made["is_run"](tests.get(precision), collected.names)
+            is_said = cell == "all" or made["BACKENDS"][here] in cell
+            assert is_said == runs, f"run docs/make_support.py: {feature}, {precision}"
+
+
+def test_the_tests_of_what_works_where_exist():
+    made, cells = read_support()
+    assert list(cells) == list(made["FEATURES"])
+    for tests in made["FEATURES"].values():
         for test in tests.values():
             file, name = re.match(r"(.+)::(\w+)", test).groups()
             assert f"\ndef {name}(" in (ROOT / file).read_text("utf-8")
