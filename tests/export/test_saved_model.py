@@ -169,7 +169,7 @@ def test_chats_are_answered_as_in_process(export_once):
     assert chosen["text"][4:] == at_random[4:]
 
 
-@not_on_jax
+@in_process
 def test_tasks_are_done_as_in_process(export_once):
     lm, folder = export_once(*CHAT)
     texts = ["Once upon a time.", "", TEXT[:450], " \u2003It's so.\n\n你好 " * 4]
