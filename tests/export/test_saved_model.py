@@ -275,7 +275,7 @@ def test_bad_requests_fail_with_a_reason_and_the_next_is_served(small):
 @pytest.fixture(scope="module")
 def started(make_language_model, tmp_path_factory):
     """A model with adapters and defaults, whose texts start with a token, exported."""
-    lm = make_language_model()
+    lm = make_language_model(num_layers=1)
     name, token_id = "<|endoftext|>", lm.tokenizer.end_of_text_id
     content = json.loads(lm.tokenizer.to_json())
     text = {"Sequence": {"id": "A", "type_id": 0}}
@@ -348,7 +348,7 @@ def test_each_row_is_written_by_the_adapter_that_it_names(started):
 def test_empty_prompt_is_refused_where_no_token_starts_a_text(
     make_language_model, tmp_path
 ):
-    lm = make_language_model("llama", "characters")
+    lm = make_language_model("llama", "characters", num_layers=1)
     tokenizer = CharacterTokenizer.train([TEXT], progress=False)
     lm = LanguageModel(lm.model, tokenizer)
     lm.export(tmp_path / "1", max_new_tokens=8, progress=False)
@@ -369,10 +369,10 @@ def frozen():
 
 @in_process
 @pytest.mark.usefixtures("frozen")
-def test_weights_in_fewer_bits_take_less_room(export_once, tmp_path):
-    lm, folder = export_once("llama", "characters")
-    folders = {"float32": folder}
-    for weights in ("bfloat16", "int8"):
+def test_weights_in_fewer_bits_take_less_room(make_language_model, tmp_path):
+    lm = make_language_model("llama", "characters", num_layers=1)
+    folders = {}
+    for weights in ("float32", "bfloat16", "int8"):
         folders[weights] = tmp_path / weights / "1"
         lm.export(folders[weights], max_new_tokens=8, weights=weights, progress=False)
     sizes = {}
@@ -501,7 +501,7 @@ def test_failed_export_leaves_nothing(make_language_model, tmp_path):
 @in_process
 @pytest.mark.parametrize("room", [1000, 100_000])  # the weights, or the graph
 def test_full_disk_is_named_and_leaves_nothing(make_language_model, tmp_path, room):
-    lm = make_language_model()
+    lm = make_language_model(num_layers=1)
     folder = tmp_path / "docs" / "1"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
@@ -517,7 +517,7 @@ def test_full_disk_is_named_and_leaves_nothing(make_language_model, tmp_path, ro
 def test_a_served_answer_of_a_form_is_what_generate_writes(
     make_language_model, tmp_path
 ):
-    lm = make_language_model()
+    lm = make_language_model(num_layers=1)
     form = {"regex": "(cat|mat)s?( on [12]{2}|;){0,4}"}
     lm.export(tmp_path / "1", max_new_tokens=40, progress=False, **form)
     sampling = {"temperature": [0.0, 1.2, 1.2], "seed": [0, 1, 2]}
