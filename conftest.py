@@ -19,10 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     ):
         os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# for what is spread over several; the others use the first
+# Several devices for what is spread over them; the others use the first. And machine
+# code as it comes: the same operations, compiled in less time than they save.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false",
+    "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false "
+    "--xla_backend_optimization_level=0",
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What XLA compiled for one test it reads for the next. Each worker has its own folder,

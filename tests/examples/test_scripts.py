@@ -57,11 +57,11 @@ def test_finetune_summarize_compares_what_it_should(small_base, tmp_path):
         tmp_path,
         "finetune_summarize.py",
         *("out", "--model", small_base, "--dtype", "float32"),
-        *("--limit", "6", "--scratch-epochs", "1"),
+        *("--limit", "3", "--scratch-epochs", "1"),
     )
     for row in ("first sentence", "before", "after", "small GPT from scratch"):
         assert row in printed
-    assert "6 texts of modules that were not trained on" in printed
+    assert "3 texts of modules that were not trained on" in printed
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     # the same words as by hand
     first = results["results"]["first sentence"]["scores"]
@@ -79,10 +79,10 @@ def test_finetune_translate_compares_what_it_should(small_base, tmp_path):
         tmp_path,
         "finetune_translate.py",
         *("out", "--package", "django", "--model", small_base, "--dtype", "float32"),
-        *("--limit", "6", "--test-limit", "6"),
+        *("--limit", "6", "--test-limit", "3"),
     )
     assert "chrF" in printed
-    assert "6 texts that were not trained on" in printed
+    assert "3 texts that were not trained on" in printed
     tuned = keras_gpt.LanguageModel.load(tmp_path / "out" / "tuned")
     assert tuned.tasks["translate"]["languages"] == [["en", "de"]]
 
