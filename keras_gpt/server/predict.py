@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from keras_gpt.controls import check_control
+from keras_gpt.controls import CONTROLS, check_control
 from keras_gpt.export.settings import OWN, ROW_CONTROLS
 from keras_gpt.language_model.completion import encode_messages
 from keras_gpt.server.errors import ApiError
@@ -39,8 +39,12 @@ _OUTPUTS = {  # of the signatures that give something else
     "summarize": ("text",),
     "translate": ("text",),
 }
-_FLOATS = ("log_probs", "temperature", "top_p")
-_INTEGERS = ("token_ids", "lengths", "num_tokens", "max_new_tokens", "top_k", "seed")
+_DTYPES = {  # of what is no string
+    **{name: CONTROLS[name].dtype for name in ROW_CONTROLS},
+    **dict.fromkeys(("token_ids", "lengths", "num_tokens"), "int32"),
+    "log_probs": "float32",
+}
+_DTYPE_NAMES = {"int32": "DT_INT32", "float32": "DT_FLOAT", "string": "DT_STRING"}
 _MATRICES = ("token_ids", "log_probs", "roles", "contents")
 
 
@@ -253,8 +257,7 @@ def describe_signatures(lm) -> dict[str, Any]:
 
 def _describe_tensor(name):
     dims = [{"size": "-1"}] * (2 if name in _MATRICES else 1)
-    kinds = {"DT_FLOAT": _FLOATS, "DT_INT32": _INTEGERS}
-    dtype = next((kind for kind, names in kinds.items() if name in names), "DT_STRING")
+    dtype = _DTYPE_NAMES[_DTYPES.get(name, "string")]
     return {"dtype": dtype, "tensor_shape": {"dim": dims}, "name": name}
 
 

@@ -11,7 +11,7 @@ import torch
 from keras_gpt import LanguageModel, training
 from tests.checkpoints.test_huggingface import GPT2, LLAMA, TOLERANCE
 
-peft = pytest.importorskip("peft")
+peft = pytest.importorskip("peft", reason="pip install peft")
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 ALL = {"r": 2, "lora_alpha": 6, "target_modules": "all-linear", "use_rslora": True}

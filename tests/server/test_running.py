@@ -17,6 +17,7 @@ import keras_gpt_cli
 from keras_gpt.server import Settings, run
 from keras_gpt.tf_serving import Client, ServingError
 from tests.server.conftest import serve, wait_until
+from tests.tf_serving.test_client import SCORE
 from tests.tiny import make_lm
 
 
@@ -142,14 +143,7 @@ def test_the_client_of_tensorflow_serving_gets_the_models_text(server, lm):
         expected = lm.tokenizer.encode(lm.generate_from_ids([ids[1]], 5, seed=1)[0])
         assert client.generate_ids(ids, 5)[1] == expected
         signatures = client.metadata()
-        assert signatures["score"] == {
-            "inputs": {"text": {"dtype": "string", "shape": (None,)}},
-            "outputs": {
-                "log_probs": {"dtype": "float32", "shape": (None, None)},
-                "num_tokens": {"dtype": "int32", "shape": (None,)},
-                "token_ids": {"dtype": "int32", "shape": (None, None)},
-            },
-        }
+        assert signatures["score"] == SCORE
         assert {"prompt", "seed", "temperature"} < signatures["generate"][
             "inputs"
         ].keys()

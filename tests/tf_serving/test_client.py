@@ -15,6 +15,15 @@ import pytest
 from keras_gpt.tf_serving import Client, Completion, ServingError
 from tests.tf_serving.server import serve
 
+SCORE = {
+    "inputs": {"text": {"dtype": "string", "shape": (None,)}},
+    "outputs": {
+        "log_probs": {"dtype": "float32", "shape": (None, None)},
+        "num_tokens": {"dtype": "int32", "shape": (None,)},
+        "token_ids": {"dtype": "int32", "shape": (None, None)},
+    },
+}  # as metadata describe it
+
 
 @pytest.fixture(params=["rest", "grpc"])
 def address(request, server):
@@ -146,14 +155,7 @@ def test_metadata_describes_the_signatures(client):
     signatures = client.metadata()
     assert {"serving_default", "generate", "score"} <= set(signatures)
     assert "__saved_model_init_op" not in signatures
-    assert signatures["score"] == {
-        "inputs": {"text": {"dtype": "string", "shape": (None,)}},
-        "outputs": {
-            "log_probs": {"dtype": "float32", "shape": (None, None)},
-            "num_tokens": {"dtype": "int32", "shape": (None,)},
-            "token_ids": {"dtype": "int32", "shape": (None, None)},
-        },
-    }
+    assert signatures["score"] == SCORE
 
 
 def test_status_lists_the_versions(client):
