@@ -18,6 +18,7 @@ from keras_gpt.generation.rows import (
     fill_bucket,
     mark_seen,
     pad_prompts,
+    stop_array,
     to_tensors,
 )
 from keras_gpt.generation.run import Run
@@ -96,7 +97,7 @@ class BeamSearch(Run):
         )
         arrays = control_arrays(prompts)
         arrays |= adapter_array(self._model, prompts)
-        arrays["stop_ids"] = self._stop_ids
+        arrays["stop_ids"] = stop_array(prompts)
         arrays["seen"] = mark_seen(prompts, config.vocab_size)
         arrays["token_ids"], arrays["lengths"] = pad_prompts(
             [row.prompt for row in prompts], config
@@ -193,7 +194,8 @@ def _extend(logits, state, inputs):
         return ops.reshape(ops.take(flat, rows, axis=0), x.shape)
 
     was_done = of_parent(state["done"])
-    is_stop = ops.any(ops.equal(token[:, :, None], inputs["stop_ids"]), axis=-1)
+    stop_ids = inputs["stop_ids"][:, None]
+    is_stop = ops.any(ops.equal(token[:, :, None], stop_ids), axis=-1)
     is_last = (state["step"] + 1 >= inputs["max_new_tokens"])[:, None]
     tokens, log_probs = of_parent(state["tokens"]), of_parent(state["log_probs"])
     chosen = ops.take_along_axis(plain, best, axis=1)  # (b, k)

@@ -18,7 +18,7 @@ def generate(
     min_p: float | Sequence[float] | None = None,
     repetition_penalty: float | Sequence[float] = 1.0,
     num_beams: int = 1,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     seed: int | Sequence[int] = 0,
     num_return_sequences: int = 1,
     lookup_tokens: int = 0,
@@ -46,7 +46,8 @@ def generate(
             become less likely.
         num_beams: Above 1, beam search (`BeamSearch`), which is deterministic: neither
             temperature, `top_k`, `top_p`, `min_p` nor `seed` matter.
-        stop_ids: Ids that end a row. They are not part of the result.
+        stop_ids: Ids that end a row, which are not part of the result; or a list of
+            these for each prompt.
         seed: Of the samples; row `i` takes `seed + i`. A list gives each row's own.
         num_return_sequences: Continuations for each prompt, one after the other in
             the result; of beams the best ones.

@@ -75,7 +75,7 @@ def _add_token(logits, state, inputs):
             *(inputs[name][row] for name in _CONTROLS),
             inputs["uniforms"][row, step],
         )
-        is_stop = token in inputs["stop_ids"]
+        is_stop = token in inputs["stop_ids"][row]
         if not is_stop:
             state["tokens"][row, step] = token
             best = logits[row].max()

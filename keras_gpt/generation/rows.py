@@ -33,6 +33,7 @@ class Row:
         seed: Of its samples.
         form: Which its answer shall have, if any.
         adapter: The number of its adapter among those of the model, 0 for none.
+        stop_ids: Ids that end it, int32, as `check_stop_ids` returns them.
         ids: The new ids, which may run ahead of those that were given out.
         log_probs: Of each of them.
         alternatives: Of each of them the likeliest in its place, with their
@@ -55,6 +56,7 @@ class Row:
     seed: int
     form: Form | None = None
     adapter: int = 0
+    stop_ids: np.ndarray = field(default_factory=lambda: check_stop_ids((), 0))
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     alternatives: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -99,6 +101,7 @@ def make_rows(
     num_return_sequences: int = 1,
     adapter: str | Sequence[str | None] | None = None,
     known_adapters: Sequence[str] = (),
+    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     **controls,
 ) -> list[Row]:
     """Check prompts and controls; see `keras_gpt.generate` for the arguments.
@@ -109,6 +112,7 @@ def make_rows(
         num_return_sequences: Rows for each prompt.
         adapter: A name, or `None` for none, or a list of these for each prompt.
         known_adapters: Names of the model's adapters.
+        stop_ids: Token ids, or a list of these for each prompt.
         **controls: By the names in `CONTROLS`, each one value or one a prompt.
 
     Raises:
@@ -124,6 +128,7 @@ def make_rows(
             )
     prompts = check_prompts(prompts, config)
     adapters = find_adapters(known_adapters, adapter, len(prompts))
+    stop_ids = _spread_stop_ids(stop_ids, len(prompts), config.vocab_size)
     check_count("num_return_sequences", num_return_sequences)
     values = {
         name: spread_control(name, controls.get(name, control.default), len(prompts))
@@ -134,7 +139,8 @@ def make_rows(
         values["seed"] = [s + step * i for i, s in enumerate(values["seed"])]
     rows = []
     for i, prompt in enumerate(prompts):
-        asked = {name: values[name][i] for name in values} | {"adapter": adapters[i]}
+        asked = {name: values[name][i] for name in values}
+        asked |= {"adapter": adapters[i], "stop_ids": stop_ids[i]}
         for k in range(num_return_sequences):
             rows.append(Row(prompt=prompt, **asked | {"seed": asked["seed"] + k}))
             rows[-1].has_ended = rows[-1].max_new_tokens == 0
@@ -226,7 +232,16 @@ def start_state(rows: list[Row], num_new: int, vocab_size: int) -> dict:
 def row_inputs(rows: list[Row], num_new: int) -> dict:
     """What the programs read of each row, for `num_new` tokens."""
     uniforms = [draw_uniforms([row.seed], num_new, row.num_read) for row in rows]
-    return control_arrays(rows) | {"uniforms": np.concatenate(uniforms)}
+    arrays = control_arrays(rows) | {"uniforms": np.concatenate(uniforms)}
+    return arrays | {"stop_ids": stop_array(rows)}
+
+
+def stop_array(rows: list[Row]) -> np.ndarray:
+    """The stop ids of each row, int32 `(batch, number)`, padded with -1."""
+    stop_ids = np.full((len(rows), max(len(row.stop_ids) for row in rows)), -1, "int32")
+    for i, row in enumerate(rows):
+        stop_ids[i, : len(row.stop_ids)] = row.stop_ids
+    return stop_ids
 
 
 def form_inputs(rows: list[Row], vocab_size: int) -> dict:
@@ -316,6 +331,19 @@ def check_count(name: str, value, least: int = 1, most: float = math.inf) -> Non
             f"`{name}` must be an integer of at least {least}{end}. Received: "
             f"{name}={value!r}."
         )
+
+
+def _spread_stop_ids(stop_ids, num_prompts, vocab_size):
+    """The stop ids of each prompt, of which all may have the same."""
+    is_list = isinstance(stop_ids, Sequence) and not isinstance(stop_ids, str)
+    if not is_list or not any(isinstance(item, Iterable) for item in stop_ids):
+        return [check_stop_ids(stop_ids, vocab_size)] * num_prompts
+    if len(stop_ids) != num_prompts:
+        raise ValueError(
+            "`stop_ids` must be token ids, or a list of these for each of the "
+            f"{num_prompts} prompts. Received: {len(stop_ids)} lists."
+        )
+    return [check_stop_ids(ids, vocab_size) for ids in stop_ids]
 
 
 def check_stop_ids(stop_ids, vocab_size: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from keras_gpt.generation.outside import Outside, is_outside
 from keras_gpt.generation.programs import OneByOne
 from keras_gpt.generation.rows import (
     adapter_array,
-    check_stop_ids,
     fill_bucket,
     form_inputs,
     list_adapters,
@@ -28,24 +27,21 @@ class Run:
     Args:
         model: A `GPT`.
         prompts: As `ids` of `keras_gpt.generate`.
-        stop_ids: Ids that end a row. They are not part of the result.
         form: What each answer must be, of which each row gets a copy. Defaults to
             `None`, anything.
-        **options: `num_return_sequences`, `adapter`, and by the names in `CONTROLS`.
+        **options: `num_return_sequences`, `adapter`, `stop_ids`, and by the names in
+            `CONTROLS`.
 
     Attributes:
         rows: What is known of each row, a `Row`.
     """
 
-    def __init__(
-        self, model, prompts, *, stop_ids=(), form: Form | None = None, **options
-    ):
+    def __init__(self, model, prompts, *, form: Form | None = None, **options):
         options["known_adapters"] = list_adapters(model)
         self.rows = make_rows(model.config, prompts, **options)
         for row in self.rows if form is not None else ():
             row.form = form.copy()
         self._model = model
-        self._stop_ids = check_stop_ids(stop_ids, model.config.vocab_size)
 
     @property
     def ids(self) -> list[list[int]]:
@@ -173,7 +169,7 @@ class Generation(Run):
         num_new = max(row.max_new_tokens for row in rows)
         num_new = backend.bucket(max(min(num_new, context_length), 16))
         vocab_size = self._model.config.vocab_size
-        inputs = row_inputs(rows, num_new) | {"stop_ids": self._stop_ids}
+        inputs = row_inputs(rows, num_new)
         inputs |= form_inputs(rows, vocab_size) | adapter_array(self._model, rows)
         self._inputs = to_tensors(inputs)
         state = start_state(rows, num_new, vocab_size)

@@ -27,7 +27,6 @@ from keras_gpt.generation.rows import (
     Row,
     adapter_array,
     check_count,
-    check_stop_ids,
     empty_row,
     form_inputs,
     list_adapters,
@@ -51,7 +50,6 @@ class SlotRow(Row):
     """A prompt in a slot: a `Row`, of which `ids` and `log_probs` are all given out.
 
     Attributes:
-        stop_ids: As `check_stop_ids` returns them.
         logit_bias: As of `Slots.add`, as are the next two.
         presence_penalty: 0 changes nothing.
         frequency_penalty: 0 changes nothing.
@@ -60,7 +58,6 @@ class SlotRow(Row):
         layers: Its own cache, while it is read.
     """
 
-    stop_ids: np.ndarray
     logit_bias: dict[int, float]
     presence_penalty: float
     frequency_penalty: float
@@ -79,7 +76,6 @@ def _empty_slot_row():
     """A row that has ended, where a batch has no other."""
     return SlotRow(
         **vars(empty_row()),
-        stop_ids=check_stop_ids((), 0),
         logit_bias={},
         presence_penalty=0.0,
         frequency_penalty=0.0,
@@ -185,12 +181,12 @@ class Slots:
             num_return_sequences=1,
             adapter=adapter,
             known_adapters=list_adapters(self._model),
+            stop_ids=stop_ids,
             **controls,
         )
         row.form = form
         row = SlotRow(
             **vars(row),
-            stop_ids=check_stop_ids(stop_ids, config.vocab_size),
             logit_bias=_check_logit_bias(logit_bias or {}, config.vocab_size),
             presence_penalty=check_control("presence_penalty", presence_penalty),
             frequency_penalty=check_control("frequency_penalty", frequency_penalty),
@@ -407,11 +403,7 @@ class Slots:
         num_new = backend.bucket(max(num_tokens, 8))
         for row in rows:
             row.num_read = len(row.ids)
-        room = max(len(row.stop_ids) for row in rows)
-        stop_ids = np.full((len(rows), room), -1, "int32")
-        for i, row in enumerate(rows):
-            stop_ids[i, : len(row.stop_ids)] = row.stop_ids
-        inputs = row_inputs(rows, num_new) | {"stop_ids": stop_ids}
+        inputs = row_inputs(rows, num_new)
         vocab_size = self._model.config.vocab_size
         inputs |= form_inputs(rows, vocab_size)
         state = start_state(rows, num_new, vocab_size)

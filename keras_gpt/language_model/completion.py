@@ -163,11 +163,18 @@ def _check_stop(stop):
 def _prepare(lm, stop, controls):
     """The controls, and what the model takes where a caller gave none."""
     if controls.get("stop_ids") is None:
-        controls["stop_ids"] = lm.stop_ids
+        controls["stop_ids"] = _find_stop_ids(lm, controls.get("adapter"))
     form = take_form(lm, stop, controls)
     if form is not None:
         controls["form"] = form
     return lm.generation_defaults | controls
+
+
+def _find_stop_ids(lm, adapter):
+    """The ids that end a text by an adapter, or those of each of several."""
+    if adapter is None or isinstance(adapter, str):
+        return lm.adapters.get(adapter, {}).get("stop_ids", lm.stop_ids)
+    return [_find_stop_ids(lm, name) for name in adapter]
 
 
 def _assemble(run, texts, new_ids):

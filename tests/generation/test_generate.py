@@ -180,12 +180,13 @@ ROWS = {
 
 def test_each_row_is_what_it_would_be_alone(models):
     model = models("gpt2")
-    together = keras_gpt.generate(model, PROMPTS, stop_ids=[2], **ROWS)
+    stop_ids = [[2], [], [3, 5, 7, 8, 1]]
+    together = keras_gpt.generate(model, PROMPTS, stop_ids=stop_ids, **ROWS)
     alone = [
         keras_gpt.generate(
             model,
             [PROMPTS[row]],
-            stop_ids=[2],
+            stop_ids=stop_ids[row],
             **{name: values[row] for name, values in ROWS.items()},
         )[0]
         for row in range(3)

@@ -150,6 +150,15 @@ def test_a_language_model_asks_as_each_adapter_was_tuned(folders, tmp_path):
     mixed = lm.generate(["abc", "abc"], adapter=["brief", None], **options)
     assert mixed == [one.generate("abc", **options), lm.generate("abc", **options)]
     assert mixed[0] != mixed[1]
+    # each ends as it was tuned to
+    [[new]] = keras_gpt.generate(one.model, [[0, 1, 2]], 1, 0, adapter="brief")
+    lm.adapters["brief"]["stop_ids"] = (new,)
+    own_ends = {"temperature": 0, "max_new_tokens": 5}
+    for adapter in ("brief", ["brief"]):
+        [ended] = lm.complete(["abc"], adapter=adapter, **own_ends)
+        assert (ended.ids, ended.finish_reason) == ([], "stop")
+    mixed_ends = lm.complete(["abc", "abc"], adapter=["brief", None], **own_ends)
+    assert mixed_ends == [ended, *lm.complete(["abc"], **own_ends)]
 
     lm.save(tmp_path / "both")
     loaded = LanguageModel.load(tmp_path / "both")
