@@ -135,7 +135,10 @@ def bucket(size):
 
 
 def compile_function(function, variables):
-    """Compile `function(state, inputs)`, which reads `variables`."""
+    """Compile `function(state, inputs)`, which reads `variables`.
+
+    Both may hold arrays of NumPy, which need no turning into JAX's before.
+    """
 
     def stateless(state, values, inputs):
         mapping = list(zip(variables, values, strict=True))

@@ -79,7 +79,10 @@ def bucket(size):
 
 
 def compile_function(function, variables):
-    """Compile `function(state, inputs)`, which reads `variables`."""
+    """Compile `function(state, inputs)`, which reads `variables`.
+
+    Both may hold arrays of NumPy.
+    """
     del variables  # a tf.function captures them
     return tf.function(function, jit_compile=True)
 

@@ -7,6 +7,7 @@ import math
 import threading
 
 import keras
+import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
@@ -79,15 +80,27 @@ def bucket(size):
 def compile_function(function, variables):
     """Run `function(state, inputs)` without recording gradients, one at a time.
 
+    Both may hold arrays of NumPy.
+
     While `make_fx` records, it replaces how PyTorch calls any module, in all threads.
     """
     del variables
 
     def run(state, inputs):
         with _running, torch.inference_mode():
-            return function(state, inputs)
+            return function(_to_tensors(state), _to_tensors(inputs))
 
     return run
+
+
+def _to_tensors(values):
+    """The values in dictionaries and the like, with tensors for NumPy's arrays."""
+
+    def convert(value):
+        is_array = isinstance(value, np.ndarray)
+        return keras.ops.convert_to_tensor(value) if is_array else value
+
+    return keras.tree.map_structure(convert, values)
 
 
 def in_numpy(*tensors):

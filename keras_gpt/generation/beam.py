@@ -19,7 +19,6 @@ from keras_gpt.generation.rows import (
     mark_seen,
     pad_prompts,
     stop_array,
-    to_tensors,
 )
 from keras_gpt.generation.run import Run
 from keras_gpt.generation.sampling import penalize_repetition
@@ -102,7 +101,7 @@ class BeamSearch(Run):
         arrays["token_ids"], arrays["lengths"] = pad_prompts(
             [row.prompt for row in prompts], config
         )
-        result = program({}, to_tensors(arrays))
+        result = program({}, arrays)
         result = {name: ops.convert_to_numpy(x) for name, x in result.items()}
         counts = np.maximum(result["counts"], 1)
         scores = result["scores"] / counts**self._length_penalty  # (b, k)

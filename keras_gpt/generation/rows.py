@@ -272,11 +272,6 @@ def note_tokens(rows: list[Row], state: dict) -> None:
                 row.has_ended |= row.form.is_over
 
 
-def to_tensors(arrays: dict[str, np.ndarray]) -> dict:
-    """Arrays by name as tensors."""
-    return {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
-
-
 def mark_seen(rows: list[Row], vocab_size: int) -> np.ndarray:
     """Booleans `(batch, vocab_size)`: the tokens of each row's text."""
     seen = np.zeros((len(rows), vocab_size), bool)

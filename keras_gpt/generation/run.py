@@ -17,7 +17,6 @@ from keras_gpt.generation.rows import (
     pad_prompts,
     row_inputs,
     start_state,
-    to_tensors,
 )
 
 
@@ -171,12 +170,12 @@ class Generation(Run):
         vocab_size = self._model.config.vocab_size
         inputs = row_inputs(rows, num_new)
         inputs |= form_inputs(rows, vocab_size) | adapter_array(self._model, rows)
-        self._inputs = to_tensors(inputs)
+        self._inputs = inputs
         state = start_state(rows, num_new, vocab_size)
         state["passes"] = np.array(self.num_lookup_passes, "int32")
         window = {"token_ids": token_ids, "lengths": lengths}
-        self._state = prefill(to_tensors(state), self._inputs | to_tensors(window))
-        self._inputs |= to_tensors(self._decoding.inputs(token_ids, lengths))
+        self._state = prefill(state, inputs | window)
+        self._inputs |= self._decoding.inputs(token_ids, lengths)
 
     def _decode(self, until):
         """Add tokens until a row is full, or all have as many as they should.
@@ -191,6 +190,6 @@ class Generation(Run):
             ]
         ends = [end - row.num_read for end, row in zip(until, rows, strict=True)]
         done = np.array([not row.goes_on for row in rows])
-        changed = to_tensors({"until": np.array(ends, "int32"), **forms})
-        state = {**self._state, **to_tensors({"done": done})}
+        changed = {"until": np.array(ends, "int32"), **forms}
+        state = {**self._state, "done": done}
         self._state = self._loop(state, {**self._inputs, **changed})

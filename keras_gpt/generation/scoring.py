@@ -17,7 +17,6 @@ from keras_gpt.generation.rows import (
     find_adapters,
     list_adapters,
     pad_prompts,
-    to_tensors,
 )
 from keras_gpt.generation.sampling import likeliest
 
@@ -196,7 +195,7 @@ def _score_rows(model, ids, measure, batch_size, adapter):
         arrays = {"token_ids": inputs, "targets": targets}
         if number:
             arrays["adapter"] = np.full(len(inputs), number, "int32")
-        result = np.array(ops.convert_to_numpy(program({}, to_tensors(arrays))))
+        result = np.array(ops.convert_to_numpy(program({}, arrays)))
         for i, row in enumerate(chosen):
             scores[row] = result[i, : len(rows[row]) - 1]
     return scores

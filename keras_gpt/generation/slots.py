@@ -34,7 +34,6 @@ from keras_gpt.generation.rows import (
     note_tokens,
     row_inputs,
     start_state,
-    to_tensors,
 )
 from keras_gpt.token_ids import check_token_ids
 
@@ -123,6 +122,7 @@ class Slots:
         self._unread = deque()  # rows that are to be read, the first one next
         self._places = []  # of the batch, with the row that goes on there or `None`
         self._layers = None  # of the batch's cache
+        self._loops = {}  # by room, looked up once in a call of `advance`
         self._has_waited = False  # whether some rows got no token in the last call
 
     @property
@@ -229,6 +229,7 @@ class Slots:
         return [row for row in self._places if row is not None]
 
     def _advance(self, num_tokens):
+        self._loops.clear()
         self._reread_full_rows()
         unread = set(self._unread)  # which get a token by being read
         most = _PIECES[0] if self._running else 2 * _PIECES[0]
@@ -331,7 +332,7 @@ class Slots:
         missing = [_empty_slot_row()] * (len(starts) - len(rows))
         inputs |= adapter_array(self._model, rows + missing)
         read = compiled(self._model, _read_program)
-        result = read({"layers": layers}, to_tensors(inputs))
+        result = read({"layers": layers}, inputs)
         layers = result["layers"]
         if len(rows) == 1:
             rows[0].layers = layers
@@ -380,18 +381,16 @@ class Slots:
         windows = [row.window for row in rows]
         texts = [window[:-1] for window in windows]
         starts = self._find_document_starts(texts, len(rows))
-        state |= to_tensors(
-            {
-                "token": np.array([window[-1] for window in windows], "int32"),
-                "position": np.array([len(window) - 1 for window in windows], "int32"),
-            }
-        )
-        adapter = to_tensors(adapter_array(self._model, rows))
-        state["cache"] = _make_cache(self._model, self._layers, starts) | adapter
-        ends = np.array([until.get(row, 0) for row in rows], "int32")
-        inputs["until"] = ops.convert_to_tensor(ends)
-        loop = compiled(self._model, loop_program, cache_length=_room(self._layers))
-        state = loop(state, inputs)
+        state["token"] = np.array([window[-1] for window in windows], "int32")
+        state["position"] = np.array([len(window) - 1 for window in windows], "int32")
+        cache = _make_cache(self._model, self._layers, starts)
+        state["cache"] = cache | adapter_array(self._model, rows)
+        inputs["until"] = np.array([until.get(row, 0) for row in rows], "int32")
+        room = _room(self._layers)
+        if room not in self._loops:
+            loop = compiled(self._model, loop_program, cache_length=room)
+            self._loops[room] = loop
+        state = self._loops[room](state, inputs)
         self._layers = state["cache"]["layers"]
         self._note(rows, state)
         for row in self._running:
@@ -423,7 +422,7 @@ class Slots:
         if any(row.num_alternatives for row in rows):
             width = 2 * min(MOST_ALTERNATIVES, vocab_size)
             state["alternatives"] = np.zeros((len(rows), num_new, width), "float32")
-        return to_tensors(inputs), to_tensors(state)
+        return inputs, state
 
     def _note(self, rows, state):
         note_tokens(rows, state)
@@ -450,7 +449,7 @@ class Slots:
         place = self._places.index(None)
         put = compiled(self._model, _put_program)
         inputs = {"from": np.array([index], "int32"), "to": np.array(place, "int32")}
-        inputs = {"layers": layers, **to_tensors(inputs)}
+        inputs["layers"] = layers
         self._layers = put({"layers": self._layers}, inputs)["layers"]
         self._places[place] = row
 
@@ -491,7 +490,7 @@ class Slots:
         """Copy rows of a cache into one with other room."""
         copy = compiled(self._model, _copy_program)
         arrays = {"rows": np.array(rows, "int32"), "places": np.arange(room)}
-        return copy({}, to_tensors(arrays) | {"layers": layers})["layers"]
+        return copy({}, {**arrays, "layers": layers})["layers"]
 
     def _room_for(self, length, factor=2):
         """How many tokens a cache for so many has room for."""
@@ -540,7 +539,7 @@ def _room(layers):
 def _make_cache(model, layers, document_start):
     cache = {"layers": layers}
     if model.documents is not None:
-        cache["document_start"] = ops.convert_to_tensor(document_start)
+        cache["document_start"] = document_start
     return cache
 
 
