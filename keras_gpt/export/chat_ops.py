@@ -24,6 +24,8 @@ from keras_gpt.tokenizers import Tokenizer
 
 _SYSTEM, _USER = ROLES.index("system"), ROLES.index("user")
 _NONE = -1  # the role of a place without message
+_STRINGS = tf.TensorSpec([None, None], tf.string)
+_NUMBERS = tf.TensorSpec([None, None], tf.int32)
 
 
 class ChatEncoder(tf.Module):
@@ -69,6 +71,11 @@ class ChatEncoder(tf.Module):
             ids = [_encode_between(tokenizer, part) for part in parts]
             self.break_ids = tf.ragged.constant([*ids, []], tf.int32, ragged_rank=1)
 
+    # one graph, which all signatures call
+    @tf.function(
+        input_signature=[_STRINGS, _STRINGS, tf.TensorSpec([None], tf.int32)],
+        autograph=False,
+    )
     def __call__(
         self, roles: tf.Tensor, contents: tf.Tensor, room: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -159,6 +166,7 @@ class ChatEncoder(tf.Module):
             contents = tf.where(numbers == number, changed, contents)
         return numbers, contents
 
+    @tf.function(input_signature=[_NUMBERS, _STRINGS], autograph=False)
     def _encode_all(self, numbers, contents):
         """Ids `(b, t)` and lengths of conversations, however long."""
         b, m = tf.unstack(tf.shape(numbers))
