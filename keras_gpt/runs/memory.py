@@ -66,8 +66,8 @@ def estimate_memory(
     """The memory of a training step with the default loss, from sizes alone.
 
     It is a formula for each backend, within 15% of what was measured on CPUs
-    (`benchmarks/memory.py`), but on TensorFlow with `remat`, where a step took 1.6
-    times as much. Python and libraries come on top.
+    (`benchmarks/memory.py`), but on TensorFlow, whose graph and compiled code of some
+    layers take a quarter to half a GB on top. Python and libraries do, too.
 
     Args:
         model: To be trained as `compile_model` does it, or the configuration of one
