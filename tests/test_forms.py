@@ -121,8 +121,9 @@ def test_a_whole_answer_ends_where_the_model_would_rather_end_it(lms):
     counts = {answer.count("at") for answer in answers}
     assert {answer[:3] for answer in answers} == {"cat", "mat"}
     assert len(counts) > 1
-    [found] = lm.complete("a", 3, regex="[a-z]+", stop_ids=())
-    assert found.finish_reason == "length"  # which is whole, too
+    for stop_ids in ((), [[]]):
+        [found] = lm.complete("a", 3, regex="[a-z]+", stop_ids=stop_ids)
+        assert found.finish_reason == "length"  # which is whole, too
 
 
 def test_samples_are_drawn_from_what_is_allowed_alone(lms):
@@ -182,6 +183,7 @@ def test_a_pydantic_model_is_a_schema(lms):
         ({"schema": SCHEMA, "lookup_tokens": 2}, "neither beams nor lookup"),
         ({"schema": SCHEMA, "stop": "a"}, "`stop` would cut"),
         ({"regex": "a", "choices": ["a"]}, "regex and choices"),
+        ({"regex": "a", "stop_ids": [[1], [1, 2]]}, "end with the same ids"),
         ({"regx": "a"}, "Did you mean 'regex'"),
         ({"tools": [("a", {}, "")]}, "Unknown control"),
     ],

@@ -475,7 +475,7 @@ class LanguageModel:
         max_new_tokens: int = 64,
         *,
         stop: str | Sequence[str] = (),
-        stop_ids: Sequence[int] | None = None,
+        stop_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         **controls,
     ) -> str | list[str]:
         """Continue prompts.
@@ -484,7 +484,8 @@ class LanguageModel:
             prompts: One prompt or several.
             max_new_tokens: Most tokens to add.
             stop: Strings that end the text; they are not part of it.
-            stop_ids: Token ids that do. Defaults to the model's.
+            stop_ids: Token ids that do, or a list of them for each prompt. Defaults to
+                those of the model, or of its `adapter`.
             **controls: `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`,
                 `repetition_penalty`, `seed`, `num_beams`, `num_return_sequences`,
                 `lookup_tokens`, `length_penalty`, `adapter` as in
