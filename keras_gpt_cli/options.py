@@ -147,8 +147,8 @@ class ExportedWeights(StrEnum):
     INT4 = "int4"
 
 
-class AnsweringEngine(StrEnum):
-    """What answers a file of records."""
+class ProcessOrRay(StrEnum):
+    """What answers a file of records, or learns a tokenizer."""
 
     PROCESS = "process"
     RAY = "ray"
@@ -186,7 +186,7 @@ class ServedTask(StrEnum):
 
 
 Engine = Annotated[
-    AnsweringEngine,
+    ProcessOrRay,
     typer.Option(help="What writes --output: this process, or workers of Ray."),
 ]
 Workers = Annotated[

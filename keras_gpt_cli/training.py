@@ -15,6 +15,7 @@ from keras_gpt_cli.options import (
     Encoding,
     Model,
     Overwrite,
+    ProcessOrRay,
     RayAddress,
     TextField,
     TokenizingEngine,
@@ -94,12 +95,22 @@ def tokenize(
     ] = None,
     text_field: TextField = "text",
     encoding: Encoding = "utf-8",
+    engine: Annotated[
+        ProcessOrRay, typer.Option(help="This process, or a task of a Ray cluster.")
+    ] = ProcessOrRay.PROCESS,
+    ray_address: RayAddress = None,
 ) -> None:
     """Train a tokenizer on a corpus."""
     from keras_gpt import runs
 
     tokenizer = runs.train_tokenizer(
-        kind, corpus, vocab_size, text_field=text_field, encoding=encoding
+        kind,
+        corpus,
+        vocab_size,
+        text_field=text_field,
+        encoding=encoding,
+        engine=engine,
+        ray_address=ray_address,
     )
     tokenizer.save(output)
     note(f"Wrote a {kind} tokenizer with {tokenizer.vocab_size:,} ids to {output}.")

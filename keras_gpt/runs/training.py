@@ -8,7 +8,8 @@ from rich.console import Console
 
 from keras_gpt import data, tokenizers
 from keras_gpt.backend import hosts
-from keras_gpt.config import suggest
+from keras_gpt.cluster import connected
+from keras_gpt.config import check_choice, suggest
 from keras_gpt.language_model import TOKENIZER_FOLDER, Evaluation, LanguageModel
 from keras_gpt.model import GPT
 from keras_gpt.runs.config import RunConfig
@@ -172,6 +173,8 @@ def train_tokenizer(
     *,
     text_field: str = "text",
     encoding: str = "utf-8",
+    engine: str = "process",
+    ray_address: str | None = None,
 ):
     """Train a tokenizer on a corpus.
 
@@ -181,16 +184,29 @@ def train_tokenizer(
         vocab_size: Defaults to 4096, and for characters to as many as there are.
         text_field: As in `RunConfig`.
         encoding: As in `RunConfig`.
+        engine: What reads the corpus and learns: `"process"`, this one; or `"ray"`, a
+            task of a Ray cluster.
+        ray_address: As of `data.prepare`.
 
     Returns:
         A tokenizer.
+
+    Raises:
+        ImportError: Ray is missing.
+        ValueError: There is no such kind or engine, or the corpus is empty.
     """
+    check_choice("engine", engine, ("process", "ray"))
     if kind not in TOKENIZERS:
         raise ValueError(
             "`tokenizer` must be a kind of tokenizer or the folder of one. "
             f"{suggest('tokenizer', kind, TOKENIZERS)}"
         )
-    documents = data.Corpus(corpus, text_field=text_field, encoding=encoding)
+    fields = {"text_field": text_field, "encoding": encoding}
+    if engine == "ray":
+        with connected(ray_address) as ray:
+            task = ray.remote(train_tokenizer).remote
+            return ray.get(task(kind, corpus, vocab_size, **fields))
+    documents = data.Corpus(corpus, **fields)
     texts = (piece.text for piece in documents.pieces())
     if vocab_size is None and kind != "characters":
         vocab_size = 4096

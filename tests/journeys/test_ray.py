@@ -57,6 +57,7 @@ def test_token_files_and_answers_of_ray_are_those_of_one_process(
         folder.mkdir()
         about = (folder / "documents", "--tokenizer", tmp_path / "tokenizer")
         run("prepare", source, *about, *engine)
+        run("tokenize", source, folder / "tokenizer", "--vocab-size", 300, *engine)
         data.prepare(source, folder / "tail", tokenizer, split="tail", **options)
         about = ("--file", prompts, "--output", folder / "answers.jsonl")
         controls = ("--max-new-tokens", 5, "--seed", 3, "--batch-size", 4)
