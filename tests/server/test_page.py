@@ -256,10 +256,10 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
         last = "#of-prompt article:last-child "
         assert find(f"{last} .stats").text.startswith("other · 16 tokens")
         find("#model").send_keys("t")  # an answer is looked into with its own model
+        wait_until(find("#modes").is_displayed)
         find(f"{last} button:nth-of-type(2)").click()
         wait_until(lambda: find_all(f"{last} .heads canvas"))
         assert f"{100 * most:.0f} %" in find(f"{last} .attention p").text
-        assert find("#modes").is_displayed()
         # a refusal is said in plain words
         fill("#prompt", "ABC" + Keys.ENTER)
         wait_until(find("#error").is_displayed)
