@@ -16,7 +16,8 @@ def install():
     """Install keras_gpt from the index, the repository, or an uploaded wheel."""
     extras = PACKAGE.removeprefix("keras-gpt")
     wheels = [f"{path}{extras}" for path in Path.cwd().glob("keras_gpt-*.whl")]
-    places = [PACKAGE, f"{PACKAGE} @ git+{ADDRESS}", *wheels]
+    # the index has an older keras-gpt, of others
+    places = [f"{PACKAGE}>=0.1", f"{PACKAGE} @ git+{ADDRESS}", *wheels]
     for place in places:
         command = [sys.executable, "-m", "pip", "install", "--quiet", place, *OTHERS]
         if subprocess.run(command, capture_output=True).returncode == 0:

@@ -111,6 +111,6 @@ def test_setup_tries_the_index_the_address_and_a_wheel(monkeypatch, tmp_path):
     monkeypatch.setattr(namespace["subprocess"], "run", run)
     with pytest.raises(ImportError, match="Upload its wheel"):
         namespace["install"]()
-    assert tried[0] == "keras-gpt[metrics]"
+    assert tried[0] == "keras-gpt[metrics]>=0.1"
     assert re.fullmatch(r"keras-gpt\[metrics\] @ git\+https://.*", tried[1])
     assert tried[2].endswith(".whl[metrics]")
