@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from keras_gpt.installed import require
@@ -15,6 +15,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     """Give Ray, connected to a cluster for as long as the block lasts.
 
     A connection that the caller already made with `ray.init` is used and left open.
+    What fails in a task is raised from the block as it was raised there.
 
     Args:
         address: Of a running cluster, as `ray.init` takes it, such as `"auto"`.
@@ -29,9 +30,16 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     require("ray", "`engine='ray'`", "ray")
     import ray
 
-    if ray.is_initialized():
-        yield ray
-        return
+    is_open = ray.is_initialized()
+    try:
+        with nullcontext() if is_open else _started(ray, address, num_cpus):
+            yield ray
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+@contextmanager
+def _started(ray, address, num_cpus):
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     started = {"num_cpus": num_cpus, "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,7 +57,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
                 f"{error}. Does it run? Where it asks for a token, set "
                 "RAY_AUTH_MODE=token here too."
             ) from error
-        yield ray
+        yield
     finally:
         ray.shutdown()
         is_main = threading.current_thread() is threading.main_thread()

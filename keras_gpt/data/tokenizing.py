@@ -170,20 +170,12 @@ def tokenize_on_ray(
                 # In a list it is no copy for each task, but a name for what is there
                 running.append(run.remote(reader, [shared]))
                 if len(running) > limit:
-                    yield from _take(ray, running.popleft())
+                    yield from map(ray.get, running.popleft())
             while running:
-                yield from _take(ray, running.popleft())
+                yield from map(ray.get, running.popleft())
         finally:
             for generator in running:
                 ray.cancel(generator)
-
-
-def _take(ray, generator):
-    try:
-        for tokens in generator:
-            yield ray.get(tokens)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
 
 
 def _tokenize_read(reader, shared):

@@ -141,12 +141,9 @@ def _answer_on_ray(answer, batches, num_workers, address) -> Iterator[dict[int, 
         worker = ray.remote(max_restarts=2, max_task_retries=2, **options)(_Worker)
         shared = ray.put(answer)
         pool = ActorPool([worker.remote(shared) for _ in range(num_workers)])
-        try:
-            yield from pool.map_unordered(
-                lambda worker, places: worker.work.remote(places), batches
-            )
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+        yield from pool.map_unordered(
+            lambda worker, places: worker.work.remote(places), batches
+        )
 
 
 def _share(nodes, num_workers):

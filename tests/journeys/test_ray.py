@@ -7,7 +7,14 @@ import sys
 import pytest
 
 import keras_gpt_cli
-from keras_gpt import GPT, CharacterTokenizer, GPTConfig, LanguageModel, data
+from keras_gpt import (
+    GPT,
+    CharacterTokenizer,
+    GPTConfig,
+    LanguageModel,
+    data,
+    runs,
+)
 from keras_gpt.cluster import connected
 
 
@@ -68,4 +75,6 @@ def test_token_files_and_answers_of_ray_are_those_of_one_process(
     expected = work(tmp_path / "process")
     with connected("local", num_cpus=1):
         found = work(tmp_path / "ray", "--engine", "ray", engine="ray")
+        with pytest.raises(FileNotFoundError, match="no file or folder"):
+            runs.train_tokenizer("byte_pair", str(tmp_path / "none"), engine="ray")
     assert found == expected
