@@ -94,13 +94,15 @@ def compile_function(function, variables):
 
 
 def _to_tensors(values):
-    """The values in dictionaries and the like, with tensors for NumPy's arrays."""
-
-    def convert(value):
-        is_array = isinstance(value, np.ndarray)
-        return keras.ops.convert_to_tensor(value) if is_array else value
-
-    return keras.tree.map_structure(convert, values)
+    """By name, with tensors for NumPy's arrays, in dictionaries inside of it too."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _to_tensors(value)
+        elif isinstance(value, np.ndarray):
+            value = keras.ops.convert_to_tensor(value)
+        found[name] = value
+    return found
 
 
 def in_numpy(*tensors):

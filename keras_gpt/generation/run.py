@@ -1,6 +1,7 @@
 """`Generation`: prompts that are being continued, a few tokens at a time."""
 
 import numpy as np
+from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.generation.form import Form
@@ -170,12 +171,13 @@ class Generation(Run):
         vocab_size = self._model.config.vocab_size
         inputs = row_inputs(rows, num_new)
         inputs |= form_inputs(rows, vocab_size) | adapter_array(self._model, rows)
-        self._inputs = inputs
         state = start_state(rows, num_new, vocab_size)
         state["passes"] = np.array(self.num_lookup_passes, "int32")
         window = {"token_ids": token_ids, "lengths": lengths}
         self._state = prefill(state, inputs | window)
-        self._inputs |= self._decoding.inputs(token_ids, lengths)
+        inputs |= self._decoding.inputs(token_ids, lengths)
+        # once here, not for each token of a stream
+        self._inputs = {k: ops.convert_to_tensor(v) for k, v in inputs.items()}
 
     def _decode(self, until):
         """Add tokens until a row is full, or all have as many as they should.
