@@ -2,6 +2,7 @@
 
 # Axes: b batch, k key-value head, s cache position, h head dimension
 
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,6 @@ class Slots:
         self._unread = deque()  # rows that are to be read, the first one next
         self._places = []  # of the batch, with the row that goes on there or `None`
         self._layers = None  # of the batch's cache
-        self._loops = {}  # by room, looked up once in a call of `advance`
         self._has_waited = False  # whether some rows got no token in the last call
 
     @property
@@ -229,7 +229,6 @@ class Slots:
         return [row for row in self._places if row is not None]
 
     def _advance(self, num_tokens):
-        self._loops.clear()
         self._reread_full_rows()
         unread = set(self._unread)  # which get a token by being read
         most = _PIECES[0] if self._running else 2 * _PIECES[0]
@@ -242,11 +241,16 @@ class Slots:
         self._has_waited = is_for_few and not (self._has_waited or self._unread)
         if self._has_waited:
             return
+        # each program is looked up once here, not for each token
+        find_loop = functools.cache(
+            functools.partial(compiled, self._model, loop_program)
+        )
         while any(until.values()) and not any(map(self._is_full, self._places)):
             # forms say anew what may follow each token
             has_forms = any(row.form is not None for row in until)
             most = 1 if has_forms else num_tokens
-            self._decode(most, {row: min(left, most) for row, left in until.items()})
+            now = {row: min(left, most) for row, left in until.items()}
+            self._decode(most, now, find_loop)
             until = {row: max(until[row] - most, 0) for row in self._running}
 
     def _is_full(self, row):
@@ -366,7 +370,7 @@ class Slots:
             for row in running:
                 self._enter(row, batch, places.index(row))
 
-    def _decode(self, num_tokens, until):
+    def _decode(self, num_tokens, until, find_loop):
         """Add tokens to all rows that run, of which each has its own number."""
         lengths = [len(row.window) - 1 + most for row, most in until.items()]
         room = self._room_for(max(lengths))
@@ -386,11 +390,8 @@ class Slots:
         cache = _make_cache(self._model, self._layers, starts)
         state["cache"] = cache | adapter_array(self._model, rows)
         inputs["until"] = np.array([until.get(row, 0) for row in rows], "int32")
-        room = _room(self._layers)
-        if room not in self._loops:
-            loop = compiled(self._model, loop_program, cache_length=room)
-            self._loops[room] = loop
-        state = self._loops[room](state, inputs)
+        loop = find_loop(cache_length=_room(self._layers))
+        state = loop(state, inputs)
         self._layers = state["cache"]["layers"]
         self._note(rows, state)
         for row in self._running:
