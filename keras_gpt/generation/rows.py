@@ -330,8 +330,7 @@ def check_count(name: str, value, least: int = 1, most: float = math.inf) -> Non
 
 def _spread_stop_ids(stop_ids, num_prompts, vocab_size):
     """The stop ids of each prompt, of which all may have the same."""
-    is_list = isinstance(stop_ids, Sequence) and not isinstance(stop_ids, str)
-    if not is_list or not any(isinstance(item, Iterable) for item in stop_ids):
+    if not are_lists(stop_ids):
         return [check_stop_ids(stop_ids, vocab_size)] * num_prompts
     if len(stop_ids) != num_prompts:
         raise ValueError(
@@ -339,6 +338,12 @@ def _spread_stop_ids(stop_ids, num_prompts, vocab_size):
             f"{num_prompts} prompts. Received: {len(stop_ids)} lists."
         )
     return [check_stop_ids(ids, vocab_size) for ids in stop_ids]
+
+
+def are_lists(stop_ids) -> bool:
+    """Whether stop ids are given for each prompt."""
+    is_list = isinstance(stop_ids, Sequence) and not isinstance(stop_ids, str)
+    return is_list and any(isinstance(item, Iterable) for item in stop_ids)
 
 
 def check_stop_ids(stop_ids, vocab_size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from keras_gpt.controls import FORMS
-from keras_gpt.generation.rows import check_stop_ids
+from keras_gpt.generation.rows import are_lists, check_stop_ids
 from keras_gpt.installed import require
 from keras_gpt.tokenizers import Tokenizer
 
@@ -112,23 +112,21 @@ def take_form(
     require("grammar", f"`{name}`", "llguidance")
     grammar = _MAKERS[name](form)
     vocab_size = lm.model.config.vocab_size
-    stop_ids = _join_stop_ids(controls["stop_ids"])
-    stop_ids = [i for i in check_stop_ids(stop_ids, vocab_size) if i >= 0]
+    stop_ids = _join_stop_ids(controls["stop_ids"], vocab_size)
     return _make_form(lm.tokenizer, vocab_size, stop_ids, name, grammar)
 
 
-def _join_stop_ids(stop_ids):
-    """The stop ids of all prompts, where they are given for each."""
-    if not isinstance(stop_ids, Sequence) or isinstance(stop_ids, str):
-        return stop_ids
-    lists = [ids for ids in stop_ids if isinstance(ids, Sequence)]
-    if any(set(ids) != set(lists[0]) for ids in lists):
+def _join_stop_ids(stop_ids, vocab_size):
+    """The stop ids of all prompts, also where they are given for each."""
+    lists = stop_ids if are_lists(stop_ids) else [stop_ids]
+    kinds = {frozenset(check_stop_ids(ids, vocab_size)) - {-1} for ids in lists}
+    if len(kinds) > 1:
         raise ValueError(
             "Answers of a form end with the same ids. Received: "
             f"stop_ids={list(stop_ids)}, given or those of each `adapter`. Give one "
             "list for all, or ask for these answers one by one."
         )
-    return lists[0] if lists else stop_ids
+    return sorted(*kinds)
 
 
 def _make_form(tokenizer, vocab_size, stop_ids, name, grammar):
