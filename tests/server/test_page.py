@@ -180,6 +180,13 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
             find(selector).clear()
             find(selector).send_keys(text)
 
+        def click(element):
+            """Click, like a person, on what the composer doesn't cover."""
+            browser.execute_script(
+                "arguments[0].scrollIntoView({block: 'center'})", element
+            )
+            element.click()
+
         def write(prompt, selector):
             """What becomes of a prompt."""
             count = len(find_all(selector))
@@ -214,15 +221,15 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
         assert TAG.startswith(written.text[:8])
         assert len(written.text) < 2000
         # a click on the text shows the alternatives of its tokens
-        find_all("#of-prompt article .text")[0].click()
+        click(find_all("#of-prompt article .text")[0])
         wait_until(lambda: find_all(".alternatives li"))
         assert [token.text for token in find_all(".token")[:4]] == [*"oh<s"]
-        find_all(".token")[3].click()
+        click(find_all(".token")[3])
         assert find(".alternatives li.is-chosen code").text == "s"
         assert len(find_all(".alternatives li")) == 10
         find_all(".token")[3].send_keys(Keys.ARROW_RIGHT)
         assert find(".alternatives li.is-chosen code").text == "c"
-        find_all(".bar button")[1].click()
+        click(find_all(".bar button")[1])
         wait_until(lambda: find_all(".heads canvas"))
         assert len(find_all(".attention .token")) == 18
         find(".heads [aria-checked=true]").send_keys(Keys.ARROW_RIGHT)
@@ -257,9 +264,17 @@ def test_the_page_writes_stops_chats_and_looks_into_texts(tmp_path):
         assert find(f"{last} .stats").text.startswith("other · 16 tokens")
         find("#model").send_keys("t")  # an answer is looked into with its own model
         wait_until(find("#modes").is_displayed)
-        find(f"{last} button:nth-of-type(2)").click()
+        click(find(f"{last} button:nth-of-type(2)"))
         wait_until(lambda: find_all(f"{last} .heads canvas"))
         assert f"{100 * most:.0f} %" in find(f"{last} .attention p").text
+        # a telephone scrolls to the end of the answer, not to the run below it
+        phone = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        write("oh", "#of-prompt article")
+        end, composer = find(f"{last} .bar").rect, find("#composer").rect
+        assert end["y"] + end["height"] < composer["y"]
+        bottom = browser.execute_script("return scrollY + innerHeight")
+        assert composer["y"] + composer["height"] < bottom < find("#curve").rect["y"]
         # a refusal is said in plain words
         fill("#prompt", "ABC" + Keys.ENTER)
         wait_until(find("#error").is_displayed)

@@ -169,9 +169,6 @@ function setWriting(controller) {
   $("send").hidden = Boolean(controller);
 }
 
-const isAtEnd = () =>
-  innerHeight + scrollY > document.documentElement.scrollHeight - 80;
-
 /** What was asked and what comes of it, with the buttons to look into it. */
 function makeAnswer(asked, given) {
   const isChat = mode === "chat";
@@ -188,15 +185,18 @@ function makeAnswer(asked, given) {
   }
   $(`of-${mode}`).append(article);
   $("empty").hidden = true;
-  scrollTo(0, document.documentElement.scrollHeight);
+  const measureCovered = () => // the height of what the composer covers of it
+    article.getBoundingClientRect().bottom + 20 - $("composer").getBoundingClientRect().top;
+  const scrollToEnd = () => scrollBy(0, Math.max(0, measureCovered()));
+  scrollToEnd();
 
   const views = new Map();
   const answer = {
     get text() { return written.textContent; },
     add(piece) {
-      const follows = isAtEnd();
+      const follows = measureCovered() < 80;
       written.append(piece); // a string becomes a text node
-      if (follows) scrollTo(0, document.documentElement.scrollHeight);
+      if (follows) scrollToEnd();
     },
     tell(count, wait, seconds) {
       if (!count) return;
@@ -209,6 +209,7 @@ function makeAnswer(asked, given) {
       stats.textContent = parts.join(" · ");
     },
     end(isAny) {
+      const follows = measureCovered() < 80;
       text.classList.remove("is-writing");
       if (!isAny) {
         article.remove();
@@ -233,6 +234,7 @@ function makeAnswer(asked, given) {
         more.addEventListener("click", () => write(asked + answer.text));
         bar.append(more);
       }
+      if (follows) scrollToEnd();
     },
   };
 
