@@ -14,6 +14,7 @@ _SIZE = {
     "embedding_dimension": 128,
     "num_layers": 4,
     "num_heads": 8,
+    "dropout_rate": 0.1,
 }
 MODELS = {
     "gpt2_like": {

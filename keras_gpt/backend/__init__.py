@@ -31,6 +31,7 @@ if chosen is not None:
     put_row = chosen.put_row
     record_step = chosen.record_step
     rematerialize = chosen.rematerialize
+    softmax = chosen.softmax
     sum_over_chunks = chosen.sum_over_chunks
     update_adamw = chosen.update_adamw
     write_cache = chosen.write_cache

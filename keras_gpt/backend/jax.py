@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT  # noqa: F401
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, softmax  # noqa: F401
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 _BLOCK_SIZE = 16  # inputs, in an int8 product: the fastest of 8, 16, 32 and 64
@@ -60,30 +60,9 @@ def gelu(x):
 
 
 def dropout(x, rate, seed_generator):
-    """`x` with each element dropped with a probability of `rate`, else scaled up.
-
-    JAX's own generator takes a tenth of a small model's step; this hash of an
-    element's number and the seed, a fifth of that. Like it, it needs no state, so that
-    several devices drop what one does.
-
-    References:
-        - [Wellons, 2018](https://nullprogram.com/blog/2018/07/31/), "lowbias32"
-    """
-    seed, count = seed_generator.next()
-    key = _mix(seed ^ _mix(count ^ jnp.uint32(0x9E3779B9)))
-    number = jnp.zeros(x.shape, "uint32")
-    for axis, size in enumerate(x.shape):
-        index = jax.lax.broadcasted_iota("uint32", x.shape, axis)
-        number = number * jnp.uint32(size) + index
-    bits = _mix(_mix(number) ^ key)
-    return jnp.where(bits >= jnp.uint32(rate * 2**32), x / (1 - rate), 0)
-
-
-def _mix(x):
-    """Permute the integers of 32 bits."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    """`x` with each element dropped with a probability of `rate`, else scaled up."""
+    kept = xla.draw_kept(x, rate, *seed_generator.next())
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def default_jit_compile(dtype):

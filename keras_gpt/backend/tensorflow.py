@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, count_kept_bytes  # noqa: F401
+from keras_gpt.backend import xla
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, count_kept_bytes, softmax  # noqa: F401
 
 
 def fused_attention(query, key, value, mask=None):
@@ -38,7 +39,13 @@ def gelu(x):
 
 def dropout(x, rate, seed_generator):
     """`x` with each element dropped with a probability of `rate`, else scaled up."""
-    return keras.random.dropout(x, rate, seed=seed_generator)
+    state = seed_generator.next()
+    kept = _draw_kept(x, rate, state[0], state[1])
+    return tf.where(kept, x / tf.cast(1 - rate, x.dtype), tf.zeros((), x.dtype))
+
+
+# by XLA even where a step isn't: a dozen operations on each element are one loop
+_draw_kept = tf.function(xla.draw_kept, jit_compile=True)
 
 
 def default_jit_compile(dtype):

@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 from keras_gpt.backend.torch_steps import record_step  # noqa: F401
 
 BYTES_PER_LOGIT = 16  # itself, its exponential, and the gradients of both
+_PIECE = 1 << 16  # integers
 _running = threading.Lock()
 
 
@@ -36,9 +37,47 @@ def gelu(x):
     return keras.ops.gelu(x, approximate=False)
 
 
+def softmax(x):
+    """Over the last axis, in the type of `x`; PyTorch sums in float32."""
+    return torch.softmax(x, dim=-1)
+
+
 def dropout(x, rate, seed_generator):
     """`x` with each element dropped with a probability of `rate`, else scaled up."""
-    return keras.random.dropout(x, rate, seed=seed_generator)
+    if x.device.type != "cpu":
+        return keras.random.dropout(x, rate, seed=seed_generator)
+    kept = torch.from_numpy(
+        _draw_kept(x.numel(), rate, *seed_generator.next().tolist())
+    )
+    return x * kept.reshape(x.shape).to(x.dtype).mul_(1 / (1 - rate))
+
+
+@torch.compiler.disable  # which would make its loop PyTorch's
+def _draw_kept(size, rate, seed, count):
+    """As `xla.draw_kept` of `size` elements, in NumPy, in pieces that a cache holds.
+
+    PyTorch draws for each element on one thread, in ten times the time.
+    """
+    seed, count = (np.array([value & 0xFFFFFFFF], "uint32") for value in (seed, count))
+    start = _mix(seed ^ _mix(count ^ np.uint32(0x9E3779B9)))
+    step = _mix(start) | np.uint32(1)
+    kept = np.empty(size, "bool")
+    steps = np.arange(min(_PIECE, -(-size // 2)), dtype="uint32") * step
+    for first in range(0, size, 2 * _PIECE):
+        bits = _mix(steps + (start + np.uint32(first // 2) * step)).view("uint16")
+        piece = kept[first : first + 2 * _PIECE]
+        np.greater_equal(bits[: len(piece)], int(rate * 2**16), out=piece)
+    return kept
+
+
+def _mix(x):
+    """Permute the integers of 32 bits."""
+    x = x ^ (x >> np.uint32(16))
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x
 
 
 def default_jit_compile(dtype):
@@ -186,14 +225,11 @@ def count_kept_bytes(config, rows, length, itemsize, remat):
         wide += turned * (2 if itemsize < 4 else 1)
     if config.position_embedding == "rotary":
         narrow += turned
-    masks = 0
     if config.dropout_rate:
-        narrow += config.num_heads * length
-        masks = 2 * width + config.num_heads * length
+        narrow += 2 * width + 2 * config.num_heads * length
     if config.dropout_rate or config.sliding_window or config.document_separator_id:
-        wide += config.num_heads * length  # no kernel: the attention weights
-        narrow += turned
-    kept = rows * length * (4 * wide + itemsize * narrow + masks)
+        narrow += config.num_heads * length + turned  # no kernel: the attention weights
+    kept = rows * length * (4 * wide + itemsize * narrow)
     if itemsize < 4:  # and the matrices, in the type in which they are multiplied
         matrices = projected + heads + hidden * (3 if is_gated else 2)
         kept += itemsize * width * matrices

@@ -251,12 +251,13 @@ class CausalSelfAttention(BaseLayer):
         # the queries that share a key head are rows of one product
         query = ops.reshape(query * h**-0.5, (-1, k, g * t, h))
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, gt, s)
-        scores = ops.cast(ops.reshape(scores, (-1, k, g, t, s)), "float32")
-        scores = ops.where(mask, scores, -1e30)
+        scores = ops.reshape(scores, (-1, k, g, t, s))
+        # added, not chosen by `where`, whose gradient takes a pass over all of them
+        scores = scores + ops.cast(ops.where(mask, 0.0, -1e30), scores.dtype)
         # Keras warns of a softmax over one value, which one token's is
         is_single = isinstance(s, int) and s == 1  # TensorFlow may not know it
-        scores = ops.ones_like(scores) if is_single else ops.softmax(scores, axis=-1)
-        attention_scores = ops.reshape(ops.cast(scores, value.dtype), (-1, n, t, s))
+        scores = ops.ones_like(scores) if is_single else backend.softmax(scores)
+        attention_scores = ops.reshape(scores, (-1, n, t, s))
         weights = self.scores_dropout(attention_scores, training=training)
         context_weights = ops.matmul(ops.reshape(weights, (-1, k, g * t, s)), value)
         return ops.reshape(context_weights, (-1, n, t, h)), attention_scores

@@ -221,3 +221,21 @@ def test_dropout_drops_each_element_at_its_rate_whatever_it_dropped_elsewhere():
         assert abs(np.sum(one - 1)) < 5 * deviation
         product = np.sum((one - 1) * (other - 1))
         assert abs(product) < 5 * np.sqrt(one.size) * 0.3 / 0.7
+
+
+def test_dropout_drops_the_same_on_every_backend():
+    layer = Dropout(0.3, seed=7)
+    layer(ops.ones(2), training=True)
+    size = 3 * 50_001
+    kept = ops.convert_to_numpy(layer(ops.ones((3, 50_001)), training=True)) > 0
+
+    def mix(x):
+        x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        return x ^ x >> 16
+
+    start = mix(7 ^ mix(1 ^ 0x9E3779B9))  # of the seed's second draw
+    pairs = np.arange(-(-size // 2), dtype="uint64")
+    hashes = mix((start + pairs * (mix(start) | 1)) % 2**32)
+    bits = np.stack([hashes % 2**16, hashes >> 16], axis=1).ravel()[:size]
+    np.testing.assert_array_equal(kept.ravel(), bits >= int(0.3 * 2**16))
