@@ -14,13 +14,20 @@ from torch.optim.adamw import adamw
 from keras_gpt.backend.torch_steps import record_step  # noqa: F401
 
 BYTES_PER_LOGIT = 16  # itself, its exponential, and the gradients of both
+_MAX_UNFUSED = 512  # tokens of training in half precision
 _PIECE = 1 << 16  # integers
 _running = threading.Lock()
 
 
 def fused_attention(query, key, value, mask=None):
-    """Causal attention of `(b, n, t, h)` to `(b, k, t, h)` by PyTorch's kernel."""
-    if mask is not None:
+    """Causal attention of `(b, n, t, h)` to `(b, k, t, h)` by PyTorch's kernel.
+
+    `None` with a mask, and where on CPUs its gradient in half precision is slower than
+    that of single operations, whose scores take more memory the longer the sequence.
+    """
+    is_cpu_half = query.device.type == "cpu" and query.itemsize < 4
+    is_slow = is_cpu_half and query.requires_grad and query.shape[2] <= _MAX_UNFUSED
+    if mask is not None or is_slow:
         return None
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
@@ -227,8 +234,11 @@ def count_kept_bytes(config, rows, length, itemsize, remat):
         narrow += turned
     if config.dropout_rate:
         narrow += 2 * width + 2 * config.num_heads * length
-    if config.dropout_rate or config.sliding_window or config.document_separator_id:
-        narrow += config.num_heads * length + turned  # no kernel: the attention weights
+    masked = config.sliding_window or config.document_separator_id
+    is_cpu_half = itemsize < 4 and not torch.cuda.is_available()
+    is_slow = is_cpu_half and length <= _MAX_UNFUSED
+    if config.dropout_rate or masked or is_slow:  # no kernel: the attention weights
+        narrow += config.num_heads * length + turned
     kept = rows * length * (4 * wide + itemsize * narrow)
     if itemsize < 4:  # and the matrices, in the type in which they are multiplied
         matrices = projected + heads + hidden * (3 if is_gated else 2)
