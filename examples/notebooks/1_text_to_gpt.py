@@ -1,4 +1,4 @@
-# %% [markdown] cpu="3 min" t4="2 min"
+# %% [markdown] cpu="4 min" t4="2 min"
 # # From a text file to a GPT
 #
 # A text becomes token ids, a small GPT learns to predict the next one, and then writes.

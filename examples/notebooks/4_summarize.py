@@ -1,4 +1,4 @@
-# %% [markdown] extras="metrics" cpu="12 min" t4="2 min"
+# %% [markdown] extras="metrics" cpu="18 min" t4="2 min"
 # # Teach SmolLM2 to summarize
 #
 # A pretrained model knows English; a task it has to be shown. Here SmolLM2, 135 million

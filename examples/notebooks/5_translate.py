@@ -1,4 +1,4 @@
-# %% [markdown] extras="metrics" others=["babel", "django"] cpu="15 min" t4="2 min"
+# %% [markdown] extras="metrics" others=["babel", "django"] cpu="7 min" t4="2 min"
 # # Teach SmolLM2 to translate
 #
 # SmolLM2 was trained on English. How far does it come in another language with some

@@ -25,9 +25,9 @@ INTRODUCTION = """\
 # Notebooks
 
 Each is a script in cells, `NAME.py`, from which `make notebooks` makes `NAME.ipynb` and
-this page. Below "CPU" is the processor time of one core of an AMD EPYC, measured (of 1,
-3, 4 and 5 over a part of the steps) without the installation. Below "T4" are estimates,
-not measurements: 20 ms for a step of training of the small models, 150 ms for one of
+this page. Below "CPU" is the processor time of one core of an AMD EPYC, measured (of 3
+over a part of the steps) without the installation. Below "T4" are estimates, not
+measurements: 20 ms for a step of training of the small models, 150 ms for one of
 SmolLM2, 3 s for 64 tokens of a batch of answers, and a minute or two of installation
 and compilation.
 
