@@ -50,7 +50,10 @@ def softmax(x):
 
 
 def dropout(x, rate, seed_generator):
-    """`x` with each element dropped with a probability of `rate`, else scaled up."""
+    """`x` with each element dropped with a probability of `rate`, else scaled up.
+
+    On an accelerator, where the hash would be a dozen kernels, by PyTorch's generator.
+    """
     if x.device.type != "cpu":
         return keras.random.dropout(x, rate, seed=seed_generator)
     kept = torch.from_numpy(

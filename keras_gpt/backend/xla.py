@@ -45,9 +45,9 @@ def draw_kept(x, rate, seed, count):
     """Which elements of `x` a dropout keeps, booleans.
 
     Element `i` has 16 random bits, half of those of a hash of `i // 2`, by which it is
-    dropped with a probability of `rate`: the same elements on every backend, however
-    many devices there are. XLA's own generator takes a tenth of a small model's step,
-    this a fifth of that.
+    dropped with a probability of `rate`: the same elements on every backend (but for
+    PyTorch on an accelerator), however many devices there are. XLA's own generator
+    takes a tenth of a small model's step, this a fifth of that.
 
     Args:
         x: Of any shape.
