@@ -2,8 +2,8 @@
 
 Trains two small models on the first backend, saves them, and computes from the same
 files on each backend, in a process of its own: logits of a batch, the losses of the
-first training steps, greedy and sampled continuations of ragged prompts, all in
-float32. Exits with 1 if a claim doesn't hold.
+first training steps, with dropout, greedy and sampled continuations of ragged prompts,
+all in float32. Exits with 1 if a claim doesn't hold.
 """
 
 import sys
@@ -111,8 +111,11 @@ def _compute_on(backend, folder, arguments):
 
 def compute(folder: str, path: str, num_losses: int, num_tokens: int) -> str:
     """In a worker: everything that is compared, into an `.npz` file."""
+    import keras
+
     import keras_gpt
 
+    keras.utils.set_random_seed(1)  # of dropout
     model = keras_gpt.LanguageModel.load(folder, dtype="float32").model
     keras_gpt.training.compile_model(model, 1e-3)
     data, length = Path(folder, "data"), model.config.context_length
