@@ -38,13 +38,17 @@ def gelu(x):
 
 
 def dropout(x, rate, seed_generator):
-    """`x` with each element dropped with a probability of `rate`, else scaled up."""
+    """`x` with each element dropped with a probability of `rate`, else scaled up.
+
+    Where `fit` isn't compiled, XLA makes one loop of a dozen operations for each value.
+    As a part of what XLA compiles, such a function would keep its numbers in memory.
+    """
+    draw = xla.draw_kept if default_jit_compile(x.dtype) else _draw_kept
     state = seed_generator.next()
-    kept = _draw_kept(x, rate, state[0], state[1])
+    kept = draw(x, rate, state[0], state[1])
     return tf.where(kept, x / tf.cast(1 - rate, x.dtype), tf.zeros((), x.dtype))
 
 
-# by XLA even where a step isn't: a dozen operations on each element are one loop
 _draw_kept = tf.function(xla.draw_kept, jit_compile=True)
 
 
