@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, softmax  # noqa: F401
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, dropout, softmax  # noqa: F401
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 _BLOCK_SIZE = 16  # inputs, in an int8 product: the fastest of 8, 16, 32 and 64
@@ -57,12 +57,6 @@ def gelu(x):
     """The exact GELU, by `erf`, a fifth of the time of JAX's own by `erfc`."""
     y = x.astype("float32")
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def dropout(x, rate, seed_generator):
-    """`x` with each element dropped with a probability of `rate`, else scaled up."""
-    kept = xla.draw_kept(x, rate, *seed_generator.next())
-    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def default_jit_compile(dtype):

@@ -43,10 +43,8 @@ def dropout(x, rate, seed_generator):
     Where `fit` isn't compiled, XLA makes one loop of a dozen operations for each value.
     As a part of what XLA compiles, such a function would keep its numbers in memory.
     """
-    draw = xla.draw_kept if default_jit_compile(x.dtype) else _draw_kept
-    state = seed_generator.next()
-    kept = draw(x, rate, state[0], state[1])
-    return tf.where(kept, x / tf.cast(1 - rate, x.dtype), tf.zeros((), x.dtype))
+    draw = None if default_jit_compile(x.dtype) else _draw_kept
+    return xla.dropout(x, rate, seed_generator, draw)
 
 
 _draw_kept = tf.function(xla.draw_kept, jit_compile=True)

@@ -25,13 +25,18 @@ def fused_attention(query, key, value, mask=None):
     `None` with a mask, and where on CPUs its gradient in half precision is slower than
     that of single operations, whose scores take more memory the longer the sequence.
     """
-    is_cpu_half = query.device.type == "cpu" and query.itemsize < 4
-    is_slow = is_cpu_half and query.requires_grad and query.shape[2] <= _MAX_UNFUSED
+    on_cpu, length = query.device.type == "cpu", query.shape[2]
+    is_slow = query.requires_grad and _is_kernel_slow(on_cpu, query.itemsize, length)
     if mask is not None or is_slow:
         return None
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def _is_kernel_slow(on_cpu, itemsize, length):
+    """Whether the gradient of the attention takes longer than that of its parts."""
+    return on_cpu and itemsize < 4 and length <= _MAX_UNFUSED
 
 
 def apply_to_rows(function, x):
@@ -238,8 +243,7 @@ def count_kept_bytes(config, rows, length, itemsize, remat):
     if config.dropout_rate:
         narrow += 2 * width + 2 * config.num_heads * length
     masked = config.sliding_window or config.document_separator_id
-    is_cpu_half = itemsize < 4 and not torch.cuda.is_available()
-    is_slow = is_cpu_half and length <= _MAX_UNFUSED
+    is_slow = _is_kernel_slow(not torch.cuda.is_available(), itemsize, length)
     if config.dropout_rate or masked or is_slow:  # no kernel: the attention weights
         narrow += config.num_heads * length + turned
     kept = rows * length * (4 * wide + itemsize * narrow)

@@ -41,6 +41,16 @@ def softmax(x):
     return ops.cast(ops.softmax(ops.cast(x, "float32"), axis=-1), x.dtype)
 
 
+def dropout(x, rate, seed_generator, draw=None):
+    """`x` with each element dropped with a probability of `rate`, else scaled up.
+
+    `draw` stands for `draw_kept`, where it is to be called in another way.
+    """
+    state = seed_generator.next()
+    kept = (draw or draw_kept)(x, rate, state[0], state[1])
+    return ops.where(kept, x / (1 - rate), 0)
+
+
 def draw_kept(x, rate, seed, count):
     """Which elements of `x` a dropout keeps, booleans.
 
@@ -70,7 +80,7 @@ def draw_kept(x, rate, seed, count):
         number = number * ops.cast(size, "uint32") + index
     hashes = _mix(start + ops.right_shift(number, np.uint32(1)) * step)
     bits = ops.right_shift(hashes, (number & np.uint32(1)) * np.uint32(16))
-    return bits & np.uint32(0xFFFF) >= np.uint32(rate * 2**16)
+    return (bits & np.uint32(0xFFFF)) >= np.uint32(rate * 2**16)
 
 
 def _mix(x):

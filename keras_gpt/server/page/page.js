@@ -188,13 +188,14 @@ function makeAnswer(asked, given) {
   const measureCovered = () => // the height of what the composer covers of it
     article.getBoundingClientRect().bottom + 20 - $("composer").getBoundingClientRect().top;
   const scrollToEnd = () => scrollBy(0, Math.max(0, measureCovered()));
+  const isFollowed = () => measureCovered() < 80;
   scrollToEnd();
 
   const views = new Map();
   const answer = {
     get text() { return written.textContent; },
     add(piece) {
-      const follows = measureCovered() < 80;
+      const follows = isFollowed();
       written.append(piece); // a string becomes a text node
       if (follows) scrollToEnd();
     },
@@ -209,7 +210,7 @@ function makeAnswer(asked, given) {
       stats.textContent = parts.join(" · ");
     },
     end(isAny) {
-      const follows = measureCovered() < 80;
+      const follows = isFollowed();
       text.classList.remove("is-writing");
       if (!isAny) {
         article.remove();
