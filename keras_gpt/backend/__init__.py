@@ -15,7 +15,6 @@ else:
 
 if chosen is not None:
     BYTES_PER_LOGIT = chosen.BYTES_PER_LOGIT
-    apply_to_rows = chosen.apply_to_rows
     assign = chosen.assign
     bucket = chosen.bucket
     compile_function = chosen.compile_function
@@ -28,6 +27,7 @@ if chosen is not None:
     in_numpy = chosen.in_numpy
     look_up = chosen.look_up
     matmul_int8 = chosen.matmul_int8
+    multiply = chosen.multiply
     put_row = chosen.put_row
     record_step = chosen.record_step
     rematerialize = chosen.rematerialize
@@ -39,10 +39,10 @@ if chosen is not None:
 elif keras.backend.backend() == "openvino":  # the backend of an export alone
     from keras_gpt.backend import openvino
 
-    apply_to_rows = openvino.apply_to_rows
     assign = openvino.assign
     fused_attention = openvino.fused_attention
     gelu = openvino.gelu
+    multiply = openvino.multiply
     write_cache = openvino.write_cache
     zeros = openvino.zeros
 

@@ -10,16 +10,11 @@ import keras
 import numpy as np
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, dropout, softmax  # noqa: F401
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, count_kept_bytes, dropout  # noqa: F401
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
-_BLOCK_SIZE = 16  # inputs, in an int8 product: the fastest of 8, 16, 32 and 64
-
-
-def count_kept_bytes(config, rows, length, itemsize, remat):
-    """As of `xla`, which on CPUs multiplies in float32."""
-    del itemsize
-    return xla.count_kept_bytes(config, rows, length, 4, remat)
+# Inputs in a row's product by blocks: the fastest of 4, 8, 16, 32 and 64
+_BLOCK_SIZES = {"int8": 16, "bfloat16": 8}
 
 
 def fused_attention(query, key, value, mask=None):
@@ -34,16 +29,21 @@ def fused_attention(query, key, value, mask=None):
     return context.transpose(0, 2, 1, 3)
 
 
-def apply_to_rows(function, x):
-    """`function(x)`, which multiplies `x` `(..., input)` by a matrix.
+def multiply(x, kernel, bias=None, is_transposed=False):
+    """`x` times `kernel`, or times that turned, plus `bias`.
 
-    The matrix's gradient sums over rows. XLA on CPUs has a fast product for that of
+    A matrix's gradient sums over rows. XLA on CPUs has a fast product for that of
     two matrices as they lie in memory; where it may, it turns the upstream gradient
     or makes it inside of the product's loop, at up to six times the cost.
     """
-    if x.ndim <= 2:
-        return function(x)
-    y = _keep_gradient_whole(function(x.reshape(-1, x.shape[-1])))
+    rows = x.reshape(-1, x.shape[-1]) if kernel.ndim == 2 else x
+    if x.dtype == "bfloat16" and rows.shape[-2] > 1 and _is_one_cpu():
+        y = _multiply_in_bfloat16(rows, kernel, is_transposed)
+        y = y if bias is None else _add_bias(y, bias)
+    else:
+        y = _multiply_narrow(rows, kernel, is_transposed)
+        y = y if bias is None else y + bias
+        y = _keep_gradient_whole(y) if kernel.ndim == 2 < x.ndim else y
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -53,10 +53,79 @@ def _keep_gradient_whole(y):
     return y, jax.lax.optimization_barrier
 
 
+def _is_one_cpu():
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def _multiply_in_bfloat16(x, kernel, is_transposed):
+    """`x` `(..., m, k)` times `kernel` `(..., k, n)`, or `(..., n, k)`.
+
+    XLA on CPUs has a product of bfloat16 whose result is float32, twice as fast as that
+    in float32, where the first matrix lies in memory row by row. Of others it makes
+    float32. Barriers keep it from moving a turn into such a product once it has chosen:
+    that may give one that it can't compute.
+    """
+
+    @jax.custom_gradient
+    def call(x, kernel):
+        def gradient(upstream):
+            upstream = jax.lax.optimization_barrier(upstream)
+            to_x = _product(upstream, kernel, not is_transposed)
+            left, right = (upstream, x) if is_transposed else (x, upstream)
+            return to_x, _product(_turn(left), right, False)
+
+        return _product(x, kernel, is_transposed), gradient
+
+    return call(x, kernel)
+
+
+@jax.custom_gradient
+def _add_bias(y, bias):
+    """`y + bias`, whose gradient sums in float32, fast where bfloat16 is not."""
+
+    def gradient(upstream):
+        return upstream, upstream.astype("float32").sum(0).astype(bias.dtype)
+
+    return y + bias, gradient
+
+
+def _product(x, y, is_transposed):
+    axes = (x.ndim - 1,), (y.ndim - 1 if is_transposed else y.ndim - 2,)
+    batch = tuple(range(x.ndim - 2))
+    product = jax.lax.dot_general(
+        x, y, (axes, (batch, batch)), preferred_element_type="float32"
+    )
+    return jax.lax.optimization_barrier(product.astype(x.dtype))
+
+
+def _turn(x):
+    """The matrices turned, also in memory."""
+    *batch, m, n = x.shape
+    flat = jax.lax.optimization_barrier(x.swapaxes(-1, -2).reshape(-1))
+    return flat.reshape(*batch, n, m)
+
+
 def gelu(x):
     """The exact GELU, by `erf`, a fifth of the time of JAX's own by `erfc`."""
     y = x.astype("float32")
     return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@jax.custom_gradient
+def softmax(x):
+    """Over the last axis, in the type of `x`, computed in float32.
+
+    The sum in its gradient is a product: XLA on CPUs takes five times as long to add up
+    what it has yet to multiply.
+    """
+    y = xla.softmax(x)
+
+    def gradient(upstream):
+        to_y, weights = upstream.astype("float32"), y.astype("float32")
+        total = jnp.einsum("...s,...s->...", to_y, weights)[..., None]
+        return (weights * (to_y - total)).astype(x.dtype)
+
+    return y, gradient
 
 
 def default_jit_compile(dtype):
@@ -130,29 +199,46 @@ def in_numpy(*tensors):
 def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 
-    `is_transposed`: the kernel is `(output, input)`. Of a single row, what is generated
-    by, the product is written so that XLA reads the int8 weights themselves: others it
-    writes out as floats first.
+    `is_transposed`: the kernel is `(output, input)`. For a single row, by which a text
+    is generated, the int8 weights are read themselves; for others there are floats.
     """
     kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
-    fits = is_transposed or kernel.shape[0] % _BLOCK_SIZE == 0
-    is_row = fits and x.size == x.shape[-1]
-    if is_row:  # without the barrier XLA makes the floats once, before the loop
+    if x.size > x.shape[-1]:
+        kernel = kernel.astype(x.dtype)
+    return multiply(x, kernel, None, is_transposed) / scale.astype(x.dtype)
+
+
+def _multiply_narrow(x, kernel, is_transposed):
+    """`x` times a kernel that may be narrower than floats, which are not written out.
+
+    That is so for one row, on CPUs. Without the barrier XLA makes the floats once,
+    before a loop that generates.
+    """
+    size = _BLOCK_SIZES.get(kernel.dtype.name)
+    is_row = kernel.ndim == 2 and x.size == x.shape[-1]
+    if size and is_row and jax.default_backend() == "cpu":
         x, kernel = jax.lax.optimization_barrier((x, kernel))
-    if is_row and not is_transposed:
-        y = _multiply_row(x, kernel)
-    else:
-        kernel = kernel.T if is_transposed else kernel
-        y = jnp.matmul(x, kernel.astype(x.dtype))
-    return y / scale.astype(x.dtype)
+        if not is_transposed and len(kernel) % size == 0:
+            return _multiply_row(x, kernel, size)
+    kernel = kernel.swapaxes(-1, -2) if is_transposed else kernel
+    return jnp.matmul(x, kernel.astype(x.dtype))
 
 
-def _multiply_row(x, kernel):
+def _multiply_row(x, kernel, size):
     """The terms of a block one by one: XLA vectorizes no sum with a cast in it."""
-    row = x.reshape(-1, _BLOCK_SIZE, 1)
-    blocks = kernel.reshape(-1, _BLOCK_SIZE, kernel.shape[1])
-    sums = sum(row[:, j] * blocks[:, j].astype(x.dtype) for j in range(_BLOCK_SIZE))
-    return (jnp.ones(len(sums), x.dtype) @ sums).reshape(*x.shape[:-1], -1)
+    row = x.astype("float32").reshape(-1, size, 1)
+    blocks = kernel.reshape(-1, size, kernel.shape[1])
+    sums = sum(row[:, j] * _as_float(blocks[:, j]) for j in range(size))
+    y = jnp.ones(len(sums), "float32") @ sums
+    return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
+
+
+def _as_float(x):
+    """In float32: bfloat16 as integers, for XLA's own cast takes a quarter longer."""
+    if x.dtype != "bfloat16":
+        return x.astype("float32")
+    bits = jax.lax.bitcast_convert_type(x, "uint16").astype("uint32") << 16
+    return jax.lax.bitcast_convert_type(bits, "float32")
 
 
 def record_step(function):

@@ -37,9 +37,11 @@ def _repeat(x, times):
     return keras.ops.convert_to_tensor(node.output(0))
 
 
-def apply_to_rows(function, x):
-    """`function(x)`, which multiplies `x` `(..., input)` by a matrix."""
-    return function(x)
+def multiply(x, kernel, bias=None, is_transposed=False):
+    """`x` times `kernel`, or times that turned, plus `bias`."""
+    kernel = keras.ops.swapaxes(kernel, -1, -2) if is_transposed else kernel
+    y = keras.ops.matmul(x, kernel)
+    return y if bias is None else y + bias
 
 
 def gelu(x):

@@ -17,15 +17,17 @@ def fused_attention(query, key, value, mask=None):
     del query, key, value, mask
 
 
-def apply_to_rows(function, x):
-    """`function(x)`, which multiplies `x` `(..., input)` by a matrix.
+def multiply(x, kernel, bias=None, is_transposed=False):
+    """`x` times `kernel`, or times that turned, plus `bias`.
 
-    In a graph whose batch or length is unknown, Keras's product of more than two axes
-    is a dozen operations on shapes around the one that multiplies.
+    In a graph whose batch or length is unknown, Keras's product with one matrix is a
+    dozen operations on shapes around the one that multiplies.
     """
-    if not tf.is_tensor(x) or x.shape.rank <= 2 or x.shape.is_fully_defined():
-        return function(x)
-    y = function(tf.reshape(x, (-1, x.shape[-1])))
+    rows = x if len(kernel.shape) == len(x.shape) else tf.reshape(x, (-1, x.shape[-1]))
+    y = tf.matmul(rows, kernel, transpose_b=is_transposed)
+    y = y if bias is None else y + bias
+    if rows is x:
+        return y
     middle = x.shape[1:-1]
     if middle.is_fully_defined():
         return tf.reshape(y, (-1, *middle, y.shape[-1]))

@@ -194,18 +194,18 @@ class CausalSelfAttention(BaseLayer):
     def _project(self, x, angles, training=False):
         """Q, K and V: `(b, n, t, h)`, `(b, k, t, h)`, `(b, k, t, h)`."""
         n, k, h = self.num_heads, self._kv_heads, self._head_dimension
-        # the batch as -1, and slices where there could be splits: a graph whose batch
-        # is unknown then needs fewer operations on shapes
+        # the batch as -1: a graph in which it is unknown then has fewer operations on
+        # shapes; splits, since the gradients of slices would be padded and added
         projected = linear(self.query_key_value, x, training)
         projected = ops.reshape(projected, (-1, ops.shape(x)[1], n + 2 * k, h))
-        turned, value = projected[:, :, : n + k], projected[:, :, n + k :]
+        turned, value = ops.split(projected, [n + k], axis=2)
         if self.qk_norm:
-            query, key = turned[:, :, :n], turned[:, :, n:]
+            query, key = ops.split(turned, [n], axis=2)
             query, key = self.query_norm(query), self.key_norm(key)
             turned = ops.concatenate([query, key], axis=2)
         if angles is not None:
             turned = apply_rotary(turned, angles)
-        query, key = turned[:, :, :n], turned[:, :, n:]
+        query, key = ops.split(turned, [n], axis=2)
         return tuple(ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
 
     def _attend_within(self, x, angles, segment_ids, need_scores=False, training=False):
@@ -250,7 +250,7 @@ class CausalSelfAttention(BaseLayer):
         g = n // k
         # the queries that share a key head are rows of one product
         query = ops.reshape(query * h**-0.5, (-1, k, g * t, h))
-        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, gt, s)
+        scores = backend.multiply(query, key, is_transposed=True)  # (b, k, gt, s)
         scores = ops.reshape(scores, (-1, k, g, t, s))
         # added, not chosen by `where`, whose gradient takes a pass over all of them
         scores = scores + ops.cast(ops.where(mask, 0.0, -1e30), scores.dtype)
@@ -259,8 +259,9 @@ class CausalSelfAttention(BaseLayer):
         scores = ops.ones_like(scores) if is_single else backend.softmax(scores)
         attention_scores = ops.reshape(scores, (-1, n, t, s))
         weights = self.scores_dropout(attention_scores, training=training)
-        context_weights = ops.matmul(ops.reshape(weights, (-1, k, g * t, s)), value)
-        return ops.reshape(context_weights, (-1, n, t, h)), attention_scores
+        weights = ops.reshape(weights, (-1, k, g * t, s))
+        context = backend.multiply(weights, value)
+        return ops.reshape(context, (-1, n, t, h)), attention_scores
 
     def _combine(self, context, training=False):
         """From the heads' `(b, n, t, h)` to the output `(b, t, e)`."""

@@ -9,7 +9,7 @@ from keras import ops
 from keras_gpt import backend
 from keras_gpt.config import POSITION_EMBEDDINGS, check_choice
 from keras_gpt.layers.base import BaseLayer, get_initializer
-from keras_gpt.layers.linear import project_int8
+from keras_gpt.layers.linear import reverse
 from keras_gpt.token_ids import check_length
 
 
@@ -159,10 +159,7 @@ class TokenAndPositionEmbedding(BaseLayer):
         float32 product would cost half precision most of its speed, this being
         the largest matrix of a small GPT.
         """
-        if self.tokens.quantization_mode == "int8":
-            return ops.cast(project_int8(self.tokens, x), "float32")
-        logits = backend.apply_to_rows(lambda x: self.tokens(x, reverse=True), x)
-        return ops.cast(logits, "float32")
+        return ops.cast(reverse(self.tokens, x), "float32")
 
 
 def _look_up(embedding, ids, training):

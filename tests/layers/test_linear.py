@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.layers.linear import linear, project_int8
+from keras_gpt.layers.linear import linear, reverse
 
 pytestmark = pytest.mark.every_backend
 
@@ -66,10 +66,10 @@ def test_logits_of_int8_embeddings_are_products_with_what_they_stand_for(tie_wei
     layer.set_weights([KERNEL.T] if tie_weights else [KERNEL.T, KERNEL])
     quantize(layer)
     x = RANDOM.normal(size=(2, 64)).astype("float32")
-    logits = numpy(project_int8(layer, ops.convert_to_tensor(x)))
+    logits = numpy(reverse(layer, ops.convert_to_tensor(x)))
     # as above, and the rounding of the weights themselves
     np.testing.assert_allclose(logits, x @ KERNEL, atol=0.3)
-    check_first_row(lambda x: project_int8(layer, x), layer, x, logits)
+    check_first_row(lambda x: reverse(layer, x), layer, x, logits)
 
 
 def check_first_row(function, layer, x, y):
