@@ -7,6 +7,7 @@ its backend: `--help` needn't wait for them.
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,8 @@ from keras_gpt_cli import (
 from keras_gpt_cli.options import Commands
 
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
+TRAINING = {"quickstart", "train", "sweep", "finetune"}
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 app = typer.Typer(
     name="keras-gpt",
@@ -78,6 +81,29 @@ def keras_gpt(
 
     On TensorFlow, JAX or PyTorch: choose with the environment variable KERAS_BACKEND.
     """
+
+
+def start() -> None:
+    """`main`, in a process that has its memory in large pages, where it trains.
+
+    A step of training on a processor takes memory and gives it back, up to a gigabyte:
+    in pages of 4 kB that is a tenth to a third of its time. The C library asks for
+    larger ones if it is told to before the process starts.
+    """
+    is_training = set(sys.argv[1:2]) & TRAINING
+    if is_training and "GLIBC_TUNABLES" not in os.environ and _are_pages_asked_for():
+        os.environ.update(LARGE_PAGES)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    main()
+
+
+def _are_pages_asked_for():
+    """Whether Linux gives large pages to those who ask for them."""
+    try:
+        found = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+    return "[madvise]" in found
 
 
 def main() -> None:

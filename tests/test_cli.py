@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import pytest
@@ -150,6 +151,36 @@ def test_help_does_not_load_keras():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "expected"),
+    [
+        ("train", None, "glibc.malloc.hugetlb=1"),
+        ("generate", None, "None"),
+        ("train", "glibc.malloc.check=0", "glibc.malloc.check=0"),
+    ],
+)
+def test_training_runs_in_a_process_with_large_pages(command, given, expected):
+    program = (
+        "import os, keras_gpt_cli\n"
+        "keras_gpt_cli.main = lambda: print(os.environ.get('GLIBC_TUNABLES'))\n"
+        "keras_gpt_cli.start()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    if given:
+        environment["GLIBC_TUNABLES"] = given
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not (pages.is_file() and "[madvise]" in pages.read_text()):
+        expected = str(given)  # all or none have them
+    result = subprocess.run(
+        [sys.executable, "-c", program, command, "--a-flag"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == f"{expected}\n"
 
 
 def test_from_text_to_generated_text_command_by_command(run, tmp_path, corpus):
@@ -552,7 +583,7 @@ def test_sigterm_saves_what_is_trained_and_ends_well(corpus, tmp_path):
     command = ["train", *fields, *sizes, "evaluate_every=20", "sample_tokens=0"]
     process = subprocess.Popen(
         [
-            *(sys.executable, "-c", "import keras_gpt_cli; keras_gpt_cli.main()"),
+            *(sys.executable, "-c", "import keras_gpt_cli; keras_gpt_cli.start()"),
             *(*command, "--corpus", str(corpus), "--output", str(tmp_path / "run")),
         ],
         stderr=subprocess.PIPE,

@@ -4,6 +4,7 @@
 
 import functools
 import math
+import os
 import threading
 
 import keras
@@ -12,6 +13,10 @@ import torch
 from torch.optim.adamw import adamw
 
 from keras_gpt.backend.torch_steps import record_step  # noqa: F401
+
+# Large tensors in large pages of memory, a fifth of a step with many weights: read when
+# the first of them is made
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 BYTES_PER_LOGIT = 16  # itself, its exponential, and the gradients of both
 _MAX_UNFUSED = 512  # tokens of training in half precision
