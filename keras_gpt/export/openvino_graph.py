@@ -167,10 +167,12 @@ def _turn_by_heads(graph):
         x = first.get_node().input_value(0)  # (b, t, n + k, h)
         if not turned:  # the angles of all layers
             turned = {"cos": _heads_first(cos), "sin": _heads_first(sin)}
-        for target in list(node.output(0).get_target_inputs()):
-            piece = target.get_node()
-            (transposed,) = piece.output(0).get_target_inputs()
-            heads = opset13.slice(x, *piece.input_values()[1:])
+        targets = [target.get_node() for target in node.output(0).get_target_inputs()]
+        (split,) = (n for n in targets if n.get_type_name() == "VariadicSplit")
+        # into queries and keys
+        parts = opset13.variadic_split(x, *split.input_values()[1:]).outputs()
+        for old, heads in zip(split.outputs(), parts, strict=True):
+            (transposed,) = old.get_target_inputs()
             new = _turn(_heads_first(heads), **turned)
             replace(transposed.get_node().output(0), new.output(0))
 
