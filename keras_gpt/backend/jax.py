@@ -10,11 +10,17 @@ import keras
 import numpy as np
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, count_kept_bytes, dropout  # noqa: F401
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, dropout  # noqa: F401
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 # Inputs in a row's product by blocks: the fastest of 4, 8, 16, 32 and 64
 _BLOCK_SIZES = {"int8": 16, "bfloat16": 8}
+
+
+def count_kept_bytes(config, rows, length, itemsize, remat):
+    """As of `xla`; in float32 softmax keeps what it makes alone."""
+    copies = 1 if itemsize == 4 else 3
+    return xla.count_kept_bytes(config, rows, length, itemsize, remat, copies)
 
 
 def fused_attention(query, key, value, mask=None):

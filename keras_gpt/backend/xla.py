@@ -6,7 +6,7 @@ from keras import ops
 BYTES_PER_LOGIT = 10  # itself, its gradient, and some of what is between
 
 
-def count_kept_bytes(config, rows, length, itemsize, remat):
+def count_kept_bytes(config, rows, length, itemsize, remat, copies_of_scores=3):
     """Bytes that the blocks keep in training until their gradients are made.
 
     As XLA says of what it compiled for CPUs; norms are made in float32.
@@ -17,12 +17,13 @@ def count_kept_bytes(config, rows, length, itemsize, remat):
         length: Tokens in a row.
         itemsize: Bytes of a number in products.
         remat: Whether what is inside a block is computed twice.
+        copies_of_scores: That attention keeps, without dropout.
     """
     width, heads = config.embedding_dimension, config.num_heads * config.head_dimension
     turned = heads + config.kv_heads * config.head_dimension
     projected = turned + config.kv_heads * config.head_dimension
     hidden = config.hidden_dimension * (4 if config.activation == "swiglu" else 3)
-    scores = 3 * config.num_heads * length
+    scores = copies_of_scores * config.num_heads * length
     if config.dropout_rate:
         scores += config.num_heads * length + 4 * width
     if config.qk_norm:
