@@ -24,7 +24,6 @@ from keras_gpt_cli.options import Commands
 
 INTERRUPTED = 130  # how Typer exits after Ctrl-C
 TRAINING = {"quickstart", "train", "sweep", "finetune"}
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 app = typer.Typer(
     name="keras-gpt",
@@ -92,7 +91,7 @@ def start() -> None:
     """
     is_training = set(sys.argv[1:2]) & TRAINING
     if is_training and "GLIBC_TUNABLES" not in os.environ and _are_pages_asked_for():
-        os.environ.update(LARGE_PAGES)
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     main()
 

@@ -19,11 +19,10 @@ def linear(dense, x, training=None):
     Returns:
         `(..., output)`.
     """
-    scale = getattr(dense, "kernel_scale", None)
     if dense.quantization_mode not in (None, "int8") or dense.lora_enabled:
         y = dense(x)
     else:
-        y = _multiply(dense, x, dense.kernel, scale, dense.bias)
+        y = _multiply(dense, x, "kernel", dense.bias)
     adapter = getattr(dense, "adapter", None)
     return y if adapter is None else adapter(y, x, training)
 
@@ -42,16 +41,16 @@ def reverse(embedding, x):
         return embedding(x, reverse=True)
     is_tied = embedding.tie_weights
     name = "embeddings" if is_tied else "reverse_embeddings"
-    kernel, scale = (getattr(embedding, n, None) for n in (name, f"{name}_scale"))
-    return _multiply(embedding, x, kernel, scale, is_transposed=is_tied)
+    return _multiply(embedding, x, name, is_transposed=is_tied)
 
 
-def _multiply(layer, x, kernel, scale, bias=None, is_transposed=False):
-    """`x` times a layer's `kernel`, of its dtype or int8 with a scale, plus `bias`."""
-    dtype = layer.compute_dtype
+def _multiply(layer, x, name, bias=None, is_transposed=False):
+    """`x` times a layer's weight, of its dtype or int8 with a scale, plus `bias`."""
+    kernel, dtype = getattr(layer, name), layer.compute_dtype
     x = ops.cast(x, dtype)
     bias = None if bias is None else ops.cast(bias, dtype)
     if layer.quantization_mode != "int8":
         return backend.multiply(x, ops.cast(kernel, dtype), bias, is_transposed)
+    scale = getattr(layer, f"{name}_scale")
     y = backend.matmul_int8(x, kernel, scale, is_transposed)
     return y if bias is None else y + bias

@@ -103,7 +103,7 @@ def test_its_gradients_are_right(batch, is_transposed, dtype):
     def loss(y_true, y_pred):
         return ops.sum(y_true * y_pred)
 
-    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=False)
+    model.compile(keras.optimizers.SGD(1.0), loss)
     model.fit(x, upstream, batch_size=len(x), shuffle=False, verbose=0)
     if not batch:
         x, upstream = x.reshape(-1, 16), upstream.reshape(-1, 24)

@@ -160,7 +160,9 @@ def test_a_language_model_asks_as_each_adapter_was_tuned(folders, tmp_path):
     mixed_ends = lm.complete(["abc", "abc"], adapter=["brief", None], **own_ends)
     assert mixed_ends[0] == ended
     [alone] = lm.complete(["abc"], **own_ends)
-    assert (mixed_ends[1].ids, mixed_ends[1].finish_reason) == (alone.ids, "length")
+    # sums of float32 in another order
+    near = pytest.approx(alone.log_probs, abs=1e-5)
+    assert mixed_ends[1] == dataclasses.replace(alone, log_probs=near)
 
     lm.save(tmp_path / "both")
     loaded = LanguageModel.load(tmp_path / "both")
