@@ -9,9 +9,16 @@ import numpy as np
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.generation.truncation import BLOCK_SIZE, in_blocks, truncation_mask
+from keras_gpt.generation.truncation import (
+    BLOCK_SIZE,
+    in_blocks,
+    is_kept,
+    nucleus_mass,
+)
 
-_RANKED_AT_ONCE = 1024  # in NumPy
+# of a uniform, so that its product with any sum rounds to below the sum
+_MOST_BITS = 2**24 - 2
+_ROWS_AT_ONCE = 4
 
 
 def draw_uniforms(seeds, num_tokens, start=0):
@@ -34,8 +41,7 @@ def draw_uniforms(seeds, num_tokens, start=0):
         folded = _mix(folded, np.right_shift) ^ np.array(bits, "uint32").view("int32")
     counters = np.arange(start, start + num_tokens, dtype="int32")
     bits = random_bits(folded, counters, np.right_shift)
-    # at most 1 - 2**-23, so that the product with any sum rounds to below the sum
-    return np.minimum(bits, 2**24 - 2).astype("float32") / 2**24
+    return np.minimum(bits, _MOST_BITS).astype("float32") / 2**24
 
 
 def random_bits(seeds, counters, right_shift):
@@ -113,11 +119,15 @@ def choose(logits, *, temperature, top_k, top_p, min_p, uniforms):
     Args:
         logits: float32 `(batch, vocabulary)`.
         temperature: `(batch,)`; 0 is greedy.
-        top_k: Integers `(batch,)`; the size of the vocabulary for no limit.
-        top_p: `(batch,)`; 1 for no limit.
-        min_p: `(batch,)`; 0 for no limit.
-        uniforms: `(batch,)` in `[0, 1)`: where in the cumulative distribution, in
-            the order of the ids, to choose.
+        top_k: Integers `(batch,)`: only the `top_k` likeliest, and what is as likely
+            as the last of them; the size of the vocabulary for no limit.
+        top_p: `(batch,)`: of those, the fewest likeliest that together have at least
+            the fraction `top_p` of their probability; 1 for no limit.
+        min_p: `(batch,)`: only those at least `min_p` times as likely as the
+            likeliest; 0 for no limit.
+        uniforms: `(batch,)` in `[0, 1)`: where in the cumulative distribution, in the
+            order of the ids, to choose. A token that `top_k` or `top_p` leaves out is
+            drawn again, by a uniform that follows from this one.
 
     Returns:
         Token ids, int32 `(batch,)`.
@@ -144,11 +154,56 @@ def choose_by_ops(logits, temperature, top_k, top_p, min_p, uniforms):
         # below 1e-4 sampling is greedy but for ties, and the quotient would overflow
         safe_temperature = ops.maximum(ops.where(is_sampled, temperature, 1.0), 1e-4)
         weights = ops.exp((logits - best) / safe_temperature[:, None])
-        is_kept = truncation_mask(weights, top_k, top_p, min_p)
-        drawn = _draw(ops.where(is_kept, weights, 0.0), uniforms)
+        limits = (limit[:, None] for limit in (top_k, top_p, min_p))
+        drawn = _sample(weights, *limits, uniforms, is_sampled)
         return ops.where(ops.logical_and(is_sampled, drawn >= 0), drawn, greedy)
 
     return ops.cond(ops.any(is_sampled), sample, lambda: greedy)
+
+
+def _sample(weights, top_k, top_p, min_p, uniforms, is_asked):
+    """Draw from what the limits `(b, 1)` keep of `(b, v)`: ids `(b,)`, -1 for none."""
+    mass = nucleus_mass(weights, top_k, top_p)
+    rows = min(weights.shape[0] or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
+
+    def draw(weights, uniforms, lowest, top_k, mass, min_p):
+        is_allowed = ops.logical_and(weights > lowest, weights >= min_p)
+        ids = _draw(ops.where(is_allowed, weights, 0.0), uniforms)
+        place = ops.maximum(ids, 0)[:, None]
+        drawn = ops.take_along_axis(weights, place, axis=1)
+        is_out = ops.logical_not(is_kept(weights, drawn, top_k, mass))[:, 0]
+        return ids, drawn, ops.logical_and(is_out, ids >= 0)
+
+    def draw_again(ids, drawn, uniforms, is_left):
+        # seldom are they many: a few rows at a time
+        number = ops.cumsum(ops.cast(is_left, "int32"))[:, None]
+        is_row = ops.equal(number, ops.arange(1, rows + 1, dtype="int32"))
+        is_row = ops.logical_and(is_left[:, None], is_row)  # (b, r)
+        is_drawn = ops.any(is_row, axis=1)
+        row = ops.argmax(ops.cast(is_row, "int32"), axis=0)
+        row = ops.where(ops.any(is_row, axis=0), row, row[:1])
+        bits = ops.cast(uniforms * 2**24, "int32")
+        bits = random_bits(bits, ops.zeros(1, "int32"), ops.right_shift)
+        following = ops.cast(ops.minimum(bits[:, 0], _MOST_BITS), "float32") / 2**24
+        uniforms = ops.where(is_drawn, following, uniforms)
+        few = weights, uniforms, drawn, *limits
+        new_ids, new_drawn, is_out = draw(*(ops.take(x, row, axis=0) for x in few))
+
+        def put(new, old):
+            new = ops.sum(ops.where(is_row, new, ops.zeros_like(new)), axis=1)
+            return ops.where(is_drawn, new, old)
+
+        ids = put(new_ids, ids)
+        drawn = put(new_drawn[:, 0], drawn[:, 0])[:, None]
+        is_out = ops.any(ops.logical_and(is_row, is_out), axis=1)
+        is_left = ops.where(is_drawn, is_out, is_left)
+        return ids, drawn, uniforms, is_left
+
+    limits = top_k, mass, ops.minimum(min_p, 1.0)
+    lowest = -ops.ones_like(top_p)
+    ids, drawn, is_out = draw(weights, uniforms, lowest, *limits)
+    state = ids, drawn, uniforms, ops.logical_and(is_asked, is_out)
+    return ops.while_loop(lambda *state: ops.any(state[-1]), draw_again, state)[0]
 
 
 def _draw(weights, uniforms):
@@ -195,38 +250,28 @@ def choose_in_numpy(logits, temperature, top_k, top_p, min_p, uniform):
     best = logits.argmax()
     if temperature == 0 or not np.isfinite(logits[best]):
         return best
-    temperature = np.maximum(temperature, np.float32(1e-4))
-
-    def weigh(some):
-        weights = some - logits[best]
-        weights /= temperature
-        return np.exp(weights, out=weights)
-
-    size = len(logits)
-    least = -np.inf
-    if min_p > 0:
-        least = logits[best] + temperature * np.log(min_p)
-    if top_k < size or top_p < 1:
-        few = min(top_k if top_k < size else _RANKED_AT_ONCE, size)
-        ranked, weights, reached = _rank(logits, few, weigh)
-        target = top_p * (reached[-1] if top_k < size else weigh(logits).sum())
-        while top_k >= size and reached[-1] < target and few < size:
-            few = min(8 * few, size)
-            ranked, weights, reached = _rank(logits, few, weigh)
-        is_needed = reached - weights < target
-        is_needed[0] = True  # though `top_p` may be 0 in float32
-        least = max(least, ranked[is_needed][-1])
-    if least == -np.inf:
-        return _draw_in_numpy(weigh(logits), uniform)
-    kept = np.flatnonzero(logits >= least)
-    return kept[_draw_in_numpy(weigh(logits[kept]), uniform)]
-
-
-def _rank(logits, few, weigh):
-    """The largest of `(v,)`, descending, their weights, and the sums of these."""
-    ranked = np.sort(np.partition(logits, -few)[-few:])[::-1]
-    weights = weigh(ranked)
-    return ranked, weights, np.cumsum(weights, dtype="float64")
+    weights = logits - logits[best]
+    weights /= np.maximum(temperature, np.float32(1e-4))
+    np.exp(weights, out=weights)
+    mass = np.inf
+    if top_p < 1:
+        is_all = top_k >= len(weights)
+        some = weights if is_all else np.partition(weights, -top_k)[-top_k:]
+        mass = top_p * some.sum(dtype="float64")
+    ids = None if min_p <= 0 else np.flatnonzero(weights >= min(min_p, 1))
+    weights = weights if ids is None else weights[ids]
+    while len(weights):
+        place = _draw_in_numpy(weights, uniform)
+        drawn = place if ids is None else ids[place]
+        if top_k >= len(logits) and mass == np.inf:
+            return drawn
+        above = np.flatnonzero(weights > weights[place])
+        weights = weights[above]
+        if len(above) < top_k and weights.sum(dtype="float64") < mass:
+            return drawn
+        ids = above if ids is None else ids[above]
+        uniform = draw_uniforms([int(uniform * 2**24)], 1)[0, 0]
+    return best
 
 
 def _draw_in_numpy(weights, uniform):

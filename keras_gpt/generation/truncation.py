@@ -1,17 +1,23 @@
-"""Which tokens may be sampled, found without sorting the vocabulary.
+"""Which tokens may be sampled, told of one that was drawn instead of sorting them all.
 
-What a few passes over the weights tell (a largest one, a sum above an edge) is cheap;
-the few largest weights are sorted, and seldom does more have to be known.
+A token is among the `top_k` likeliest if fewer are likelier, and in the nucleus of
+`top_p` if the likelier ones have less than that probability. Where it isn't, another is
+drawn from those that are likelier, which are all that may be: the ones that are kept
+come up as often, one beside the other, as if the rest had been left out before.
+
+References:
+    - [FlashInfer, 2025](https://flashinfer.ai/2025/03/10/sampling.html), rejection
+    - [Holtzman et al., 2020](https://arxiv.org/abs/1904.09751), top-p
+    - [Nguyen et al., 2024](https://arxiv.org/abs/2407.01082), min-p
 """
 
-# Axes: b batch, v vocabulary, n block, i place in a block, k the few largest,
-#       r rows that are searched together
+# Axes: b batch, v vocabulary, n block, i place in a block, k the few largest
 
+import numpy as np
 from keras import ops
 
 BLOCK_SIZE = 64
 _FEW = 64
-_ROWS_AT_ONCE = 4
 
 
 def in_blocks(x, filling):
@@ -22,166 +28,89 @@ def in_blocks(x, filling):
     return ops.reshape(x, (-1, x.shape[1] // BLOCK_SIZE, BLOCK_SIZE))
 
 
-def truncation_mask(probabilities, top_k, top_p, min_p):
-    """The tokens that sampling may choose; the likeliest always is one.
+def nucleus_mass(weights, top_k, top_p):
+    """What the tokens that are likelier than a kept one weigh less than.
 
     Args:
-        probabilities: `(batch, vocabulary)`, or what is proportional to them.
-        top_k: Integers `(batch,)`: only the `top_k` likeliest, and what is as likely
-            as the last of them.
-        top_p: `(batch,)`: of those, the fewest likeliest that together have at least
-            the fraction `top_p` of their probability.
-        min_p: `(batch,)`: only those at least `min_p` times as likely as the
-            likeliest.
+        weights: `(batch, vocabulary)`, proportional to probabilities, at most 1.
+        top_k: Integers `(batch, 1)`: the nucleus is of the `top_k` likeliest.
+        top_p: `(batch, 1)`: the fraction of their weight; 1 for no limit.
 
     Returns:
-        Booleans `(batch, vocabulary)`.
-
-    References:
-        - [Holtzman et al., 2020](https://arxiv.org/abs/1904.09751), top-p
-        - [Nguyen et al., 2024](https://arxiv.org/abs/2407.01082), min-p
+        `(batch, 1)`, infinite for no limit.
     """
-    largest = ops.max(probabilities, axis=-1, keepdims=True)
-    top_k, top_p = top_k[:, None], top_p[:, None]
-    is_limited = ops.logical_or(top_k < probabilities.shape[1], top_p < 1)
-    least = ops.cond(
-        ops.any(is_limited),
-        lambda: _least_kept(probabilities, top_k, top_p),
-        lambda: ops.zeros_like(largest),
-    )
-    least = ops.maximum(least, min_p[:, None] * largest)
-    return probabilities >= ops.minimum(least, largest)
-
-
-def _least_kept(weights, top_k, top_p):
-    """The least weight `(b, 1)` that the limits keep, 0 where they keep all."""
-    size = weights.shape[1]
-    ranked = _largest(weights)  # (b, k)
-    few = ranked.shape[1]
-    in_top_k = ops.where(ops.arange(few, dtype="int32") < top_k, ranked, 0.0)
-    known = ops.sum(in_top_k, axis=-1, keepdims=True)
-    mass = ops.where(top_k < size, known, ops.sum(weights, axis=-1, keepdims=True))
-    least = _last_needed(ranked, in_top_k, 0.0, top_p * mass)
-    if few == size:
-        return least
-    # rows go their own ways, so that none depends on what others ask for
-    is_all = ops.logical_and(top_k >= size, top_p >= 1)
-    least = ops.where(is_all, 0.0, least)
-    is_beyond = ops.logical_or(top_k < size, known < top_p * mass)
-    is_beyond = ops.logical_and(is_beyond, top_k > few)
-    is_beyond = ops.logical_and(is_beyond, ops.logical_not(is_all))
-    # seldom are they many: a few at a time, not all as often as the slowest needs it
-    return ops.while_loop(
-        lambda least, is_left: ops.any(is_left),
-        lambda least, is_left: _search_next(
-            weights, ranked, top_k, top_p, least, is_left
-        ),
-        (least, is_beyond),
-    )[0]
-
-
-def _search_next(weights, ranked, top_k, top_p, least, is_left):
-    """Find the `least` weights of the first rows that are left, both `(b, 1)`."""
-    rows = min(weights.shape[0] or _ROWS_AT_ONCE, _ROWS_AT_ONCE)
-    number = ops.cumsum(ops.cast(is_left, "int32"), axis=0)  # (b, 1)
-    is_row = ops.equal(number, ops.arange(1, rows + 1, dtype="int32"))
-    is_row = ops.logical_and(is_left, is_row)  # (b, r)
-    row = ops.argmax(ops.cast(is_row, "int32"), axis=0)  # the batch's first for none
-    row = ops.where(ops.any(is_row, axis=0), row, row[:1])
-    found = _search(
-        *(ops.take(x, row, axis=0) for x in (weights, ranked, top_k, top_p))
-    )
-    found = ops.sum(ops.where(is_row, ops.transpose(found), 0.0), axis=1, keepdims=True)
-    is_found = ops.any(is_row, axis=1, keepdims=True)
-    least = ops.where(is_found, found, least)
-    return least, ops.logical_and(is_left, ops.logical_not(is_found))
-
-
-def _search(weights, ranked, top_k, top_p):
-    """The least weight kept, `(r, 1)`, of rows that keep more than is ranked."""
+    is_asked = top_p < 1
+    is_few = ops.logical_and(is_asked, top_k < weights.shape[1])
     none = ops.zeros_like(top_p)
-    target = ops.cast(top_k, "float32")
-    by_count = top_k < weights.shape[1]
-    of_top_k = ops.cond(
-        ops.any(by_count),
-        lambda: _bisect(weights, ranked, target, none, by_count, True),
+    of_all = ops.cond(ops.any(is_asked), lambda: _sum(weights), lambda: none)
+    of_few = ops.cond(
+        ops.any(is_few),
+        lambda: _sum_of_largest(weights, ops.where(is_few, top_k, 0)),
         lambda: none,
     )
-    of_top_k = ops.where(by_count, of_top_k, 0.0)
-    is_above = ops.cast(weights > of_top_k, "float32")
-    # of those that are as likely as the last, as many as there is room for
-    ties = target - ops.sum(is_above, axis=-1, keepdims=True)
-    mass = ops.sum(is_above * weights, axis=-1, keepdims=True) + ties * of_top_k
-    # what is below this edge has, all together, less than may be left out
-    lowest = (1 - top_p) * mass / weights.shape[1]
-    by_mass = top_p < 1
-    of_top_p = ops.cond(
-        ops.any(by_mass),
-        lambda: _bisect(weights, ranked, top_p * mass, lowest, by_mass, False),
-        lambda: none,
-    )
-    return ops.maximum(of_top_k, ops.where(by_mass, of_top_p, 0.0))
+    mass = top_p * ops.where(is_few, of_few, of_all)
+    return ops.where(is_asked, mass, np.inf)
 
 
-def _bisect(weights, ranked, target, low, is_asked, is_count):
-    """The largest weight such that it and those above reach a target.
+def is_kept(weights, drawn, top_k, mass):
+    """Whether tokens that weigh as much as `drawn` may be sampled, `(batch, 1)`.
 
     Args:
-        weights: `(r, v)`.
-        ranked: The largest of them.
-        target: `(r, 1)`.
-        low: A weight below the one that is searched, `(r, 1)`.
-        is_asked: Rows to search in; the others give any weight.
-        is_count: Whether the target is of a count, or of a sum of weights.
+        weights: `(batch, vocabulary)`.
+        drawn: `(batch, 1)`.
+        top_k: Integers `(batch, 1)`: fewer must weigh more. What weighs as much as the
+            last of them is kept too.
+        mass: `(batch, 1)`, of `nucleus_mass`: those must weigh less together.
     """
+    is_above = weights > drawn
+    none = ops.zeros_like(drawn)
+    count = ops.cond(
+        ops.any(top_k < weights.shape[1]), lambda: _count(is_above), lambda: none
+    )
+    above = ops.cond(
+        ops.any(mass < np.inf),
+        lambda: _sum(ops.where(is_above, weights, 0.0)),
+        lambda: none,
+    )
+    return ops.logical_and(count < ops.cast(top_k, "float32"), above < mass)
 
-    def measure(x):
-        return ops.cast(x > 0, "float32") if is_count else x
 
-    def above(x, edge):
-        return ops.sum(measure(ops.where(x > edge, x, 0.0)), axis=-1, keepdims=True)
+def _sum_of_largest(weights, count):
+    """The sum of the `count` `(b, 1)` largest of `(b, v)`, `(b, 1)`."""
+    ranked = _largest(weights)  # (b, k)
+    few = ranked.shape[1]
+    known = _sum(ops.where(ops.arange(few, dtype="int32") < count, ranked, 0.0))
+    if few == weights.shape[1]:
+        return known
+    is_more = count > few
+    count = ops.cast(count, "float32")
 
-    def is_open(low, high, reached):
-        # each that is still needed counts at least so much: are they more than few?
-        each = 1.0 if is_count else low
-        is_far = target - reached > (ranked.shape[1] - 1) * each
+    def is_open(low, high, above):
         middle = ops.sqrt(low * high)
         is_between = ops.logical_and(low < middle, middle < high)
-        return ops.logical_and(ops.logical_and(is_asked, is_far), is_between)
+        return ops.logical_and(ops.logical_and(is_more, above < count), is_between)
 
-    def step(low, high, reached):
-        is_moved = is_open(low, high, reached)
+    def halve(low, high, above):
         middle = ops.sqrt(low * high)
-        more = above(weights, middle)
-        is_enough = more >= target
-        is_lower = ops.logical_and(is_moved, ops.logical_not(is_enough))
-        is_moved = ops.logical_and(is_moved, is_enough)
+        more = _count(weights > middle)
+        is_moved = is_open(low, high, above)
+        is_low = ops.logical_and(is_moved, more > count)
+        is_high = ops.logical_and(is_moved, more <= count)
         return (
-            ops.where(is_moved, middle, low),
-            ops.where(is_lower, middle, high),
-            ops.where(is_lower, more, reached),
+            ops.where(is_low, middle, low),
+            ops.where(is_high, middle, high),
+            ops.where(is_high, more, above),
         )
 
-    high = ops.min(ranked, axis=-1, keepdims=True)
-    largest = ops.max(ranked, axis=-1, keepdims=True)
-    start = ops.maximum(low, 1e-30 * largest), high, above(weights, high)
-    _, high, reached = ops.while_loop(
-        lambda *state: ops.any(is_open(*state)), step, start
-    )
-    below = _largest(ops.where(weights <= high, weights, 0.0))
-    searched = _last_needed(below, measure(below), reached, target)
-    counted = measure(ranked)
-    is_ranked = ops.sum(counted, axis=-1, keepdims=True) >= target
-    return ops.where(is_ranked, _last_needed(ranked, counted, 0.0, target), searched)
+    def search():
+        start = ops.full_like(known, 1e-30), ops.ones_like(known), _count(weights > 1)
+        _, edge, above = ops.while_loop(
+            lambda *state: ops.any(is_open(*state)), halve, start
+        )
+        # of those that weigh as much as the last, as many as there is room for
+        return _sum(ops.where(weights > edge, weights, 0.0)) + (count - above) * edge
 
-
-def _last_needed(ranked, measures, reached, target):
-    """The last of descending weights before which a target isn't reached, `(b, 1)`."""
-    before = reached + ops.cumsum(measures, axis=-1) - measures
-    is_needed = ops.logical_and(measures > 0, before < target)
-    largest = ops.max(ranked, axis=-1, keepdims=True)
-    needed = ops.where(is_needed, ranked, largest)
-    return ops.min(needed, axis=-1, keepdims=True)
+    return ops.where(is_more, ops.cond(ops.any(is_more), search, lambda: known), known)
 
 
 def _largest(weights):
@@ -197,3 +126,11 @@ def _largest(weights):
         blocks = ops.take_along_axis(blocks, chosen, axis=1)
         weights = ops.reshape(blocks, (-1, _FEW * BLOCK_SIZE))
     return ops.top_k(weights, min(_FEW, weights.shape[1]))[0]
+
+
+def _sum(x):
+    return ops.sum(x, axis=-1, keepdims=True)
+
+
+def _count(is_true):
+    return _sum(ops.cast(is_true, "float32"))

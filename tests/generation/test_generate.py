@@ -154,11 +154,16 @@ def test_sampled_text_is_that_of_numpy(models, next_logits):
         top_p = controls["top_p"][row] or 1.0
         order = order[np.cumsum(shares) - shares < top_p]
         floor = (controls["min_p"][row] or 0.0) * probabilities.max()
-        kept = np.sort(order[probabilities[order] >= floor])
-        cumulative = np.cumsum(probabilities[kept]) / probabilities[kept].sum()
-        # none of these 36 uniforms is so near an edge that float32 matters
-        assert np.abs(cumulative - uniforms[row][step]).min() > 1e-5
-        return kept[np.searchsorted(cumulative, uniforms[row][step], side="right")]
+        ids, uniform = np.flatnonzero(probabilities >= floor), uniforms[row][step]
+        while True:
+            cumulative = np.cumsum(probabilities[ids]) / probabilities[ids].sum()
+            # none of these uniforms is so near an edge that float32 matters
+            assert np.abs(cumulative - uniform).min() > 1e-5
+            token = ids[np.searchsorted(cumulative, uniform, side="right")]
+            if token in order:
+                return token
+            ids = ids[probabilities[ids] > probabilities[token]]
+            uniform = draw_uniforms([int(uniform * 2**24)], 1)[0, 0]
 
     expected, log_probs = naive(model, next_logits, PROMPTS, 12, pick)
     run = Generation(model, PROMPTS, max_new_tokens=12, seed=40, **controls)
