@@ -12,6 +12,7 @@ import keras
 from keras_gpt.cluster import connected
 from keras_gpt.config import check_choice
 from keras_gpt.data.batches import check_at_least
+from keras_gpt.data.sources import is_remote
 from keras_gpt.files import atomic_path
 
 
@@ -62,7 +63,7 @@ def answer_records(
     """
     check_choice("engine", engine, ("process", "ray"))
     check_at_least(1, num_workers=num_workers)
-    if "://" in str(output):
+    if is_remote(output):
         raise ValueError(
             "`output` must be a file of this machine, since what is answered is noted "
             f"beside it as it comes. Received: output={output!r}. Copy it in the end."
