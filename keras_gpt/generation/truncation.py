@@ -103,7 +103,7 @@ def _sum_of_largest(weights, count):
         )
 
     def search():
-        start = ops.full_like(known, 1e-30), ops.ones_like(known), _count(weights > 1)
+        start = ops.full_like(known, 1e-30), ops.ones_like(known), ops.zeros_like(known)
         _, edge, above = ops.while_loop(
             lambda *state: ops.any(is_open(*state)), halve, start
         )
