@@ -311,13 +311,20 @@ def likeliest(logits, count):
         up to 2²⁴.
     """
     values, ids = ops.top_k(logits, count)
-    values -= ops.logsumexp(logits, axis=-1, keepdims=True)
+    values = _log_probs(values, logits)
     return ops.concatenate([values, ops.cast(ids, values.dtype)], axis=-1)
 
 
 def chosen_log_probs(logits, token_ids):
     """Log-probability in nats `(batch,)` of `token_ids` under `logits` themselves."""
-    logits = logits - ops.max(logits, axis=-1, keepdims=True)
-    chosen = ops.take_along_axis(logits, token_ids[:, None], axis=-1)[:, 0]
+    chosen = ops.take_along_axis(logits, token_ids[:, None], axis=-1)
+    return _log_probs(chosen, logits)[:, 0]
+
+
+def _log_probs(some, logits):
+    """Log-probabilities of `some` of the logits `(..., v)`."""
+    largest = ops.max(logits, axis=-1, keepdims=True)
     # the sum as a product: XLA's own adds up exponentials by one core
-    return chosen - ops.log(ops.matmul(ops.exp(logits), ops.ones(logits.shape[-1])))
+    weights = ops.exp(logits - largest)
+    total = ops.matmul(weights, ops.ones((logits.shape[-1], 1), logits.dtype))
+    return some - largest - ops.log(total)
