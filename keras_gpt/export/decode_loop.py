@@ -9,7 +9,7 @@ the graph runs, and a loop around them that reads a row's context anew when it i
 import tensorflow as tf
 
 from keras_gpt.generation.programs import loop_program, prefill_program
-from keras_gpt.generation.sampling import random_bits
+from keras_gpt.generation.sampling import draw_uniforms_by_ops
 
 # what a row keeps when its context is read anew
 _CARRIED = ("seen", "done", "tokens", "log_probs", "step", "form")
@@ -40,7 +40,7 @@ def generate_ids(model, settings, token_ids, lengths, controls):
         **controls,
         **fixed,
         "stop_ids": _find_stop_ids(settings, controls),
-        "uniforms": draw_uniforms(controls["seed"], max_new_tokens),
+        "uniforms": draw_uniforms_by_ops(controls["seed"], max_new_tokens),
         "until": tf.reduce_max(tf.concat([controls["max_new_tokens"], [0]], 0)),
     }
     is_prompt = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
@@ -85,20 +85,6 @@ def _find_stop_ids(settings, controls):
         return tf.constant([-1, *settings.stop_ids], tf.int32)
     kinds = tf.ragged.constant([settings.stop_ids, *settings.adapters.values()])
     return tf.gather(kinds.to_tensor(-1), controls["adapter"])
-
-
-def draw_uniforms(seeds, num_tokens):
-    """What `keras_gpt.generation.sampling.draw_uniforms` draws, bit for bit.
-
-    Args:
-        seeds: int32 `(b,)`, at least 0.
-        num_tokens: How many, n.
-
-    Returns:
-        float32 `(b, n)` in `[0, 1)`.
-    """
-    bits = random_bits(seeds, tf.range(num_tokens), tf.bitwise.right_shift)
-    return tf.cast(tf.minimum(bits, 2**24 - 2), tf.float32) / 2**24
 
 
 def _read_and_decode(model, token_ids, lengths, inputs, state, starts, fixed):

@@ -40,20 +40,35 @@ def draw_uniforms(seeds, num_tokens, start=0):
         bits = [seed >> 32 * word & 0xFFFFFFFF for seed in seeds]
         folded = _mix(folded, np.right_shift) ^ np.array(bits, "uint32").view("int32")
     counters = np.arange(start, start + num_tokens, dtype="int32")
-    bits = random_bits(folded, counters, np.right_shift)
+    bits = _random_bits(folded, counters, np.right_shift)
     return np.minimum(bits, _MOST_BITS).astype("float32") / 2**24
 
 
-def random_bits(seeds, counters, right_shift):
+def draw_uniforms_by_ops(seeds, num_tokens):
+    """What `draw_uniforms` draws, bit for bit, of the backend's seeds.
+
+    Args:
+        seeds: int32 `(batch,)`, at least 0.
+        num_tokens: How many tokens.
+
+    Returns:
+        float32 `(batch, num_tokens)` in `[0, 1)`.
+    """
+    counters = ops.arange(num_tokens, dtype="int32")
+    bits = _random_bits(seeds, counters, ops.right_shift)
+    return ops.cast(ops.minimum(bits, _MOST_BITS), "float32") / 2**24
+
+
+def _random_bits(seeds, counters, right_shift):
     """24 random bits for each seed and counter, with which no state goes along.
 
-    It takes NumPy's and TensorFlow's arrays alike, and only what int32 has: OpenVINO
+    It takes arrays of NumPy and of the backend alike, and only what int32 has: OpenVINO
     computes wider and unsigned integers as int32 too, and would silently differ.
 
     Args:
         seeds: int32 `(batch,)`.
         counters: int32 `(n,)`, at least 0.
-        right_shift: `np.right_shift` or `tf.bitwise.right_shift`.
+        right_shift: `np.right_shift` or `ops.right_shift`.
 
     Returns:
         int32 `(batch, n)`.
@@ -182,9 +197,8 @@ def _sample(weights, top_k, top_p, min_p, uniforms, is_asked):
         is_drawn = ops.any(is_row, axis=1)
         row = ops.argmax(ops.cast(is_row, "int32"), axis=0)
         row = ops.where(ops.any(is_row, axis=0), row, row[:1])
-        bits = ops.cast(uniforms * 2**24, "int32")
-        bits = random_bits(bits, ops.zeros(1, "int32"), ops.right_shift)
-        following = ops.cast(ops.minimum(bits[:, 0], _MOST_BITS), "float32") / 2**24
+        seeds = ops.cast(uniforms * 2**24, "int32")
+        following = draw_uniforms_by_ops(seeds, 1)[:, 0]
         uniforms = ops.where(is_drawn, following, uniforms)
         few = weights, uniforms, drawn, *limits
         new_ids, new_drawn, is_out = draw(*(ops.take(x, row, axis=0) for x in few))

@@ -41,8 +41,9 @@ def nucleus_mass(weights, top_k, top_p):
     """
     is_asked = top_p < 1
     is_few = ops.logical_and(is_asked, top_k < weights.shape[1])
+    is_whole = ops.not_equal(is_asked, is_few)
     none = ops.zeros_like(top_p)
-    of_all = ops.cond(ops.any(is_asked), lambda: _sum(weights), lambda: none)
+    of_all = ops.cond(ops.any(is_whole), lambda: _sum(weights), lambda: none)
     of_few = ops.cond(
         ops.any(is_few),
         lambda: _sum_of_largest(weights, ops.where(is_few, top_k, 0)),

@@ -10,6 +10,7 @@ from keras_gpt.generation.sampling import (
     choose_in_numpy,
     chosen_log_probs,
     draw_uniforms,
+    draw_uniforms_by_ops,
     penalize_repetition,
 )
 
@@ -233,6 +234,21 @@ def test_uniforms_are_those_of_the_hash():
     two_words = mix(5) ^ 6
     np.testing.assert_array_equal(
         draw_uniforms([(5 << 32) + 6], 9), draw_uniforms([two_words], 9)
+    )
+
+
+@pytest.mark.every_backend
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_uniforms_of_the_backend_are_those_of_numpy(is_compiled):
+    def draw(state, inputs):
+        del state
+        return draw_uniforms_by_ops(inputs["seeds"], 1000)
+
+    seeds = [0, 1, 2, 12345, 2**16, 2**31 - 1]
+    draw = compile_function(draw, []) if is_compiled else draw
+    drawn = draw({}, {"seeds": ops.convert_to_tensor(seeds, "int32")})
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(drawn), draw_uniforms(seeds, 1000)
     )
 
 
