@@ -3,11 +3,12 @@
 `served` is the SavedModel in TensorFlow's C API, the loader that the server calls, in a
 process without Keras; its prompts and answers are text. `served, 1 thread` is the same
 where an operation has one thread, as under the server's flag
-`--tensorflow_intra_op_parallelism=1`. `XLA` is `keras_gpt.generate` on the TensorFlow
-backend in process, as it is by default, on token ids. Each runs in a process of its
-own, in turn, round by round; the best round counts. The ratio is to `XLA`. Then, by the
-weights that are stored: size on disk, time to load, time to the first answer with and
-without the warm-up requests, and memory.
+`--tensorflow_intra_op_parallelism=1`; `served, XLA` an export with `flavour="xla"`
+under the flag that lets the server compile, `--xla_cpu_compilation_enabled=true`. `XLA`
+is `keras_gpt.generate` on the TensorFlow backend in process, as it is by default, on
+token ids. Each runs in a process of its own, in turn, round by round; the best round
+counts. The ratio is to `XLA`. Then, by the weights that are stored: size on disk, time
+to load, time to the first answer with and without the warm-up requests, and memory.
 
 The whole should take five minutes on two quiet cores. `--folder` keeps the exports, to
 run it in parts: `--contestants` and `--starts` without a name leave one out.
@@ -32,7 +33,13 @@ from common import (
 
 PROMPT = "The standard library of Python is a collection of modules that a program"
 ONE_THREAD = "served, 1 thread"
-CONTESTANTS = {"XLA": "tensorflow", "served": None, ONE_THREAD: None}  # backends
+WITH_XLA = "served, XLA"
+CONTESTANTS = {  # backends
+    "XLA": "tensorflow",
+    "served": None,
+    ONE_THREAD: None,
+    WITH_XLA: None,
+}
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
@@ -47,10 +54,10 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(arguments.folder or folder).resolve()
-        served = [arguments.weights] if arguments.contestants else []
+        served = {_export_of(name, arguments) for name in arguments.contestants}
         _export(folder, {*served, *arguments.starts}, arguments.tokens)
         if arguments.contestants:
-            _compare_speed(folder / arguments.weights / "1", arguments)
+            _compare_speed(folder, arguments)
             print()
         if arguments.starts:
             _compare_starts(folder, arguments)
@@ -79,13 +86,19 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _export(folder, weights, tokens) -> None:
-    """Export the model with each of the weights that isn't in the folder yet."""
-    missing = [kind for kind in sorted(weights) if not (folder / kind / "1").exists()]
+def _export_of(name, arguments) -> str:
+    """The export that a contestant reads: weights, and a flavour behind a hyphen."""
+    return arguments.weights + ("-xla" if name == WITH_XLA else "")
+
+
+def _export(folder, kinds, tokens) -> None:
+    """Export the model in each of the ways that aren't in the folder yet."""
+    missing = [kind for kind in sorted(kinds) if not (folder / kind / "1").exists()]
     code = (
         "import sys, keras_gpt; folder, tokens, *kinds = sys.argv[1:]; "
         "lm = keras_gpt.LanguageModel.from_pretrained('smollm2', dtype='float32'); "
-        "[lm.export(f'{folder}/{kind}/1', weights=kind, max_new_tokens=int(tokens), "
+        "[lm.export(f'{folder}/{kind}/1', weights=kind.partition('-')[0], "
+        "flavour=kind.partition('-')[2] or 'stock', max_new_tokens=int(tokens), "
         "stop_ids=(), temperature=0.0) for kind in kinds]"
     )
     if missing:
@@ -93,7 +106,7 @@ def _export(folder, weights, tokens) -> None:
         run(command, env=environment("tensorflow"))
 
 
-def _compare_speed(path, arguments) -> None:
+def _compare_speed(folder, arguments) -> None:
     """Print tokens/s of each contestant."""
     best = {}
     for _ in range(arguments.rounds):
@@ -102,7 +115,7 @@ def _compare_speed(path, arguments) -> None:
                 __file__,
                 CONTESTANTS[name],
                 kind=name,
-                path=str(path),
+                path=str(folder / _export_of(name, arguments) / "1"),
                 batch_sizes=arguments.batch_sizes,
                 tokens=arguments.tokens,
                 repeats=arguments.repeats,
@@ -162,7 +175,7 @@ def measure(kind, path, batch_sizes=(), **options):
         return _start(path, **options)
     if kind == ONE_THREAD:  # read when TensorFlow loads
         os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
-    generate = _in_process() if kind == "XLA" else _served(path)
+    generate = _in_process() if kind == "XLA" else _served(path, kind == WITH_XLA)
     return [_speed(generate, size, **options) for size in batch_sizes]
 
 
@@ -179,10 +192,11 @@ def _speed(generate, batch_size, tokens, repeats):
     return batch_size * tokens / min(times)
 
 
-def _served(path):
+def _served(path, xla):
     """A function that lets the SavedModel answer, as text."""
-    from tests.tf_serving.capi import Model
+    from tests.tf_serving.capi import Model, load_tensorflow
 
+    load_tensorflow(xla=xla)
     model = Model(path)
 
     def generate(batch_size, tokens):
