@@ -63,17 +63,24 @@ def main() -> int:
         )
         for _ in range(arguments.rounds):
             for name, backend, options in contestants:
-                figures = run_worker(
-                    __file__,
-                    backend,
-                    folder=folder,
-                    batch_sizes=arguments.batch_sizes,
-                    num_prompt=arguments.prompt_tokens,
-                    num_new=arguments.tokens,
-                    repeats=arguments.repeats,
-                    **options,
-                )
+                try:
+                    figures = run_worker(
+                        __file__,
+                        backend,
+                        folder=folder,
+                        batch_sizes=arguments.batch_sizes,
+                        num_prompt=arguments.prompt_tokens,
+                        num_new=arguments.tokens,
+                        repeats=arguments.repeats,
+                        **options,
+                    )
+                except SystemExit as error:  # one that fails doesn't cost the others
+                    if name == BASELINE:
+                        raise
+                    print(f"{name} is left out:\n{error}", file=sys.stderr)
+                    continue
                 for batch_size, row in zip(arguments.batch_sizes, figures, strict=True):
+                    print(f"... {name}, {batch_size}: {row}", file=sys.stderr)
                     key = batch_size, name
                     if key not in best or row["speed"] > best[key]["speed"]:
                         best[key] = row
@@ -295,11 +302,12 @@ def _load_keras_hub(folder, dtype):
 
 
 LLAMA_CPP = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 from llama_cpp import Llama
 path, num_new, repeats, prompt = json.loads(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = Llama(path, n_ctx=512, verbose=False)
+# of its own accord it takes half of the cores
+model = Llama(path, n_ctx=512, n_threads=os.cpu_count(), verbose=False)
 firsts, totals = [], []
 for _ in range(1 + repeats):
     start = time.perf_counter()

@@ -10,6 +10,7 @@ invalid, and exits with 1 if an answer is wrong or a slot is lost.
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -130,6 +131,8 @@ def measure_load(options):
         if options.llama_cpp:
             model = next(Path(options.llama_model).glob("*.gguf"))
             command = [options.llama_cpp, "-m", "llama_cpp.server", "--model", model]
+            # of its own accord it takes half of the cores
+            command += ["--n_threads", os.cpu_count()]
             theirs, _ = stack.enter_context(serving(command, "/v1/models"))
         if theirs:
             for number in (len(prompts), 1):
