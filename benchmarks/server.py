@@ -10,7 +10,6 @@ invalid, and exits with 1 if an answer is wrong or a slot is lost.
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import socket
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import openai
 import psutil
-from common import describe_machine, environment, print_table
+from common import count_cores, describe_machine, environment, print_table
 
 import keras_gpt
 from keras_gpt.tokenizers import ChatTemplate
@@ -132,7 +131,7 @@ def measure_load(options):
             model = next(Path(options.llama_model).glob("*.gguf"))
             command = [options.llama_cpp, "-m", "llama_cpp.server", "--model", model]
             # of its own accord it takes half of the cores
-            command += ["--n_threads", os.cpu_count()]
+            command += ["--n_threads", count_cores()]
             theirs, _ = stack.enter_context(serving(command, "/v1/models"))
         if theirs:
             for number in (len(prompts), 1):

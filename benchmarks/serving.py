@@ -54,8 +54,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(arguments.folder or folder).resolve()
-        served = {_export_of(name, arguments) for name in arguments.contestants}
-        _export(folder, {*served, *arguments.starts}, arguments.tokens)
+        kinds = {_export_of(name, arguments) for name in arguments.contestants}
+        kinds |= {f"{weights}-stock" for weights in arguments.starts}
+        _export(folder, kinds, arguments.tokens)
         if arguments.contestants:
             _compare_speed(folder, arguments)
             print()
@@ -87,19 +88,19 @@ def _parse() -> argparse.Namespace:
 
 
 def _export_of(name, arguments) -> str:
-    """The export that a contestant reads: weights, and a flavour behind a hyphen."""
-    return arguments.weights + ("-xla" if name == WITH_XLA else "")
+    """The export that a contestant reads."""
+    return f"{arguments.weights}-{'xla' if name == WITH_XLA else 'stock'}"
 
 
 def _export(folder, kinds, tokens) -> None:
-    """Export the model in each of the ways that aren't in the folder yet."""
+    """Export the model by weights-flavour, where that isn't in the folder yet."""
     missing = [kind for kind in sorted(kinds) if not (folder / kind / "1").exists()]
     code = (
         "import sys, keras_gpt; folder, tokens, *kinds = sys.argv[1:]; "
         "lm = keras_gpt.LanguageModel.from_pretrained('smollm2', dtype='float32'); "
-        "[lm.export(f'{folder}/{kind}/1', weights=kind.partition('-')[0], "
-        "flavour=kind.partition('-')[2] or 'stock', max_new_tokens=int(tokens), "
-        "stop_ids=(), temperature=0.0) for kind in kinds]"
+        "[lm.export(f'{folder}/{kind}/1', weights=weights, flavour=flavour, "
+        "max_new_tokens=int(tokens), stop_ids=(), temperature=0.0) "
+        "for kind in kinds for weights, flavour in [kind.split('-')]]"
     )
     if missing:
         command = [sys.executable, "-c", code, folder, tokens, *missing]
@@ -134,7 +135,7 @@ def _compare_speed(folder, arguments) -> None:
 def _compare_starts(folder, arguments) -> None:
     rows = []
     for weights in arguments.starts:
-        path = folder / weights / "1"
+        path = folder / f"{weights}-stock" / "1"
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         options = {"kind": "start", "path": str(path)}
         cold = run_worker(__file__, None, warm=False, **options)
