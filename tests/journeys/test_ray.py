@@ -35,8 +35,6 @@ def write_records(path, field, texts):
     return path
 
 
-# of JAX, where another test has used it
-@pytest.mark.filterwarnings("ignore:os.fork")
 def test_token_files_and_answers_of_ray_are_those_of_one_process(
     tmp_path, monkeypatch, run
 ):
