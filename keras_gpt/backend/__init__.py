@@ -32,6 +32,7 @@ if chosen is not None:
     record_step = chosen.record_step
     rematerialize = chosen.rematerialize
     softmax = chosen.softmax
+    sum_last = chosen.sum_last
     sum_over_chunks = chosen.sum_over_chunks
     update_adamw = chosen.update_adamw
     write_cache = chosen.write_cache

@@ -9,7 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, count_kept_bytes, softmax  # noqa: F401
+from keras_gpt.backend.xla import (  # noqa: F401
+    BYTES_PER_LOGIT,
+    count_kept_bytes,
+    softmax,
+    sum_last,
+)
 
 
 def fused_attention(query, key, value, mask=None):

@@ -56,6 +56,11 @@ def gelu(x):
     return keras.ops.gelu(x, approximate=False)
 
 
+def sum_last(x):
+    """Over the last axis, which is kept."""
+    return x.sum(-1, keepdim=True)
+
+
 def softmax(x):
     """Over the last axis, in the type of `x`; PyTorch sums in float32."""
     return torch.softmax(x, dim=-1)

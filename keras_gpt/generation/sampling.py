@@ -338,7 +338,5 @@ def chosen_log_probs(logits, token_ids):
 def _log_probs(some, logits):
     """Log-probabilities of `some` of the logits `(..., v)`."""
     largest = ops.max(logits, axis=-1, keepdims=True)
-    # the sum as a product: XLA's own adds up exponentials by one core
-    weights = ops.exp(logits - largest)
-    total = ops.matmul(weights, ops.ones((logits.shape[-1], 1), logits.dtype))
+    total = backend.sum_last(ops.exp(logits - largest))
     return some - largest - ops.log(total)

@@ -160,8 +160,9 @@ class CausalSelfAttention(BaseLayer):
             each `(batch, kv_heads, cache_length, head_dimension)`.
         """
         output, _, key_value = self._attend_within(x, angles, segment_ids)
-        room = [[0, 0], [0, 0], [0, cache_length - ops.shape(x)[1]], [0, 0]]
-        return output, tuple(ops.pad(part, room) for part in key_value)
+        b, k, t, h = ops.shape(key_value[0])
+        rest = ops.zeros((b, k, cache_length - t, h), key_value[0].dtype)
+        return output, tuple(ops.concatenate([part, rest], 2) for part in key_value)
 
     def decode(self, x, cache, position, angles=None, document_start=None):
         """Attend from new tokens to the cache, to those before them and themselves.
