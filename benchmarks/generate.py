@@ -37,6 +37,7 @@ OURS = [
     ("torch", "float32"),
     ("torch", "bfloat16"),
     ("torch", "int8"),
+    ("torch", "int4"),
 ]
 BASELINE = "Transformers float32"
 
@@ -192,12 +193,12 @@ def _load_keras_gpt(folder, dtype):
     import keras_gpt
 
     before = _peak()
-    is_int8 = dtype == "int8"
+    is_quantized = dtype in ("int8", "int4")
     lm = keras_gpt.LanguageModel.from_pretrained(
-        folder, dtype="float32" if is_int8 else dtype
+        folder, dtype="float32" if is_quantized else dtype
     )
-    if is_int8:
-        lm.quantize("int8")
+    if is_quantized:
+        lm.quantize(dtype)
     return _make_generate(lm.model), before
 
 

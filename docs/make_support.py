@@ -23,7 +23,7 @@ FEATURES = {
     "logits, as NumPy computes them": {
         "float32": f"{MODEL}test_logits_and_scores_are_those_of_numpy",
         "bfloat16": "tests/layers/test_every_layer.py::test_dtype_policy_is_honoured",
-        "int8 weights": f"{MODEL}test_int8_weights_change_logits_little_and_are_saved",
+        "int8 weights": f"{MODEL}test_few_bits_change_logits_little_and_are_saved",
     },
     "training": {
         "float32": f"{MODEL}test_fit_with_the_defaults_lowers_the_loss[float32]",

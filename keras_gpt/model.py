@@ -3,6 +3,7 @@
 # Axes: b batch, t position, e embedding, v vocabulary
 
 import functools
+import gc
 import math
 
 import keras
@@ -22,6 +23,7 @@ from keras_gpt.layers import (
 )
 from keras_gpt.layers.adapter import Adapters, RowAdapters
 from keras_gpt.layers.base import Normal, Zeros, make_normalization
+from keras_gpt.layers.linear import GROUP_SIZE, Linear
 from keras_gpt.layers.logits import Logits
 from keras_gpt.loss import (
     TokenCrossentropy,
@@ -216,9 +218,11 @@ class GPT(CheckedModel):
         Args:
             mode: `"int8"` keeps one scale for each output of a matrix, and each row of
                 the embeddings; what is multiplied with them stays as it is. On PyTorch
-                on a CPU generation is several times faster. Others of `keras.Model`
-                round that too.
-            config: As of `keras.Model.quantize`.
+                on a CPU generation is several times faster. `"int4"` keeps a scale and
+                a minimum for each 32 inputs of an output, as GGUF's Q4_1 does; the
+                embeddings, and matrices whose inputs 32 doesn't divide, are int8 then.
+                Others of `keras.Model` round what is multiplied too.
+            config: As of `keras.Model.quantize`; its `block_size` instead of 32.
             filters: As of `keras.Model.quantize`. Defaults to all matrices.
             **kwargs: As of `keras.Model.quantize`.
 
@@ -232,8 +236,33 @@ class GPT(CheckedModel):
         >>> model.quantization
         'int8'
         """
-        filters = filters or _is_plain_matrix
-        super().quantize(mode, config=config, filters=filters, **kwargs)
+        gc.freeze()  # Keras collects garbage after each matrix, which takes far longer
+        try:
+            if mode == "int4" and filters is None and (config.block_size or -1) > 0:
+                self._quantize_groups(config.block_size, **kwargs)
+                mode, config = "int8", None
+            filters = filters or _is_plain_matrix
+            super().quantize(mode, config=config, filters=filters, **kwargs)
+        finally:
+            gc.unfreeze()
+
+    def _quantize_groups(self, size, **kwargs):
+        """Keep the matrices in int4 that have groups of a size."""
+        settings = keras.quantizers.Int4QuantizationConfig
+        if size == settings().block_size:  # which Keras puts in place of none
+            size = GROUP_SIZE
+        width = self.config.embedding_dimension
+        if width % size:
+            raise ValueError(
+                f"int4 keeps weights in groups of {size}, which must divide "
+                f"`embedding_dimension`. Received: {width}. Choose 'int8'."
+            )
+
+        def has_groups(layer):
+            is_plain = isinstance(layer, Linear) and _is_plain_matrix(layer)
+            return is_plain and layer.kernel.shape[0] % size == 0
+
+        super().quantize(config=settings(block_size=size), filters=has_groups, **kwargs)
 
     @property
     def quantization(self):

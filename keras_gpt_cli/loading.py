@@ -25,7 +25,7 @@ def load(model, dtype=None, weights=None, revision=None, *, merge=False, adapter
     if weights in (Weights.FLOAT32, Weights.BFLOAT16):
         if dtype not in (None, str(weights)):
             raise ValueError(
-                "`weights` must be the `dtype` or int8. Received: "
+                "`weights` must be the `dtype`, int8 or int4. Received: "
                 f"weights={weights}, dtype={dtype}. Give one of them."
             )
         dtype = str(weights)
@@ -35,8 +35,8 @@ def load(model, dtype=None, weights=None, revision=None, *, merge=False, adapter
         lm = LanguageModel.from_pretrained(model, dtype=dtype, revision=revision)
     if merge and training.has_lora(lm.model):
         lm.merge_adapter()
-    if weights == Weights.INT8:
-        lm.quantize("int8")
+    if weights in (Weights.INT8, Weights.INT4):
+        lm.quantize(str(weights))
     if adapter is not None:
         lm.load_adapter(adapter)
     return lm

@@ -59,13 +59,13 @@ def import_(
     _check_free(output, overwrite)
     from rich.console import Console
 
-    is_int8 = weights == options.Weights.INT8
+    is_small = weights in (options.Weights.INT8, options.Weights.INT4)
     rows = {}
     with Console(stderr=True).status("Loading the model") as status:
-        lm = load(source, dtype, None if is_int8 else weights, revision, merge=True)
-        if is_int8:
-            status.update("Measuring what int8 saves and costs")
-            rows = _quantize(lm)
+        lm = load(source, dtype, None if is_small else weights, revision, merge=True)
+        if is_small:
+            status.update(f"Measuring what {weights} saves and costs")
+            rows = _quantize(lm, str(weights))
         status.update("Writing")
         lm.save(output)
     print_table({**describe(lm, lm.model), **rows})
@@ -160,7 +160,7 @@ def export(
         typer.Option(help="Longest prompt. \\[default: the model's context]", min=1),
     ] = None,
     weights: Annotated[
-        options.ExportedWeights | None,
+        options.Weights | None,
         typer.Option(
             help="Fewer bits take less room on disk; in OpenVINO, which has int4 too, "
             "in memory as well, and are faster."
@@ -220,8 +220,8 @@ def export(
     )
 
 
-def _quantize(lm):
-    """Keep the weights in int8; returns rows about what that saves and costs."""
+def _quantize(lm, mode):
+    """Keep the weights in fewer bits; returns rows about what that saves and costs."""
     from keras_gpt import data, training
 
     def measure():
@@ -231,12 +231,12 @@ def _quantize(lm):
     sample = [data.embedded_sample(lm.tokenizer, SAMPLE_TOKENS)]
     dtype = lm.model.dtype_policy.name
     large, before = measure()
-    lm.quantize("int8")
+    lm.quantize(mode)
     small, after = measure()
     return {
-        "weights": f"{large:,.1f} MB as {dtype}, {small:,.1f} MB as int8",
+        "weights": f"{large:,.1f} MB as {dtype}, {small:,.1f} MB as {mode}",
         f"loss on {len(sample[0]):,} tokens": (
-            f"{before:.4f} as {dtype}, {after:.4f} as int8, {after - before:+.4f} "
+            f"{before:.4f} as {dtype}, {after:.4f} as {mode}, {after - before:+.4f} "
             "nats per token of the embedded corpus"
         ),
     }

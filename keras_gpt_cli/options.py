@@ -136,14 +136,6 @@ class Weights(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
-
-
-class ExportedWeights(StrEnum):
-    """What an exported model's weights are stored in; int4 by OpenVINO alone."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
     INT4 = "int4"
 
 
@@ -198,7 +190,7 @@ Workers = Annotated[
 ]
 StoredWeights = Annotated[
     Weights | None,
-    typer.Option(help="Fewer bits take less memory; int8 changes answers slightly."),
+    typer.Option(help="Fewer bits take less memory; int8 and int4 change answers."),
 ]
 
 

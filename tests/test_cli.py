@@ -506,10 +506,11 @@ def test_import_brings_a_model_into_our_format(run, foreign, tmp_path):
     assert ours.model.dtype_policy.name == "bfloat16"
 
 
-def test_import_says_what_int8_saves_and_costs(run, foreign, tmp_path):
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_import_says_what_few_bits_save_and_cost(run, foreign, tmp_path, weights):
     lm, folder = foreign
     ours = tmp_path / "ours"
-    status, described, _ = run("import", folder, ours, "--weights", "int8")
+    status, described, _ = run("import", folder, ours, "--weights", weights)
     assert status == 0
     described = re.sub(r"\s+", " ", described)
     large = 4 * lm.model.count_params() / 1e6
@@ -518,15 +519,16 @@ def test_import_says_what_int8_saves_and_costs(run, foreign, tmp_path):
     before, after, change = map(
         float,
         re.search(
-            r"([\d.]+) as float32, ([\d.]+) as int8, ([+-][\d.]+) nats", described
+            rf"([\d.]+) as float32, ([\d.]+) as {weights}, ([+-][\d.]+) nats",
+            described,
         ).groups(),
     )
     # each is printed to four digits
     assert after - before == pytest.approx(change, abs=2e-4)
     assert abs(change) < 0.05
     loaded = LanguageModel.load(ours)
-    assert loaded.model.quantization == "int8"
-    assert re.search(r"memory +[\d.]+ kB as int8", run("info", ours)[1])
+    assert loaded.model.quantization == weights
+    assert re.search(rf"memory +[\d.]+ kB as {weights}", run("info", ours)[1])
     small = (ours / "model.weights.h5").stat().st_size
     assert small < (folder / "model.safetensors").stat().st_size
 

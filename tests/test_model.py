@@ -11,6 +11,7 @@ from keras import ops
 import keras_gpt
 from keras_gpt import GPT, GPTConfig
 from keras_gpt.loss import TokenCrossentropy
+from keras_gpt.training.lora import LORA_TARGETS
 
 SIZES = {
     "vocab_size": 11,
@@ -74,9 +75,10 @@ VARIANTS = {
 IDS = np.array([[5, 1, 7, 0, 2, 3, 3, 10, 9], [0, 8, 2, 2, 6, 3, 1, 4, 0]])
 
 
-def make_model(variant="gpt2", scale=0.3, **kwargs):
+def make_model(variant="gpt2", scale=0.3, sizes=(), **kwargs):
     """A model whose weights are large enough for its logits to differ."""
-    model = GPT(GPTConfig(**{**SIZES, **VARIANTS[variant]}), **kwargs)
+    config = GPTConfig(**{**SIZES, **VARIANTS[variant], **dict(sizes)})
+    model = GPT(config, **kwargs)
     random = np.random.default_rng(1)
     for variable in model.trainable_variables:
         values = random.normal(scale=scale, size=variable.shape)
@@ -386,21 +388,47 @@ def count_bytes(model):
 
 @pytest.mark.every_backend
 @pytest.mark.parametrize("variant", ["gpt2", "llama"])
-def test_int8_weights_change_logits_little_and_are_saved(variant, tmp_path):
-    model = make_model(variant)
-    size = count_bytes(model)
+@pytest.mark.parametrize(
+    # int8 rounds weights to 1/127 of the largest of their column, int4 to 1/30 of the
+    # range of 32; scales and norms are float32
+    ("weights", "change", "size"),
+    [("int8", 0.05, 0.5), ("int4", 0.35, 0.4)],
+)
+def test_few_bits_change_logits_little_and_are_saved(
+    variant, weights, change, size, tmp_path
+):
+    model = make_model(variant, sizes={"embedding_dimension": 32})
+    size *= count_bytes(model)
     ids = np.array([[1, 2, 3, 4, 5]])
     before = array(model(ids))
-    model.quantize("int8")
+    model.quantize(weights)
     after = array(model(ids))
-    # weights are rounded to 1/127 of the largest of their column
-    assert np.abs(after - before).max() < 0.05 * np.abs(before).max()
+    assert np.abs(after - before).max() < change * np.abs(before).max()
     assert np.any(after != before)
-    assert count_bytes(model) < 0.5 * size  # scales and norms are float32
+    assert count_bytes(model) < size
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.quantization == "int8"
+    assert loaded.quantization == weights
     np.testing.assert_array_equal(array(loaded(ids)), after)
+
+
+@pytest.mark.parametrize(("variant", "last"), [("gpt2", "int4"), ("llama", "int8")])
+def test_int8_is_what_int4_has_no_groups_for(variant, last):
+    model = make_model(variant, sizes={"embedding_dimension": 32})
+    model.quantize("int4")
+    projections = model.projections(LORA_TARGETS).values()
+    kinds = [dense.quantization_mode for dense in projections]
+    assert kinds == ["int4", "int4", "int4", last] * 2
+    assert model.embedding.tokens.quantization_mode == "int8"
+
+
+def test_int4_groups_may_be_larger_and_must_fit():
+    config = keras.quantizers.Int4QuantizationConfig(block_size=16)
+    model = make_model()
+    with pytest.raises(ValueError, match=r"groups of 32.*Received: 16.*'int8'"):
+        model.quantize("int4")
+    model.quantize(config=config)
+    assert model.blocks[0].attention.query_key_value.kernel_scale.shape == (1, 48)
 
 
 def test_a_truncated_file_is_an_error(tmp_path):

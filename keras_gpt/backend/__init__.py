@@ -26,6 +26,7 @@ if chosen is not None:
     gelu = chosen.gelu
     in_numpy = chosen.in_numpy
     look_up = chosen.look_up
+    matmul_int4 = chosen.matmul_int4
     matmul_int8 = chosen.matmul_int8
     multiply = chosen.multiply
     put_row = chosen.put_row

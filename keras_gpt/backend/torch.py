@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import torch
 from torch.optim.adamw import adamw
+from torch.utils.weak import WeakIdKeyDictionary
 
 from keras_gpt.backend.torch_steps import record_step  # noqa: F401
 
@@ -195,6 +196,44 @@ def matmul_int8(x, kernel, scale, is_transposed=False):
     ones = _ones(kernel.shape[1])
     product = torch._weight_int8pack_mm(rows, _laid_out(kernel).t(), ones)
     return (product / scale).to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def matmul_int4(x, dense):
+    """`x` `(..., input)` times a layer's int4 kernel, `None` where that isn't faster.
+
+    On a CPU by a kernel that reads them in its own layout, which is made of them once;
+    it multiplies in bfloat16 and adds in float32.
+    """
+    if x.device.type != "cpu" or x.requires_grad or dense.units % 16:
+        return None
+    packed, scale_and_zero = _pack_int4(dense)
+    size = x.shape[-1] // len(scale_and_zero)
+    rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+    y = torch._weight_int4pack_mm_for_cpu(rows, packed, size, scale_and_zero)
+    y = y.to(x.dtype).reshape(*x.shape[:-1], -1)
+    return y if dense.bias is None else y + dense.bias.value
+
+
+_packed = WeakIdKeyDictionary()  # by the layers' own, with the version of these
+
+
+def _pack_int4(dense):
+    """The int4 weights, and scales and zero points, as PyTorch's kernel reads them."""
+    own = dense.packed_kernel.value
+    version, packed = _packed.get(own, (None, None))
+    if packed is not None and version == own._version:
+        return packed
+    with torch.inference_mode(False), torch.no_grad():
+        steps = dense.kernel.t().to(torch.int32) + 8  # (output, input)
+        scale, zero = dense.kernel_scale.value, dense.kernel_zero.value
+        new = (
+            torch._convert_weight_to_int4pack_for_cpu(steps, 1),
+            torch.stack([scale, -zero * scale], dim=-1).to(torch.bfloat16),
+        )
+        for old, value in zip(packed or (), new, strict=False):
+            old.copy_(value)  # which a recorded step reads
+        _packed[own] = own._version, packed or new
+    return packed or new
 
 
 @functools.cache

@@ -17,7 +17,11 @@ _STEPS_BEFORE_COMPILING = 64  # the first time it takes as long as some hundreds
 _READS_BEFORE_COMPILING = 2**30  # weights times steps: small models need more steps
 _ROWS_AT_ONCE = 8
 _MM = torch.ops.aten.mm.default
-_PRODUCTS = _MM, torch.ops.aten._weight_int8pack_mm.default
+_PRODUCTS = (
+    _MM,
+    torch.ops.aten._weight_int8pack_mm.default,
+    torch.ops.aten._weight_int4pack_mm_for_cpu.default,
+)
 
 
 def record_step(function):

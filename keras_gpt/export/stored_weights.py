@@ -26,6 +26,12 @@ class StoredWeights:
     """
 
     def __init__(self, model, weights=None):
+        if model.quantization not in (None, "int8"):
+            raise ValueError(
+                "A SavedModel has weights in float32, bfloat16 or int8. Received: a "
+                f"model whose weights are {model.quantization}. Load it without "
+                "quantizing it, and give weights='int8'."
+            )
         self.kind = weights or model.quantization or model.variable_dtype
         if weights == "int8" and model.quantization is None:
             model = _quantized(model)

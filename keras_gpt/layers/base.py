@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_gpt import backend
 from keras_gpt.config import NORMALIZATIONS, check_choice
+from keras_gpt.layers.linear import Linear
 
 
 class BaseLayer(keras.layers.Layer):
@@ -40,7 +41,7 @@ class BaseLayer(keras.layers.Layer):
 
     def make_dense(self, name, units, use_bias, initializer):
         """A linear layer of this one's dtype."""
-        return keras.layers.Dense(
+        return Linear(
             units,
             use_bias=use_bias,
             kernel_initializer=initializer,

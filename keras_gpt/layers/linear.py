@@ -1,8 +1,54 @@
-"""Products with the weights of Keras's layers, which may be int8."""
+"""Products with the weights of Keras's layers, which may be int8 or int4."""
 
+import keras
+import numpy as np
 from keras import ops
 
 from keras_gpt import backend
+
+GROUP_SIZE = 32  # weights that share a scale in 4 bits, as in GGUF's Q4_1
+
+
+@keras.saving.register_keras_serializable("keras_gpt")
+class Linear(keras.layers.Dense):
+    """Keras's `Dense`, whose groups in int4 reach from the least weight to the largest.
+
+    They do so in 15 steps, as in GGUF's Q4_1: what was read from such a file is stored
+    without loss. The zero points of Keras's are whole numbers.
+    """
+
+    def add_weight(self, *args, name=None, dtype=None, **kwargs):
+        dtype = None if name == "kernel_zero" and dtype == "int8" else dtype
+        return super().add_weight(*args, name=name, dtype=dtype, **kwargs)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        del type_check  # which lets none but Keras's own class pass
+        kernel = self.kernel.value
+        super().quantize(mode, type_check=False, config=config)
+        if self.is_grouped and kernel.shape[0] % self.kernel_scale.shape[0] == 0:
+            self._store_groups(ops.convert_to_numpy(ops.cast(kernel, "float32")))
+
+    def _store_groups(self, kernel):
+        groups, units = self.kernel_scale.shape
+        kernel = kernel.reshape(groups, -1, units)
+        least, largest = kernel.min(axis=1), kernel.max(axis=1)
+        same = np.where(least == 0, 1, np.abs(least))  # for a group of equal weights
+        scale = np.where(least < largest, largest - least, same) / 15
+        steps = np.rint((kernel - least[:, None]) / scale[:, None]) - 8
+        steps = ops.convert_to_tensor(steps.reshape(-1, units).astype("int8"))
+        self.packed_kernel.assign(keras.quantizers.pack_int4(steps, axis=-1)[0])
+        self.kernel_scale.assign(scale)
+        self.kernel_zero.assign(-8 - least / scale)
+
+    @property
+    def is_grouped(self):
+        """Whether the weights are int4, some of each output sharing a scale."""
+        return self.quantization_mode == "int4" and hasattr(self, "kernel_zero")
+
+    @property
+    def packed_kernel(self):
+        """The int4 weights, two in each byte."""
+        return next(v for v in self.variables if v.name == "kernel")
 
 
 def linear(dense, x, training=None):
@@ -12,17 +58,19 @@ def linear(dense, x, training=None):
     costs accuracy, and in bfloat16 XLA would multiply by half as fast.
 
     Args:
-        dense: A `keras.layers.Dense` without activation.
+        dense: A `Linear` without activation.
         x: `(..., input)`.
         training: Whether the adapter's dropout applies.
 
     Returns:
         `(..., output)`.
     """
-    if dense.quantization_mode not in (None, "int8") or dense.lora_enabled:
-        y = dense(x)
-    else:
+    y = None
+    if dense.quantization_mode in (None, "int8") and not dense.lora_enabled:
         y = _multiply(dense, x, "kernel", dense.bias)
+    elif dense.is_grouped and not dense.lora_enabled:
+        y = backend.matmul_int4(x, dense)
+    y = dense(x) if y is None else y
     adapter = getattr(dense, "adapter", None)
     return y if adapter is None else adapter(y, x, training)
 

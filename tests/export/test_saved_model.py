@@ -570,6 +570,14 @@ def test_bad_options_are_refused(make_language_model, tmp_path, options, message
     assert list(tmp_path.iterdir()) == []
 
 
+def test_int4_weights_are_refused(make_language_model, tmp_path):
+    lm = make_language_model()
+    lm.quantize("int4")
+    with pytest.raises(ValueError, match=r"whose weights are int4.*weights='int8'"):
+        lm.export(tmp_path / "1", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @in_process
 def test_model_that_was_tuned_for_one_pair_needs_the_text_alone(
     make_language_model, tmp_path

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_gpt import backend
-from keras_gpt.layers.linear import linear, reverse
+from keras_gpt.layers.linear import GROUP_SIZE, Linear, linear, reverse
 
 pytestmark = pytest.mark.every_backend
 
@@ -44,6 +44,63 @@ def test_int8_weights_give_the_product_with_what_they_stand_for(shape, use_bias)
     # PyTorch multiplies in bfloat16: 2**-8 of sums of 64 products of about 1
     np.testing.assert_allclose(y, expected, atol=0.15)
     assert y.shape == (*shape[:-1], 10)
+
+
+def make_int4(kernel, use_bias=True):
+    dense = Linear(kernel.shape[1], use_bias=use_bias)
+    dense.build((None, len(kernel)))
+    bias = RANDOM.normal(size=kernel.shape[1]).astype("float32")
+    dense.set_weights([kernel, bias] if use_bias else [kernel])
+    config = keras.quantizers.Int4QuantizationConfig(block_size=GROUP_SIZE)
+    dense.quantize(config=config)
+    return dense, bias if use_bias else 0
+
+
+# 10 outputs are none that PyTorch's kernel takes
+@pytest.mark.parametrize("shape", [(1, 64), (2, 3, 64), (5, 96)])
+@pytest.mark.parametrize("units", [10, 48, 128])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_int4_weights_are_from_the_least_to_the_largest_of_a_group(
+    shape, units, use_bias
+):
+    kernel = RANDOM.normal(size=(shape[-1], units)).astype("float32")
+    kernel[:GROUP_SIZE, 0] = 0.0
+    kernel[:GROUP_SIZE, 1] = -0.3
+    dense, bias = make_int4(kernel, use_bias)
+    groups = kernel.reshape(-1, GROUP_SIZE, units)
+    least, largest = (f(groups, axis=1, keepdims=True) for f in (np.min, np.max))
+    step = np.maximum((largest - least) / 15, 1e-9)
+    rounded = (least + step * np.rint((groups - least) / step)).reshape(kernel.shape)
+    x = RANDOM.normal(size=shape).astype("float32")
+    y = numpy(linear(dense, ops.convert_to_tensor(x)))
+    # PyTorch multiplies in bfloat16: 2**-8 of sums of up to 96 products of about 1
+    np.testing.assert_allclose(y, x @ rounded + bias, atol=0.15)
+    # and Keras's own layer is the same in float32
+    y = numpy(dense(ops.convert_to_tensor(x)))
+    np.testing.assert_allclose(y, x @ rounded + bias, atol=1e-4)
+
+
+def test_what_int4_can_hold_is_kept():
+    # as a Q4_1 file has it: in each group some 0 and some 15
+    steps = RANDOM.integers(0, 16, size=(2, GROUP_SIZE, 16))
+    steps[:, :2] = np.array([0, 15])[:, None]
+    scale, least = RANDOM.normal(size=(2, 2, 1, 16)).astype("float16")
+    kernel = (steps * np.abs(scale) + least).reshape(-1, 16).astype("float32")
+    dense, _ = make_int4(kernel, use_bias=False)
+    kept = numpy(dense(ops.eye(len(kernel))))
+    # the rounding of float32
+    np.testing.assert_allclose(kept, kernel, atol=1e-6 * np.abs(kernel).max())
+
+
+def test_int4_weights_that_are_assigned_later_are_read():
+    kernels = RANDOM.normal(size=(2, 64, 16)).astype("float32")
+    dense, other = (make_int4(kernel, use_bias=False)[0] for kernel in kernels)
+    x = ops.convert_to_tensor(RANDOM.normal(size=(1, 64)).astype("float32"))
+    before = numpy(linear(dense, x))
+    dense.set_weights(other.get_weights())
+    after = numpy(linear(dense, x))
+    np.testing.assert_array_equal(after, numpy(linear(other, x)))
+    assert (before != after).any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

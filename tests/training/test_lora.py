@@ -285,7 +285,7 @@ def test_a_base_of_fewer_bits_is_refused_before_it_trains(
 ):
     training.save_adapter(make_tuned(), tmp_path)
     model = make_model()
-    model.quantize("int4")
+    model.quantize(config=keras.quantizers.Int4QuantizationConfig(block_size=16))
     message = "float32, bfloat16 or int8. Received: int4 weights. Quantize to int8"
     with pytest.raises(ValueError, match=message):
         training.enable_lora(model)
