@@ -25,6 +25,7 @@ if chosen is not None:
     fused_attention = chosen.fused_attention
     gelu = chosen.gelu
     in_numpy = chosen.in_numpy
+    logsumexp = chosen.logsumexp
     look_up = chosen.look_up
     matmul_int4 = chosen.matmul_int4
     matmul_int8 = chosen.matmul_int8
@@ -33,7 +34,6 @@ if chosen is not None:
     record_step = chosen.record_step
     rematerialize = chosen.rematerialize
     softmax = chosen.softmax
-    sum_last = chosen.sum_last
     sum_over_chunks = chosen.sum_over_chunks
     update_adamw = chosen.update_adamw
     write_cache = chosen.write_cache

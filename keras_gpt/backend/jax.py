@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, dropout, sum_last  # noqa: F401
+from keras_gpt.backend.xla import BYTES_PER_LOGIT, dropout, logsumexp  # noqa: F401
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 # Inputs in a row's product by blocks: the fastest of 4, 8, 16, 32 and 64

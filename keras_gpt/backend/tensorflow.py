@@ -12,8 +12,8 @@ from keras_gpt.backend import xla
 from keras_gpt.backend.xla import (  # noqa: F401
     BYTES_PER_LOGIT,
     count_kept_bytes,
+    logsumexp,
     softmax,
-    sum_last,
 )
 
 

@@ -57,9 +57,9 @@ def gelu(x):
     return keras.ops.gelu(x, approximate=False)
 
 
-def sum_last(x):
+def logsumexp(x):
     """Over the last axis, which is kept."""
-    return x.sum(-1, keepdim=True)
+    return torch.logsumexp(x, -1, keepdim=True)
 
 
 def softmax(x):

@@ -9,7 +9,7 @@ is large enough the graph becomes C++ code, where a C++ compiler is.
 import itertools
 import warnings
 
-import keras
+import optree
 import torch
 
 _STEPS_BEFORE_RECORDING = 16  # recording takes as long as some dozens of steps
@@ -29,11 +29,11 @@ def record_step(function):
     steps = {}
 
     def step(*trees):
-        leaves = keras.tree.flatten(trees)
+        leaves, structure = optree.tree_flatten(trees)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in steps:
             steps[shapes] = _Step(function)
-        return steps[shapes](trees, leaves)
+        return steps[shapes](trees, leaves, structure)
 
     return step
 
@@ -46,31 +46,32 @@ class _Step:
         self.count = 0
         self.graph = self.result = self.compiled_from = None
 
-    def __call__(self, trees, leaves):
+    def __call__(self, trees, leaves, structure):
         self.count += 1
         if self.count <= _STEPS_BEFORE_RECORDING:
             return self.function(*trees)
         if self.graph is None:
-            self.graph, self.result = _record(self.function, trees, leaves)
+            self.graph, self.result = _record(self.function, leaves, structure)
             self.compiled_from = _first_compiled_step(self.graph, leaves)
         if self.count == self.compiled_from:
             self.graph = _compile(self.graph)
-        return keras.tree.pack_sequence_as(self.result, self.graph(*leaves))
+        return optree.tree_unflatten(self.result, self.graph(*leaves))
 
 
-def _record(function, trees, leaves):
+def _record(function, leaves, structure):
     """The graph from leaves to leaves, and the structure of what it returns."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    structure = None
+    result = None
 
     def flat(*leaves):
-        nonlocal structure
-        result = function(*keras.tree.pack_sequence_as(trees, leaves))
-        structure = keras.tree.map_structure(lambda leaf: 0, result)
-        return keras.tree.flatten(result)
+        nonlocal result
+        leaves, result = optree.tree_flatten(
+            function(*optree.tree_unflatten(structure, leaves))
+        )
+        return leaves
 
-    return make_fx(flat)(*leaves), structure
+    return make_fx(flat)(*leaves), result
 
 
 def _first_compiled_step(graph, leaves):

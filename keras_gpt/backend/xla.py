@@ -37,9 +37,12 @@ def count_kept_bytes(config, rows, length, itemsize, remat, copies_of_scores=3):
     return config.num_layers * kept
 
 
-def sum_last(x):
-    """Over the last axis, which is kept, as a product: XLA's own sum takes one core."""
-    return ops.matmul(x, ops.ones((x.shape[-1], 1), x.dtype))
+def logsumexp(x):
+    """Over the last axis, which is kept."""
+    largest = ops.max(x, axis=-1, keepdims=True)
+    # the sum as a product: XLA's own adds up exponentials by one core
+    ones = ops.ones((x.shape[-1], 1), x.dtype)
+    return largest + ops.log(ops.matmul(ops.exp(x - largest), ones))
 
 
 def softmax(x):

@@ -325,18 +325,11 @@ def likeliest(logits, count):
         up to 2²⁴.
     """
     values, ids = ops.top_k(logits, count)
-    values = _log_probs(values, logits)
+    values = values - backend.logsumexp(logits)
     return ops.concatenate([values, ops.cast(ids, values.dtype)], axis=-1)
 
 
 def chosen_log_probs(logits, token_ids):
     """Log-probability in nats `(batch,)` of `token_ids` under `logits` themselves."""
     chosen = ops.take_along_axis(logits, token_ids[:, None], axis=-1)
-    return _log_probs(chosen, logits)[:, 0]
-
-
-def _log_probs(some, logits):
-    """Log-probabilities of `some` of the logits `(..., v)`."""
-    largest = ops.max(logits, axis=-1, keepdims=True)
-    total = backend.sum_last(ops.exp(logits - largest))
-    return some - largest - ops.log(total)
+    return (chosen - backend.logsumexp(logits))[:, 0]
