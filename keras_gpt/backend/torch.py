@@ -199,19 +199,19 @@ def matmul_int8(x, kernel, scale, is_transposed=False):
 
 
 def matmul_int4(x, dense):
-    """`x` `(..., input)` times a layer's int4 kernel, `None` where that isn't faster.
+    """`x` `(..., input)` times a layer's int4 kernel, `None` where no kernel serves.
 
-    On a CPU by a kernel that reads them in its own layout, which is made of them once;
-    it multiplies in bfloat16 and adds in float32.
+    On a CPU there is one, which reads the weights in a layout of its own, made of them
+    once; it multiplies in bfloat16 and adds in float32.
     """
-    if x.device.type != "cpu" or x.requires_grad or dense.units % 16:
+    size, rest = divmod(x.shape[-1], dense.kernel_scale.shape[0])
+    fits = size in (32, 64, 128, 256) and rest == 0 and dense.units % 16 == 0
+    if x.device.type != "cpu" or x.requires_grad or not fits:
         return None
     packed, scale_and_zero = _pack_int4(dense)
-    size = x.shape[-1] // len(scale_and_zero)
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     y = torch._weight_int4pack_mm_for_cpu(rows, packed, size, scale_and_zero)
-    y = y.to(x.dtype).reshape(*x.shape[:-1], -1)
-    return y if dense.bias is None else y + dense.bias.value
+    return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 _packed = WeakIdKeyDictionary()  # by the layers' own, with the version of these

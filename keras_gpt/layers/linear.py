@@ -65,12 +65,11 @@ def linear(dense, x, training=None):
     Returns:
         `(..., output)`.
     """
-    y = None
     if dense.quantization_mode in (None, "int8") and not dense.lora_enabled:
         y = _multiply(dense, x, "kernel", dense.bias)
-    elif dense.is_grouped and not dense.lora_enabled:
-        y = backend.matmul_int4(x, dense)
-    y = dense(x) if y is None else y
+    else:
+        y = _multiply_int4(dense, x)
+        y = dense(x) if y is None else y
     adapter = getattr(dense, "adapter", None)
     return y if adapter is None else adapter(y, x, training)
 
@@ -102,3 +101,11 @@ def _multiply(layer, x, name, bias=None, is_transposed=False):
     scale = getattr(layer, f"{name}_scale")
     y = backend.matmul_int8(x, kernel, scale, is_transposed)
     return y if bias is None else y + bias
+
+
+def _multiply_int4(dense, x):
+    """`dense(x)` of int4 weights, `None` where the backend has nothing faster."""
+    if dense.lora_enabled or not dense.is_grouped:
+        return None
+    y = backend.matmul_int4(ops.cast(x, dense.compute_dtype), dense)
+    return y if y is None or dense.bias is None else y + ops.cast(dense.bias, y.dtype)

@@ -46,12 +46,12 @@ def test_int8_weights_give_the_product_with_what_they_stand_for(shape, use_bias)
     assert y.shape == (*shape[:-1], 10)
 
 
-def make_int4(kernel, use_bias=True):
-    dense = Linear(kernel.shape[1], use_bias=use_bias)
+def make_int4(kernel, use_bias=True, block_size=GROUP_SIZE, dtype="float32"):
+    dense = Linear(kernel.shape[1], use_bias=use_bias, dtype=dtype)
     dense.build((None, len(kernel)))
     bias = RANDOM.normal(size=kernel.shape[1]).astype("float32")
     dense.set_weights([kernel, bias] if use_bias else [kernel])
-    config = keras.quantizers.Int4QuantizationConfig(block_size=GROUP_SIZE)
+    config = keras.quantizers.Int4QuantizationConfig(block_size=block_size)
     dense.quantize(config=config)
     return dense, bias if use_bias else 0
 
@@ -80,6 +80,17 @@ def test_int4_weights_are_from_the_least_to_the_largest_of_a_group(
     np.testing.assert_allclose(y, x @ rounded + bias, atol=1e-4)
 
 
+@pytest.mark.parametrize("block_size", [16, 48, 64])
+def test_int4_groups_may_have_other_sizes(block_size):
+    kernel = RANDOM.normal(size=(64, 16)).astype("float32")
+    dense, bias = make_int4(kernel, block_size=block_size)
+    x = RANDOM.normal(size=(1, 64)).astype("float32")
+    y = numpy(linear(dense, ops.convert_to_tensor(x)))
+    # weights up to 3.5, rounded to 1/30 of their range or, where zero points are
+    # whole, 1/15: of sums of 64 such errors 4 standard deviations
+    np.testing.assert_allclose(y, x @ kernel + bias, atol=4 * 8 * 7 / 15 / 12**0.5)
+
+
 def test_what_int4_can_hold_is_kept():
     # as a Q4_1 file has it: in each group some 0 and some 15
     steps = RANDOM.integers(0, 16, size=(2, GROUP_SIZE, 16))
@@ -103,11 +114,15 @@ def test_int4_weights_that_are_assigned_later_are_read():
     assert (before != after).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_activations_keep_their_dtype(dtype):
-    dense = quantize(make_dense(dtype=dtype))
-    y = linear(dense, ops.ones((1, 64), dtype=dtype))
-    assert keras.backend.standardize_dtype(y.dtype) == dtype
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_activations_keep_their_dtype(weights, dtype):
+    if weights == "int8":
+        dense = quantize(make_dense(dtype=dtype))
+    else:
+        dense, _ = make_int4(RANDOM.normal(size=(64, 32)), dtype=dtype)
+    y = linear(dense, ops.ones((1, 64), dtype=dense.compute_dtype))
+    assert keras.backend.standardize_dtype(y.dtype) == dense.compute_dtype
 
 
 def test_a_layer_that_is_not_quantized_is_called():
