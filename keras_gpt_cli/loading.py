@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from keras_gpt_cli.options import Weights
+from keras_gpt_cli.options import QUANTIZED, Weights
 
 
 def is_ours(model):
@@ -35,7 +35,7 @@ def load(model, dtype=None, weights=None, revision=None, *, merge=False, adapter
         lm = LanguageModel.from_pretrained(model, dtype=dtype, revision=revision)
     if merge and training.has_lora(lm.model):
         lm.merge_adapter()
-    if weights in (Weights.INT8, Weights.INT4):
+    if weights in QUANTIZED:
         lm.quantize(str(weights))
     if adapter is not None:
         lm.load_adapter(adapter)

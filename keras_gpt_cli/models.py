@@ -59,7 +59,7 @@ def import_(
     _check_free(output, overwrite)
     from rich.console import Console
 
-    is_small = weights in (options.Weights.INT8, options.Weights.INT4)
+    is_small = weights in options.QUANTIZED
     rows = {}
     with Console(stderr=True).status("Loading the model") as status:
         lm = load(source, dtype, None if is_small else weights, revision, merge=True)

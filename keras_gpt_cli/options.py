@@ -139,6 +139,9 @@ class Weights(StrEnum):
     INT4 = "int4"
 
 
+QUANTIZED = (Weights.INT8, Weights.INT4)
+
+
 class ProcessOrRay(StrEnum):
     """What answers a file of records, or learns a tokenizer."""
 

@@ -10,7 +10,14 @@ import keras
 import numpy as np
 
 from keras_gpt.backend import xla
-from keras_gpt.backend.xla import BYTES_PER_LOGIT, dropout, logsumexp  # noqa: F401
+from keras_gpt.backend.xla import (  # noqa: F401
+    BYTES_PER_LOGIT,
+    dropout,
+    in_numpy,
+    logsumexp,
+    matmul_int4,
+    record_step,
+)
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
 # Inputs in a row's product by blocks: the fastest of 4, 8, 16, 32 and 64
@@ -197,11 +204,6 @@ def compile_function(function, variables):
     return lambda state, inputs: compiled(state, [v.value for v in variables], inputs)
 
 
-def in_numpy(*tensors):
-    """`None`: XLA's tensors aren't in NumPy's memory."""
-    del tensors
-
-
 def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 
@@ -245,16 +247,6 @@ def _as_float(x):
         return x.astype("float32")
     bits = jax.lax.bitcast_convert_type(x, "uint16").astype("uint32") << 16
     return jax.lax.bitcast_convert_type(bits, "float32")
-
-
-def matmul_int4(x, dense):
-    """`None`: XLA has no product that reads int4 weights."""
-    del x, dense
-
-
-def record_step(function):
-    """The function itself, which is compiled as a part of the loop."""
-    return function
 
 
 def rematerialize(function, layer, x):

@@ -12,7 +12,10 @@ from keras_gpt.backend import xla
 from keras_gpt.backend.xla import (  # noqa: F401
     BYTES_PER_LOGIT,
     count_kept_bytes,
+    in_numpy,
     logsumexp,
+    matmul_int4,
+    record_step,
     softmax,
 )
 
@@ -103,11 +106,6 @@ def compile_function(function, variables):
     return tf.function(function, jit_compile=True)
 
 
-def in_numpy(*tensors):
-    """`None`: XLA's tensors aren't in NumPy's memory."""
-    del tensors
-
-
 def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 
@@ -116,16 +114,6 @@ def matmul_int8(x, kernel, scale, is_transposed=False):
     kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
     y = tf.matmul(x, tf.cast(kernel, x.dtype), transpose_b=is_transposed)
     return y / tf.cast(scale, x.dtype)
-
-
-def matmul_int4(x, dense):
-    """`None`: XLA has no product that reads int4 weights."""
-    del x, dense
-
-
-def record_step(function):
-    """The function itself, which is compiled as a part of the loop."""
-    return function
 
 
 def rematerialize(function, layer, x):

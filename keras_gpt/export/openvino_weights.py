@@ -6,7 +6,7 @@ import numpy as np
 import openvino
 from openvino import opset13
 
-GROUP_SIZE = 32  # weights that share a scale in 4 bits, as in GGUF's Q4_1
+from keras_gpt.layers.linear import GROUP_SIZE, group_scale
 
 
 def compress_weights(graph: openvino.Model, weights: str) -> None:
@@ -67,8 +67,8 @@ def store_int4(values: np.ndarray) -> openvino.Node:
     """
     o, i = values.shape
     groups = values.reshape(o, i // GROUP_SIZE, GROUP_SIZE)  # (o, n, g)
-    least = groups.min(axis=2, keepdims=True)
-    scale = _as_float16((groups.max(axis=2, keepdims=True) - least) / 15)
+    least, largest = (f(groups, axis=2, keepdims=True) for f in (np.min, np.max))
+    scale = _as_float16(group_scale(least, largest))
     zero = (-least / scale).astype("float16")
     stored = np.rint(groups / scale + zero).clip(0, 15).astype("uint8")
     stored = opset13.constant(stored, openvino.Type.u4)

@@ -330,6 +330,6 @@ def likeliest(logits, count):
 
 
 def chosen_log_probs(logits, token_ids):
-    """Log-probability in nats `(batch,)` of `token_ids` under `logits` themselves."""
-    chosen = ops.take_along_axis(logits, token_ids[:, None], axis=-1)
-    return (chosen - backend.logsumexp(logits))[:, 0]
+    """Log-probabilities in nats of ids `(...)` under logits `(..., vocabulary)`."""
+    chosen = ops.take_along_axis(logits, token_ids[..., None], axis=-1)
+    return (chosen - backend.logsumexp(logits))[..., 0]

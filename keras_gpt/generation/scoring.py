@@ -18,7 +18,7 @@ from keras_gpt.generation.rows import (
     list_adapters,
     pad_prompts,
 )
-from keras_gpt.generation.sampling import likeliest
+from keras_gpt.generation.sampling import chosen_log_probs, likeliest
 
 _BATCH_SIZE = 8
 _TOKENS_AT_ONCE = 8192
@@ -62,7 +62,7 @@ def score(
         ValueError: A row is empty, too long or has ids out of range, or there is no
             such adapter.
     """
-    return _score_rows(model, ids, _log_probs, _BATCH_SIZE, adapter)
+    return _score_rows(model, ids, chosen_log_probs, _BATCH_SIZE, adapter)
 
 
 def score_against_greedy(
@@ -121,7 +121,7 @@ def find_alternatives(
 
 def score_program(model):
     """Make the function from ids and targets to log-probabilities, all `(b, t)`."""
-    return measuring_program(model, _log_probs)
+    return measuring_program(model, chosen_log_probs)
 
 
 def measuring_program(model, measure):
@@ -155,22 +155,16 @@ def _measure(model, inputs, measure):
     return ops.reshape(result[: b * t], (b, t, *result.shape[1:]))
 
 
-def _log_probs(logits, targets):
-    """Log-probabilities `(b, t)` of targets under logits `(b, t, v)`."""
-    chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - ops.logsumexp(logits, axis=-1)
-
-
 def _log_probs_and_greedy(logits, targets):
-    """These, and whether the targets are greedy, `(b, t, 2)`."""
-    log_probs = _log_probs(logits, targets)
+    """Log-probabilities, and whether the targets are greedy, `(b, t, 2)`."""
+    log_probs = chosen_log_probs(logits, targets)
     is_greedy = ops.equal(ops.argmax(logits, axis=-1), targets)
     return ops.stack([log_probs, ops.cast(is_greedy, log_probs.dtype)], axis=-1)
 
 
 def _log_probs_and_alternatives(logits, targets):
-    """These, and the likeliest tokens' log-probabilities and ids, `(b, t, 1 + 20)`."""
-    chosen = _log_probs(logits, targets)[..., None]
+    """Log-probabilities, the likeliest tokens' and their ids, `(b, t, 1 + 20)`."""
+    chosen = chosen_log_probs(logits, targets)[..., None]
     others = likeliest(logits, min(_ALTERNATIVES, logits.shape[-1]))
     return ops.concatenate([chosen, others], axis=-1)
 

@@ -32,8 +32,7 @@ class Linear(keras.layers.Dense):
         groups, units = self.kernel_scale.shape
         kernel = kernel.reshape(groups, -1, units)
         least, largest = kernel.min(axis=1), kernel.max(axis=1)
-        same = np.where(least == 0, 1, np.abs(least))  # for a group of equal weights
-        scale = np.where(least < largest, largest - least, same) / 15
+        scale = group_scale(least, largest)
         steps = np.rint((kernel - least[:, None]) / scale[:, None]) - 8
         steps = ops.convert_to_tensor(steps.reshape(-1, units).astype("int8"))
         self.packed_kernel.assign(keras.quantizers.pack_int4(steps, axis=-1)[0])
@@ -49,6 +48,12 @@ class Linear(keras.layers.Dense):
     def packed_kernel(self):
         """The int4 weights, two in each byte."""
         return next(v for v in self.variables if v.name == "kernel")
+
+
+def group_scale(least, largest):
+    """The step from one to the next of the 16 values of a group, of NumPy arrays."""
+    same = np.where(least == 0, 1, np.abs(least))  # for a group of equal weights
+    return np.where(least < largest, largest - least, same) / 15
 
 
 def linear(dense, x, training=None):
