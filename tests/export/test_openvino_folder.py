@@ -139,6 +139,7 @@ def test_int4_loses_nothing_of_weights_in_16_steps():
     scale = generator.uniform(0.01, 0.1, (8, 4, 1)).astype("float16").astype("float32")
     least = -8.3 * scale
     values = (least + scale * steps).reshape(8, 128)
+    values[0, :64] = [0.0] * 32 + [-0.5] * 32  # groups of one value
     graph = openvino.Model([opset13.result(store_int4(values))], [])
     result = openvino.compile_model(graph, "CPU", EXACT)({})[0]
     # a hundredth of a step: float16 keeps 11 bits of zero point and scale
