@@ -30,16 +30,16 @@ def record_step(function):
 
     def step(*trees):
         leaves, structure = optree.tree_flatten(trees)
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        if shapes not in steps:
-            steps[shapes] = _Step(function)
-        return steps[shapes](trees, leaves, structure)
+        kind = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
+        if kind not in steps:
+            steps[kind] = _Step(function)
+        return steps[kind](trees, leaves, structure)
 
     return step
 
 
 class _Step:
-    """The step of one set of shapes."""
+    """The step of one structure and set of shapes."""
 
     def __init__(self, function):
         self.function = function
@@ -76,10 +76,10 @@ def _record(function, leaves, structure):
 
 def _first_compiled_step(graph, leaves):
     """Which step to compile at, `None` for never."""
-    if any(leaf.device.type != "cpu" for leaf in leaves):
-        return None
     size = sum(weight.numel() for weight in [*graph.parameters(), *graph.buffers()])
-    return max(_STEPS_BEFORE_COMPILING, _READS_BEFORE_COMPILING // max(size, 1))
+    if size == 0 or any(leaf.device.type != "cpu" for leaf in leaves):
+        return None
+    return max(_STEPS_BEFORE_COMPILING, _READS_BEFORE_COMPILING // size)
 
 
 def _compile(graph):

@@ -19,6 +19,7 @@ from keras_gpt.generation.programs import (
     add_token,
     compiled,
     has_work,
+    note_token,
     trace_counts,
 )
 
@@ -53,6 +54,7 @@ def lookup_program(model, cache_length, lookup_tokens):
     each is at a step of its own, and that the passes are counted.
     """
     decode = backend.record_step(lambda *arguments: model.decode(*arguments))
+    note = backend.record_step(note_token)
 
     def loop(state, inputs):
         trace_counts["lookup"] += 1
@@ -71,7 +73,7 @@ def lookup_program(model, cache_length, lookup_tokens):
                 )
             logits, cache = decode(read, cache, position)
             state = {name: state[name] for name in state if name != "cache"}
-            state = _choose_while_right(logits, read, state, inputs)
+            state = _choose_while_right(logits, read, state, inputs, note)
             return ({**state, "cache": cache, "passes": state["passes"] + 1},)
 
         state = {**state, "text": _write_text(state, inputs, cache_length)}
@@ -124,7 +126,7 @@ def find_draft(text, position, num_tokens):
     return ops.take_along_axis(text, places, axis=1)
 
 
-def _choose_while_right(logits, read, state, inputs):
+def _choose_while_right(logits, read, state, inputs, note):
     """Choose each row's tokens, until one isn't the one that was read after it.
 
     Args:
@@ -132,6 +134,7 @@ def _choose_while_right(logits, read, state, inputs):
         read: Token ids `(b, t)`, the last chosen one and the draft.
         state: But for the cache.
         inputs: As of the loop.
+        note: As of `add_token`.
     """
     following = ops.pad(read[:, 1:], [[0, 0], [0, 1]], constant_values=-1)  # (b, t)
 
@@ -145,6 +148,7 @@ def _choose_while_right(logits, read, state, inputs):
             ops.take(logits, t, axis=1),
             {**state, "done": ops.logical_not(right)},
             inputs,
+            note,
         )
         added["step"] = ops.where(right, added["step"], state["step"])
         has_ended = ops.logical_and(right, added["done"])
@@ -153,13 +157,13 @@ def _choose_while_right(logits, read, state, inputs):
         has_room = added["position"] < state["text"].shape[1]
         right = ops.logical_and(right, ops.logical_and(is_read, has_room))
         right = ops.logical_and(right, ops.logical_not(added["done"]))
-        return t + 1, right, _note(added)
+        return t + 1, right, _write_last(added)
 
     first = (ops.zeros((), "int32"), ops.logical_not(state["done"]), state)
     return ops.while_loop(goes_on, choose_one, first)[2]
 
 
-def _note(state):
+def _write_last(state):
     """Write each row's last token into its text."""
     index = ops.arange(state["text"].shape[1], dtype="int32")
     is_place = ops.equal(index, state["position"][:, None])

@@ -90,6 +90,7 @@ class OneByOne:
 def loop_program(model, cache_length):
     """Make the loop that decodes until the rows end, fill up, or `until` is reached."""
     decode = backend.record_step(lambda *arguments: model.decode(*arguments))
+    note = backend.record_step(note_token)
 
     def loop(state, inputs):
         trace_counts["loop"] += 1
@@ -100,7 +101,8 @@ def loop_program(model, cache_length):
         def step(state):
             position = ops.minimum(state["position"], cache_length - 1)
             logits, cache = decode(state["token"], state["cache"], position)
-            return (add_token(logits, {**state, "cache": cache}, inputs),)
+            state = {name: state[name] for name in state if name != "cache"}
+            return ({**add_token(logits, state, inputs, note), "cache": cache},)
 
         if "allowed" in inputs:  # for one token, and a loop of one is slow
             return step(state)[0]
@@ -123,12 +125,16 @@ def has_work(state, until, cache_length):
     return ops.logical_and(ops.any(is_below), ready)
 
 
-def add_token(logits, state, inputs):
-    """Choose each row's next token and note it where the row goes on."""
-    step, done = state["step"], state["done"]
-    index = ops.arange(state["tokens"].shape[1], dtype="int32")
-    at_step = ops.equal(index, step[..., None])  # (n,), or (b, n) of each row's own
-    uniforms = ops.sum(ops.where(at_step, inputs["uniforms"], 0.0), axis=1)
+def add_token(logits, state, inputs, note=None):
+    """Choose each row's next token and note it where the row goes on.
+
+    Args:
+        logits: `(b, v)`.
+        state: The loop's.
+        inputs: The loop's.
+        note: Defaults to `note_token`.
+    """
+    uniforms = ops.where(_is_step(state), inputs["uniforms"], 0.0)
     penalty = inputs["repetition_penalty"]
     penalized = ops.cond(
         ops.any(ops.not_equal(penalty, 1.0)),
@@ -141,6 +147,7 @@ def add_token(logits, state, inputs):
         penalized = adjust(penalized, state["counts"], **adjustments)
     if "allowed" in inputs:  # another one, for answers of a given form
         penalized = ops.where(inputs["allowed"], penalized, -np.inf)
+    following = None
     if "form" in state:  # a table, in exports
         following = look_up(state["form"], inputs)
         penalized = ops.where(following >= 0, penalized, -np.inf)
@@ -150,13 +157,26 @@ def add_token(logits, state, inputs):
         top_k=inputs["top_k"],
         top_p=inputs["top_p"],
         min_p=inputs["min_p"],
-        uniforms=uniforms,
+        uniforms=ops.sum(uniforms, axis=1),
     )
+    return (note or note_token)(token, logits, following, state, inputs)
+
+
+def note_token(token, logits, following, state, inputs):
+    """Note what was chosen for each row, if it goes on.
+
+    Args:
+        token: `(b,)`.
+        logits: `(b, v)`.
+        following: What `look_up` gives, where the state has a form.
+        state: The loop's.
+        inputs: The loop's.
+    """
+    step, done = state["step"], state["done"]
     log_probs = chosen_log_probs(logits, token)
     is_stop = ops.any(ops.equal(token[:, None], inputs["stop_ids"]), axis=1)
-    noted = ops.logical_and(
-        at_step, ops.logical_not(ops.logical_or(done, is_stop))[:, None]
-    )
+    goes_on = ops.logical_not(ops.logical_or(done, is_stop))
+    noted = ops.logical_and(_is_step(state), goes_on[:, None])
     token = ops.where(done, state["token"], token)
     is_token = ops.equal(
         ops.arange(state["seen"].shape[1], dtype="int32"), token[:, None]
@@ -184,3 +204,9 @@ def add_token(logits, state, inputs):
         "log_probs": ops.where(noted, log_probs[:, None], state["log_probs"]),
         "step": step + 1,
     }
+
+
+def _is_step(state):
+    """Which place of each row's new tokens is next, `(b, n)`, or `(n,)` of all."""
+    index = ops.arange(state["tokens"].shape[1], dtype="int32")
+    return ops.equal(index, state["step"][..., None])
