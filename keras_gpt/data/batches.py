@@ -7,7 +7,7 @@ take its rows, without reading what came before.
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +209,7 @@ class Rows(ABC):
     def __init__(self, num_rows: int, seed: int | None):
         self.num_rows = num_rows
         self.seed = seed
-        self._shuffled = (-1, np.empty(0, np.int64))  # the last epoch and its rows
+        self._shuffled = (None, None)  # the last epoch, and which row a place has
 
     @abstractmethod
     def gather(self, rows: Sequence[int]) -> tuple[Any, ...]:
@@ -228,16 +228,18 @@ class Rows(ABC):
 
     def _choose(self, place: int) -> int:
         epoch, index = divmod(place, self.num_rows)
-        shuffled_epoch, rows = self._shuffled
+        shuffled_epoch, row_at = self._shuffled
         if shuffled_epoch != epoch:
-            rows = self.shuffle(_generator(self.seed, epoch))
+            row_at = self.shuffle(_generator(self.seed, epoch))
             # both at once, for threads that read the same batches
-            self._shuffled = (epoch, rows)
-        return int(rows[index])
+            self._shuffled = (epoch, row_at)
+        return row_at(index)
 
-    def shuffle(self, generator: np.random.Generator) -> np.ndarray:
-        """Give all rows in the order of an epoch."""
-        return generator.permutation(self.num_rows)
+    def shuffle(self, generator: np.random.Generator) -> Callable[[int], int]:
+        """Give what says which row is in a place of an epoch."""
+        rows = np.arange(self.num_rows, dtype=np.min_scalar_type(self.num_rows))
+        generator.shuffle(rows)
+        return rows.item
 
 
 def load_rows(
@@ -330,10 +332,11 @@ class _Windows(Rows):
         rows = np.asarray(super().choose(step, batch_size), np.int64)
         return rows * self._length if self.seed is None else rows
 
-    def shuffle(self, generator: np.random.Generator) -> np.ndarray:
+    def shuffle(self, generator: np.random.Generator) -> Callable[[int], int]:
         num_starts = len(self._tokens) - self._length
-        starts = super().shuffle(generator) * self._length
-        return (starts + generator.integers(num_starts)) % num_starts
+        window_at = super().shuffle(generator)
+        first = int(generator.integers(num_starts))
+        return lambda place: (first + window_at(place) * self._length) % num_starts
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows = self._tokens.gather(rows, self._length + 1)
