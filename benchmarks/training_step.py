@@ -20,6 +20,7 @@ from pathlib import Path
 import nanogpt
 from common import (
     answer_worker,
+    count_cores,
     describe_commit,
     describe_machine,
     make_clock,
@@ -68,7 +69,7 @@ def main() -> int:
     )
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=count_cores())
     arguments = parser.parse_args()
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(arguments.threads)))
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
