@@ -3,7 +3,6 @@
 import numpy as np
 from keras import ops
 
-from keras_gpt import backend
 from keras_gpt.generation.form import Form
 from keras_gpt.generation.lookup import PromptLookup
 from keras_gpt.generation.outside import Outside, is_outside
@@ -160,14 +159,13 @@ class Generation(Run):
             row.num_read = len(row.ids)
             windows.append(row.window if row.goes_on else row.prompt[:1])
         token_ids, lengths = pad_prompts(windows, self._model.config)
-        # a power of two on every backend: PyTorch records a step for each length
         longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
-        cache_length = min(1 << max(longest - 1, 15).bit_length(), context_length)
+        cache_length = min(_power_of_two(longest), context_length)
         prefill = self._decoding.prefill(self._model, cache_length)
         # looked up once here, not for each token of a stream
         self._loop = self._decoding.loop(self._model, cache_length)
         num_new = max(row.max_new_tokens for row in rows)
-        num_new = backend.bucket(max(min(num_new, context_length), 16))
+        num_new = _power_of_two(min(num_new, context_length))
         vocab_size = self._model.config.vocab_size
         inputs = row_inputs(rows, num_new)
         inputs |= form_inputs(rows, vocab_size) | adapter_array(self._model, rows)
@@ -195,3 +193,11 @@ class Generation(Run):
         changed = {"until": np.array(ends, "int32"), **forms}
         state = {**self._state, "done": done}
         self._state = self._loop(state, {**self._inputs, **changed})
+
+
+def _power_of_two(size):
+    """The least that is no less, nor below 16.
+
+    On every backend: PyTorch records its steps for each length.
+    """
+    return 1 << max(size - 1, 15).bit_length()

@@ -73,6 +73,24 @@ def test_steps_that_pytorch_replays_equal_those_that_it_ran(
 
 
 @RECORDS
+def test_pytorch_records_no_step_for_a_length_that_is_close(models, monkeypatch):
+    from keras_gpt.backend import torch_steps
+
+    recorded, record = [], torch_steps._record
+
+    def count(function, *arguments):
+        recorded.append(function)
+        return record(function, *arguments)
+
+    monkeypatch.setattr(torch_steps, "_record", count)
+    # six rows, a shape of its own
+    model, prompts = models("gpt2"), PROMPTS * 2
+    for length in (18, 22, 23, 25):
+        keras_gpt.generate(model, prompts, max_new_tokens=length, temperature=0)
+    assert len(recorded) == 2  # the model's, and how a token is noted
+
+
+@RECORDS
 @pytest.mark.parametrize("variant", ["gpt2", "llama", "packed"])
 def test_steps_in_pieces_equal_those_that_pytorch_ran(
     models, next_logits, variant, monkeypatch
