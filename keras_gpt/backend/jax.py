@@ -12,6 +12,7 @@ import numpy as np
 from keras_gpt.backend import xla
 from keras_gpt.backend.xla import (  # noqa: F401
     BYTES_PER_LOGIT,
+    bucket,
     dropout,
     in_numpy,
     logsumexp,
@@ -182,11 +183,6 @@ def _allocate(make, shape, dtype):
     buffer = make(size + _ALIGNMENT, "uint8")
     start = -buffer.ctypes.data % _ALIGNMENT
     return buffer[start : start + size].view(jnp.dtype(dtype)).reshape(shape)
-
-
-def bucket(size):
-    """The size to pad to, so that few shapes are compiled: a power of two."""
-    return 1 << (size - 1).bit_length()
 
 
 def compile_function(function, variables):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_gpt.backend import xla
 from keras_gpt.backend.xla import (  # noqa: F401
     BYTES_PER_LOGIT,
+    bucket,
     count_kept_bytes,
     in_numpy,
     logsumexp,
@@ -90,11 +91,6 @@ def assign(variable, chunks):
         new = tf.IndexedSlices(tf.cast(rows, variable.dtype), places)
         variable.value.scatter_update(new)  # in place, as assigning to a slice isn't
         start += len(rows)
-
-
-def bucket(size):
-    """The size to pad to, so that few shapes are compiled: a power of two."""
-    return 1 << (size - 1).bit_length()
 
 
 def compile_function(function, variables):

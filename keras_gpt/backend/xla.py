@@ -6,6 +6,11 @@ from keras import ops
 BYTES_PER_LOGIT = 10  # itself, its gradient, and some of what is between
 
 
+def bucket(size):
+    """The size to pad to, so that few shapes are compiled: a power of two."""
+    return 1 << (size - 1).bit_length()
+
+
 def count_kept_bytes(config, rows, length, itemsize, remat, copies_of_scores=3):
     """Bytes that the blocks keep in training until their gradients are made.
 

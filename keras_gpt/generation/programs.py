@@ -125,43 +125,6 @@ def has_work(state, until, cache_length):
     return ops.logical_and(ops.any(is_below), ready)
 
 
-def add_token(logits, state, inputs, note=None):
-    """Choose each row's next token and note it where the row goes on.
-
-    Args:
-        logits: `(b, v)`.
-        state: The loop's.
-        inputs: The loop's.
-        note: Defaults to `note_token`.
-    """
-    uniforms = ops.where(_is_step(state), inputs["uniforms"], 0.0)
-    penalty = inputs["repetition_penalty"]
-    penalized = ops.cond(
-        ops.any(ops.not_equal(penalty, 1.0)),
-        lambda: penalize_repetition(logits, state["seen"], penalty),
-        lambda: logits,
-    )
-    if "counts" in state:  # another program, for those who ask for it
-        names = ("logit_bias", "presence_penalty", "frequency_penalty")
-        adjustments = {name: inputs[name] for name in names}
-        penalized = adjust(penalized, state["counts"], **adjustments)
-    if "allowed" in inputs:  # another one, for answers of a given form
-        penalized = ops.where(inputs["allowed"], penalized, -np.inf)
-    following = None
-    if "form" in state:  # a table, in exports
-        following = look_up(state["form"], inputs)
-        penalized = ops.where(following >= 0, penalized, -np.inf)
-    token = choose(
-        penalized,
-        temperature=inputs["temperature"],
-        top_k=inputs["top_k"],
-        top_p=inputs["top_p"],
-        min_p=inputs["min_p"],
-        uniforms=ops.sum(uniforms, axis=1),
-    )
-    return (note or note_token)(token, logits, following, state, inputs)
-
-
 def note_token(token, logits, following, state, inputs):
     """Note what was chosen for each row, if it goes on.
 
@@ -204,6 +167,43 @@ def note_token(token, logits, following, state, inputs):
         "log_probs": ops.where(noted, log_probs[:, None], state["log_probs"]),
         "step": step + 1,
     }
+
+
+def add_token(logits, state, inputs, note=note_token):
+    """Choose each row's next token and note it where the row goes on.
+
+    Args:
+        logits: `(b, v)`.
+        state: The loop's.
+        inputs: The loop's.
+        note: `note_token`, or what the backend made of it.
+    """
+    uniforms = ops.where(_is_step(state), inputs["uniforms"], 0.0)
+    penalty = inputs["repetition_penalty"]
+    penalized = ops.cond(
+        ops.any(ops.not_equal(penalty, 1.0)),
+        lambda: penalize_repetition(logits, state["seen"], penalty),
+        lambda: logits,
+    )
+    if "counts" in state:  # another program, for those who ask for it
+        names = ("logit_bias", "presence_penalty", "frequency_penalty")
+        adjustments = {name: inputs[name] for name in names}
+        penalized = adjust(penalized, state["counts"], **adjustments)
+    if "allowed" in inputs:  # another one, for answers of a given form
+        penalized = ops.where(inputs["allowed"], penalized, -np.inf)
+    following = None
+    if "form" in state:  # a table, in exports
+        following = look_up(state["form"], inputs)
+        penalized = ops.where(following >= 0, penalized, -np.inf)
+    token = choose(
+        penalized,
+        temperature=inputs["temperature"],
+        top_k=inputs["top_k"],
+        top_p=inputs["top_p"],
+        min_p=inputs["min_p"],
+        uniforms=ops.sum(uniforms, axis=1),
+    )
+    return note(token, logits, following, state, inputs)
 
 
 def _is_step(state):
