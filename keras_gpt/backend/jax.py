@@ -21,8 +21,6 @@ from keras_gpt.backend.xla import (  # noqa: F401
 )
 
 _ALIGNMENT = 64  # bytes, of which an array's address must be a multiple
-# Inputs in a row's product by blocks: the fastest of 4, 8, 16, 32 and 64
-_BLOCK_SIZES = {"int8": 16, "bfloat16": 8}
 
 
 def count_kept_bytes(config, rows, length, itemsize, remat):
@@ -203,38 +201,29 @@ def compile_function(function, variables):
 def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 
-    `is_transposed`: the kernel is `(output, input)`. For a single row, by which a text
-    is generated, the int8 weights are read themselves; for others there are floats.
+    `is_transposed`: the kernel is `(output, input)`.
     """
     kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
-    if x.size > x.shape[-1]:
-        kernel = kernel.astype(x.dtype)
     return multiply(x, kernel, None, is_transposed) / scale.astype(x.dtype)
 
 
 def _multiply_narrow(x, kernel, is_transposed):
-    """`x` times a kernel that may be narrower than floats, which are not written out.
+    """`x` times a kernel that may be narrower than floats, which on CPUs aren't kept.
 
-    That is so for one row, on CPUs. Without the barrier XLA makes the floats once,
-    before a loop that generates.
+    For one row, by which a text is generated, they aren't even written out. `xla.tie`
+    does what the barrier does, but not for bfloat16, of which XLA makes float32 first.
     """
-    size = _BLOCK_SIZES.get(kernel.dtype.name)
-    is_row = kernel.ndim == 2 and x.size == x.shape[-1]
-    if size and is_row and jax.default_backend() == "cpu":
+    is_narrow = kernel.ndim == 2 and kernel.dtype in ("int8", "bfloat16")
+    is_narrow = is_narrow and jax.default_backend() == "cpu"
+    if is_narrow and len(x) == 1:
         x, kernel = jax.lax.optimization_barrier((x, kernel))
-        if not is_transposed and len(kernel) % size == 0:
-            return _multiply_row(x, kernel, size)
+        if not is_transposed:
+            sums = xla.sum_blocks(x, kernel, _as_float)
+            return (jnp.ones((1, len(sums)), "float32") @ sums).astype(x.dtype)
+    elif is_narrow and kernel.dtype == "int8" and not is_transposed:
+        kernel = xla.tie(kernel, x)
     kernel = kernel.swapaxes(-1, -2) if is_transposed else kernel
     return jnp.matmul(x, kernel.astype(x.dtype))
-
-
-def _multiply_row(x, kernel, size):
-    """The terms of a block one by one: XLA vectorizes no sum with a cast in it."""
-    row = x.astype("float32").reshape(-1, size, 1)
-    blocks = kernel.reshape(-1, size, kernel.shape[1])
-    sums = sum(row[:, j] * _as_float(blocks[:, j]) for j in range(size))
-    y = jnp.ones(len(sums), "float32") @ sums
-    return y.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
 def _as_float(x):

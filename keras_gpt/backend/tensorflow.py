@@ -107,9 +107,27 @@ def matmul_int8(x, kernel, scale, is_transposed=False):
 
     `is_transposed`: the kernel is `(output, input)`.
     """
-    kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
-    y = tf.matmul(x, tf.cast(kernel, x.dtype), transpose_b=is_transposed)
+    kernel, scale = tf.convert_to_tensor(kernel), tf.convert_to_tensor(scale)
+    if x.shape.is_fully_defined() and not tf.config.list_physical_devices("GPU"):
+        y = _multiply_int8(tf.reshape(x, (-1, x.shape[-1])), kernel, is_transposed)
+        y = tf.reshape(y, (*x.shape[:-1], y.shape[-1]))
+    else:
+        y = multiply(x, tf.cast(kernel, x.dtype), None, is_transposed)
     return y / tf.cast(scale, x.dtype)
+
+
+@tf.function  # traced once for all kernels of a shape
+def _multiply_int8(x, kernel, is_transposed):
+    """`x` `(rows, input)` times an int8 kernel, whose floats XLA doesn't keep.
+
+    For one row, by which a text is generated, they aren't even written out.
+    """
+    if x.shape[0] == 1 or not is_transposed:
+        kernel = xla.tie(kernel, x)
+    if x.shape[0] == 1 and not is_transposed:
+        sums = xla.sum_blocks(x, kernel, lambda block: tf.cast(block, "float32"))
+        return tf.cast(tf.reduce_sum(sums, axis=0, keepdims=True), x.dtype)
+    return tf.matmul(x, tf.cast(kernel, x.dtype), transpose_b=is_transposed)
 
 
 def rematerialize(function, layer, x):

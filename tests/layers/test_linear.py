@@ -160,6 +160,17 @@ def test_a_row_alone_is_multiplied_as_among_others():
     check_first_row(lambda x: linear(dense, x), dense, x, y)
 
 
+def test_a_row_without_numbers_leaves_others_alone():
+    # XLA is told that the kernel may depend on the first one
+    dense = quantize(make_dense())
+    x = RANDOM.normal(size=(3, 64)).astype("float32")
+    expected = numpy(linear(dense, ops.convert_to_tensor(x)))
+    x[0] = np.nan
+    y = numpy(linear(dense, ops.convert_to_tensor(x)))
+    assert np.all(np.isnan(y[0]))
+    np.testing.assert_array_equal(y[1:], expected[1:])
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_the_gradient_passes_int8_weights(rows):
     # what LoRA over int8 weights needs
