@@ -34,6 +34,7 @@ OURS = [
     ("jax", "int8"),
     ("tensorflow", "float32"),
     ("tensorflow", "bfloat16"),
+    ("tensorflow", "int8"),
     ("torch", "float32"),
     ("torch", "bfloat16"),
     ("torch", "int8"),

@@ -201,27 +201,28 @@ def compile_function(function, variables):
 def matmul_int8(x, kernel, scale, is_transposed=False):
     """`x` `(..., input)` times int8 `kernel` `(input, output)` over `scale`.
 
-    `is_transposed`: the kernel is `(output, input)`.
+    `is_transposed`: the kernel is `(output, input)`. For a single row, by which a text
+    is generated, the int8 weights are read themselves; for others there are floats.
     """
     kernel, scale = (keras.ops.convert_to_tensor(value) for value in (kernel, scale))
+    if x.size > x.shape[-1]:
+        is_tied = jax.default_backend() == "cpu" and not is_transposed
+        kernel = (xla.tie(kernel, x) if is_tied else kernel).astype(x.dtype)
     return multiply(x, kernel, None, is_transposed) / scale.astype(x.dtype)
 
 
 def _multiply_narrow(x, kernel, is_transposed):
-    """`x` times a kernel that may be narrower than floats, which on CPUs aren't kept.
+    """`x` times a kernel that may be narrower than floats, which are not written out.
 
-    For one row, by which a text is generated, they aren't even written out. `xla.tie`
-    does what the barrier does, but not for bfloat16, of which XLA makes float32 first.
+    That is so for one row, on CPUs. Without the barrier XLA makes the floats once,
+    before a loop that generates; of bfloat16 also with `xla.tie`.
     """
     is_narrow = kernel.ndim == 2 and kernel.dtype in ("int8", "bfloat16")
-    is_narrow = is_narrow and jax.default_backend() == "cpu"
-    if is_narrow and len(x) == 1:
+    if is_narrow and len(x) == 1 and jax.default_backend() == "cpu":
         x, kernel = jax.lax.optimization_barrier((x, kernel))
         if not is_transposed:
             sums = xla.sum_blocks(x, kernel, _as_float)
             return (jnp.ones((1, len(sums)), "float32") @ sums).astype(x.dtype)
-    elif is_narrow and kernel.dtype == "int8" and not is_transposed:
-        kernel = xla.tie(kernel, x)
     kernel = kernel.swapaxes(-1, -2) if is_transposed else kernel
     return jnp.matmul(x, kernel.astype(x.dtype))
 

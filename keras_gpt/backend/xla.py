@@ -59,13 +59,13 @@ def logsumexp(x):
 
 
 def tie(kernel, x):
-    """The kernel, which XLA can't know to be the same for each `x` `(rows, input)`.
+    """The kernel, which XLA can't know to be the same for each `x`.
 
     Of what depends on nothing it makes floats in advance: of all kernels before the
     first product, and once before the loop that generates. So tied, they are made when
     they are used, where those of others were.
     """
-    never = ops.sin(ops.sum(x[:1, :1])) > 2  # nor if it isn't a number
+    never = ops.sin(ops.sum(ops.reshape(x, (-1,))[:1])) > 2  # nor of what is no number
     return ops.where(never, ops.zeros((), kernel.dtype), kernel)
 
 

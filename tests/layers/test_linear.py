@@ -172,9 +172,10 @@ def test_a_row_without_numbers_leaves_others_alone():
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_the_gradient_passes_int8_weights(rows):
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_the_gradient_passes_int8_weights(rows, dtype):
     # what LoRA over int8 weights needs
-    dense = quantize(make_dense())
+    dense = quantize(make_dense(dtype=dtype))
     model = keras.Sequential([keras.layers.Dense(64), dense])
     model.build((None, 64))
     dense.trainable = False
